@@ -1,0 +1,153 @@
+"""From a recipe's name, its YAML file and overrides to a validated :class:`Recipe`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from configs.errors import UserError
+from configs.recipe import Recipe
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f"{node.start_mark.name}: key {key!r} is given twice; keep one")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load, merge, override and validate a recipe.
+
+    Args:
+        name: a recipe that comes with the project, or a path to a YAML file.
+        overrides: `section.field=value` strings, the value in YAML, applied in order.
+
+    Raises:
+        UserError: no such recipe, or a field that is unknown, of a wrong type or impossible.
+    """
+    values = _resolve(name, seen=())
+    for override in overrides:
+        _apply(values, override)
+    return validate(values, origin=f"recipe {name}")
+
+
+def validate(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+    """Check plain values against the schema; every fault of the recipe is named in one message."""
+    try:
+        return Recipe.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "; ".join(_explain(fault) for fault in error.errors())) from None
+
+
+def _resolve(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """The plain values of a recipe with everything it extends merged beneath it."""
+    if name in seen:
+        raise UserError(f"recipe {name} extends itself: {' → '.join((*seen, name))}")
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        close = difflib.get_close_matches(name, recipe_names(), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"no recipe {name!r}{hint}: choose one of {', '.join(recipe_names())}, or give a .yaml file")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name}: expected sections (key: value), found {type(values).__name__}")
+    values.setdefault("name", path.stem)
+    parent = values.pop("extends", None)
+    return values if parent is None else merge(_resolve(str(parent), (*seen, name)), values)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, section by section; a section whose `kind` or `method` changes is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and not _changes_kind(old, value):
+            result[key] = merge(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _changes_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return any(tag in new and new[tag] != old.get(tag) for tag in ("kind", "method"))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path.strip():
+        raise UserError(f"--set {override!r}: expected section.field=value, for example train_dit.images=50000")
+    *parents, field = path.strip().split(".")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"--set {path}: {text!r} is not a YAML value") from None
+    target = values
+    for parent in parents:
+        if target.get(parent) is None:
+            target[parent] = {}
+        target = target[parent]
+        if not isinstance(target, dict):
+            raise UserError(f"--set {path}: {parent} is a value, not a section")
+    old = target.get(field)
+    if field in ("kind", "method") and value != old:
+        target.clear()  # the fields of another kind mean nothing to this one
+    target[field] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+
+
+def _explain(fault: Any) -> str:
+    """One validation fault as `field: what was found and what would be right`."""
+    where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{where}: no such field{_similar(fault['loc'])}"
+        case "missing":
+            return f"{where}: missing; give a value"
+        case "value_error":
+            return f"{where}: {message}" if where else message
+    found = fault["input"]
+    shown = f" (found {found!r})" if isinstance(found, (str, int, float, bool, type(None), list)) else ""
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _similar(location: Sequence[Any]) -> str:
+    """A hint at the field that was probably meant."""
+    section: Any = Recipe
+    for part in location[:-1]:
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is None:
+            return ""
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    names = list(getattr(section, "model_fields", {}))
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}" if names else ""

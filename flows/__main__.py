@@ -1,0 +1,134 @@
+"""The command line: `python -m flows --help`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+import flows  # noqa: F401  # settings first: Prefect reads them at import
+from configs import UserError, load_recipe, recipe_names
+from flows import serve as servers
+from flows import weights
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="latentforge: from labelled images to a sampled and scored latent diffusion model.",
+)
+app.add_typer(weights.app, name="weights", help="Read and write the published checkpoints' layouts.")
+
+RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `recipes`) or a path to a YAML file.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Lay a value upon the recipe; repeatable.")
+]
+Root = Annotated[
+    str | None, typer.Option("--root", help="Where artifacts live: a folder or a URL such as s3://bucket/prefix.")
+]
+
+
+@app.command()
+def run(
+    flow: Annotated[str, typer.Argument(help="The flow: sfd-full.")],
+    recipe: RecipeName = "demo",
+    overrides: Overrides = [],  # noqa: B006  # Typer copies it
+    start: Annotated[
+        str | None, typer.Option("--from", help="Redo this stage and all after it; keep those before.")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Run just this stage.")] = None,
+    force: Annotated[
+        list[str], typer.Option("--force", help="Redo this stage though it is complete; repeatable.")
+    ] = [],  # noqa: B006
+    root: Root = None,
+) -> None:
+    """Run a flow here and now, reusing every stage whose inputs did not change."""
+    from flows.run import preflight
+    from flows.sfd_full import sfd_full
+    from flows.stages import STAGES
+
+    known: dict[str, Any] = {"sfd-full": sfd_full}
+    if flow not in known:
+        raise UserError(f"no flow {flow!r}: choose one of {', '.join(known)}")
+    preflight(STAGES, recipe, overrides, root, start, only, force)
+    _quiet_tracebacks()
+    uri = known[flow](recipe=recipe, overrides=overrides, root=root, start=start, only=only, force=force)
+    summary(uri)
+
+
+def summary(uri: str) -> None:
+    """Say where the result lies and what it scored."""
+    import json
+
+    from infra.storage import Storage
+    from infra.tracking import tracking_uri
+
+    artifact = Storage.at(uri)
+    manifest = json.loads(artifact.read_bytes("manifest.json"))
+    table = Table("score", "value", title=f"{manifest['stage']} {manifest['fingerprint']}")
+    for name, value in sorted(manifest["scores"].items()):
+        table.add_row(name, f"{value:.4g}")
+    console = Console()
+    if manifest["scores"]:
+        console.print(table)
+    console.print(f"result   {uri}", soft_wrap=True)
+    if any(entry["path"] == "report.html" for entry in manifest["files"]):
+        console.print(f"report   {uri}/report.html", soft_wrap=True)
+    console.print(f"MLflow   mlflow ui --backend-store-uri {tracking_uri()}", soft_wrap=True)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the project."""
+    for name in recipe_names():
+        print(name)
+
+
+@app.command()
+def show(recipe: RecipeName = "demo", overrides: Overrides = []) -> None:  # noqa: B006
+    """Print a recipe as it resolves, validated."""
+    print(yaml.safe_dump(load_recipe(recipe, overrides).model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+def serve(
+    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
+) -> None:
+    """Start Prefect's server and worker and the MLflow UI, all on loopback, and register the deployments."""
+    servers.serve(prefect_port, mlflow_port)
+
+
+class _OneLine(logging.Filter):
+    """Prefect logs a failed task's traceback; for a person's mistake the message is enough."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, UserError):
+            record.exc_info, record.exc_text = None, None
+            record.msg, record.args = "stopped: %s", (error,)
+        return True
+
+
+def _quiet_tracebacks() -> None:
+    from prefect.logging import get_logger
+
+    for name in ("task_runs", "flow_runs", "engine", "task_engine", "flow_engine"):
+        get_logger(name).addFilter(_OneLine())
+
+
+def main() -> None:
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""One run of a flow: fingerprints, selection, tracking, and the Prefect task that performs a stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.context import FlowRunContext, TaskRunContext
+
+from configs import Recipe, UserError, load_recipe
+from infra import tracking
+from infra.artifacts import Artifact
+from infra.cluster import disconnect
+from infra.home import default_root
+from infra.storage import Storage
+from tasks.stage import Job, Stage, perform
+
+_RUN_FILE = "run.json"
+
+
+def _fingerprint_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
+    return f"{parameters['job']['stage']}-{parameters['job']['fingerprint']}"
+
+
+@task(name="stage", cache_policy=CacheKeyFnPolicy(cache_key_fn=_fingerprint_key), persist_result=True)
+def _perform(stage: Stage, job: dict[str, Any]) -> str:
+    """Prefect's view of a stage: cached under the artifact's fingerprint, which is also its result."""
+    return perform(stage, Job(**job)).fingerprint
+
+
+@dataclass
+class Run:
+    """Call it with a stage and its input artifacts; it gives back the stage's artifact, made or reused."""
+
+    recipe: Recipe
+    root: str
+    stages: tuple[Stage, ...]
+    start: str | None
+    only: str | None
+    force: frozenset[str]
+    tracker: tracking.Tracker
+    prefect_flow_run: str
+    notes: list[str] = field(default_factory=list)
+
+    def __call__(self, stage: Stage, *inputs: Artifact | None) -> Artifact:
+        """Perform `stage` on `inputs`.
+
+        An input that the recipe has no stage for is None and left out; a stage that the recipe does not have
+        gives None itself.
+        """
+        if not stage.present(self.recipe):
+            return None  # type: ignore[return-value]  # flows read as if every recipe had every stage
+        given = [artifact for artifact in inputs if artifact is not None]
+        artifact, job = self._plan(stage, given)
+        if not self._selected(stage):
+            return artifact
+        for needed in given:
+            if not needed.is_complete():
+                raise UserError(
+                    f"stage {stage.name} needs {needed.uri}, which is not complete: "
+                    f"run without --only, or with --from {needed.stage}"
+                )
+        complete = artifact.is_complete()
+        if stage.name in self.force and complete:
+            artifact.discard()
+            complete = False
+        self._perform(stage, artifact, job, complete)
+        return artifact
+
+    def all(self) -> str:
+        """Every selected stage in order; the URI of the last one made or reused."""
+        made: dict[str, Artifact] = {}
+        uri = ""
+        for stage in self.stages:
+            artifact = self(stage, *(made.get(name) for name in stage.inputs))
+            if artifact is not None:
+                made[stage.name] = artifact
+                uri = artifact.uri if self._selected(stage) else uri
+        return uri
+
+    # ------------------------------------------------------------------------------------------------ parts
+
+    def _plan(self, stage: Stage, inputs: Sequence[Artifact]) -> tuple[Artifact, Job]:
+        """The artifact a stage would make, and the job that makes it: a pure function of recipe and inputs."""
+        prints = {artifact.stage: artifact.fingerprint for artifact in inputs}
+        name, sections = stage.fingerprint(self.recipe, prints)
+        job = Job(stage.name, name, self.root, self.recipe.model_dump(mode="json"), prints, sections)
+        return Artifact(self.root, stage.name, name), job
+
+    def _selected(self, stage: Stage) -> bool:
+        if self.only is not None:
+            return stage.name == self.only
+        if self.start is not None:
+            names = [each.name for each in self.stages]
+            return names.index(stage.name) >= names.index(self.start)
+        return True
+
+    def _perform(self, stage: Stage, artifact: Artifact, job: Job, complete: bool) -> None:
+        logger = get_run_logger()
+        child = None if complete else self._child_run(stage, artifact)
+        if child is not None:
+            job = Job(**{**asdict(job), "tracking": {**asdict(child), "prefect_flow_run": self.prefect_flow_run}})
+        verb = "cached" if complete else "running"
+        logger.info("%s %s → %s", verb, stage.name, artifact.uri)
+        perform_stage = _perform.with_options(
+            name=stage.name, task_run_name=f"{stage.name} {artifact.fingerprint}", refresh_cache=not complete
+        )
+        try:
+            perform_stage(stage, asdict(job))
+        except BaseException:
+            if child is not None:
+                child.finish("FAILED")
+            raise
+        if child is not None:
+            artifact.storage.delete(_RUN_FILE)
+            child.finish()
+        manifest = artifact.manifest
+        self.tracker.tag(**{f"stage.{stage.name}": f"{verb.replace('running', 'made')} {artifact.fingerprint}"})
+        self.tracker.metrics({f"{stage.name}/{name}": value for name, value in manifest.scores.items()})
+        logger.info(
+            "%s %s: %s rows, %.0f s",
+            "reused" if complete else "made",
+            stage.name,
+            f"{manifest.rows:,}",
+            manifest.seconds,
+        )
+
+    def _child_run(self, stage: Stage, artifact: Artifact) -> tracking.Tracker:
+        """The stage's MLflow run; an interrupted stage goes on in the run it began."""
+        if artifact.storage.exists(_RUN_FILE):
+            known = json.loads(artifact.storage.read_bytes(_RUN_FILE))
+            if known.get("uri") == self.tracker.uri:
+                child = tracking.Tracker.of(known)
+                child.reopen()
+                return child
+        tags = {"stage": stage.name, "fingerprint": artifact.fingerprint, "prefect_flow_run": self.prefect_flow_run}
+        child = tracking.start_run(self.recipe.tracking.experiment, stage.name, tags, parent=self.tracker)
+        child.params({name: self.recipe.section(name) for name in stage.sections})
+        artifact.storage.write_bytes(_RUN_FILE, json.dumps(asdict(child)).encode())
+        return child
+
+
+@contextmanager
+def open_run(
+    flow: str,
+    stages: tuple[Stage, ...],
+    recipe: str,
+    overrides: Sequence[str],
+    root: str | None,
+    start: str | None = None,
+    only: str | None = None,
+    force: Sequence[str] = (),
+) -> Iterator[Run]:
+    """Everything a flow needs around its stages; what can be refused is refused here, before any starts."""
+    loaded, storage = preflight(stages, recipe, overrides, root, start, only, force)
+    context = FlowRunContext.get()
+    flow_run = str(context.flow_run.id) if context and context.flow_run else ""
+    parent = tracking.start_run(
+        loaded.tracking.experiment,
+        f"{flow} {loaded.name}",
+        {"flow": flow, "recipe": loaded.name, "overrides": " ".join(overrides), "prefect_flow_run": flow_run},
+    )
+    parent.params(loaded.model_dump(mode="json"))
+    redone = set(force)
+    if start is not None:
+        names = [stage.name for stage in stages]
+        redone |= set(names[names.index(start) :])
+    run = Run(loaded, storage.url, stages, start, only, frozenset(redone), parent, flow_run)
+    try:
+        yield run
+    except BaseException:
+        parent.finish("FAILED")
+        raise
+    else:
+        parent.finish()
+    finally:
+        disconnect()
+
+
+def preflight(
+    stages: tuple[Stage, ...],
+    recipe: str,
+    overrides: Sequence[str],
+    root: str | None,
+    start: str | None = None,
+    only: str | None = None,
+    force: Sequence[str] = (),
+) -> tuple[Recipe, Storage]:
+    """Check a run's parameters, its storage and its outside sources.
+
+    Raises:
+        UserError: naming the parameter, what was found and what would be right.
+    """
+    loaded = load_recipe(recipe, overrides)
+    names = [stage.name for stage in stages]
+    for option, chosen in (("--from", start), ("--only", only), *(("--force", name) for name in force)):
+        if chosen is not None and chosen not in names:
+            raise UserError(f"{option} {chosen}: no such stage; there are {', '.join(names)}")
+    if start is not None and only is not None:
+        raise UserError("--from and --only exclude each other: choose one")
+    storage = Storage.at(root or default_root())
+    storage.check_writable()
+    for stage in stages:
+        if stage.external is not None and stage.present(loaded):
+            stage.external(loaded)
+    return loaded, storage

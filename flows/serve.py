@@ -1,0 +1,104 @@
+"""`make serve`: Prefect's server, a process worker and the MLflow UI on loopback, until interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from configs.errors import UserError
+from infra.home import home
+
+POOL = "latentforge"
+_REPOSITORY = Path(__file__).parents[1]
+_BIN = Path(sys.executable).parent
+
+
+def serve(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
+    """Start everything, register the deployments of `prefect.yaml`, and wait for Ctrl-C."""
+    with running(prefect_port, mlflow_port) as environment:
+        print(
+            f"\nPrefect   http://127.0.0.1:{prefect_port}\nMLflow    http://127.0.0.1:{mlflow_port}\n\n"
+            "In another shell:\n"
+            f"  export PREFECT_API_URL={environment['PREFECT_API_URL']}\n"
+            f"  {_BIN / 'prefect'} deployment run sfd-full/demo\n\nCtrl-C stops all.",
+            flush=True,
+        )
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print("stopping")
+
+
+@contextmanager
+def running(prefect_port: int, mlflow_port: int) -> Iterator[dict[str, str]]:
+    """The servers and the worker while the context lasts; gives the environment that talks to them."""
+    folder = home()
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
+        "PREFECT_UI_API_URL": f"http://127.0.0.1:{prefect_port}/api",
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow_port}",
+        "LATENTFORGE_HOME": str(folder),
+        "PWD": str(_REPOSITORY),
+        "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    database = f"sqlite:///{folder / 'mlflow.db'}"
+    with ExitStack() as stack:
+        start = lambda name, *command: stack.enter_context(_process(name, command, environment))  # noqa: E731
+        start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port))
+        start(
+            *("mlflow", "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"),
+            *("--backend-store-uri", database, "--artifacts-destination", str(folder / "mlruns")),
+        )
+        _await("the Prefect server", f"http://127.0.0.1:{prefect_port}/api/health", folder / "prefect-server.log")
+        _run(environment, "prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite")
+        _run(environment, "prefect", "--no-prompt", "deploy", "--all")
+        _await("the MLflow UI", f"http://127.0.0.1:{mlflow_port}/health", folder / "mlflow.log")
+        start("worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
+        yield environment
+
+
+@contextmanager
+def _process(name: str, command: tuple[str, ...], environment: dict[str, str]) -> Iterator[None]:
+    """A child process group that logs to the home folder and ends with the context."""
+    with (home() / f"{name}.log").open("ab") as log:
+        child = subprocess.Popen(
+            command, env=environment, cwd=_REPOSITORY, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            yield
+        finally:
+            for sign in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(child.pid, sign)
+                    child.wait(timeout=20)
+                    break
+                except ProcessLookupError:
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def _run(environment: dict[str, str], *command: str) -> None:
+    done = subprocess.run(command, env=environment, cwd=_REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"`{' '.join(command)}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def _await(what: str, url: str, log: Path, seconds: float = 180.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+    raise UserError(f"{what} did not answer at {url} within {seconds:.0f} s: see {log}")

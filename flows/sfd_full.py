@@ -1,0 +1,38 @@
+"""The main job: from labelled images to a sampled and scored Semantic-First Diffusion model."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.run import open_run
+from flows.stages import STAGES, encode, evaluate, report, sample, shard, train_dit, train_semvae, train_vavae
+
+
+@flow(name="sfd-full", flow_run_name="{recipe}")
+def sfd_full(
+    recipe: str = "demo",
+    overrides: list[str] | None = None,
+    root: str | None = None,
+    start: str | None = None,
+    only: str | None = None,
+    force: list[str] | None = None,
+) -> str:
+    """Run the whole DAG, reusing every stage whose inputs did not change. Returns the report's URI.
+
+    Args:
+        recipe: a recipe's name or a path to a YAML file.
+        overrides: `section.field=value` strings laid upon the recipe.
+        root: where artifacts live, a folder or a bucket URL; None is this machine's default.
+        start: take everything before this stage as it is, and redo it and all that follows.
+        only: run just this stage; its inputs must be complete.
+        force: redo these stages even where their artifacts are complete.
+    """
+    with open_run("sfd-full", STAGES, recipe, overrides or [], root, start, only, force or []) as run:
+        shards = run(shard)
+        tokenizer = run(train_vavae, shards)
+        semantics = run(train_semvae, shards)
+        latents = run(encode, shards, tokenizer, semantics)
+        model = run(train_dit, latents)
+        images = run(sample, tokenizer, latents, model)
+        scores = run(evaluate, shards, tokenizer, images)
+        return run(report, shards, tokenizer, semantics, latents, model, images, scores).uri

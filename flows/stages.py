@@ -1,0 +1,35 @@
+"""The stages of the DAG in order, and each as a flow (and so a deployment) of its own."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.run import open_run
+from tasks.encode import STAGE as encode
+from tasks.evaluate import STAGE as evaluate
+from tasks.report import STAGE as report
+from tasks.sample import STAGE as sample
+from tasks.shard import STAGE as shard
+from tasks.stage import Stage
+from tasks.train_dit import STAGE as train_dit
+from tasks.train_semvae import STAGE as train_semvae
+from tasks.train_vavae import STAGE as train_vavae
+
+STAGES: tuple[Stage, ...] = (shard, train_vavae, train_semvae, encode, train_dit, sample, evaluate, report)
+
+
+@flow(name="stage", flow_run_name="{stage}/{recipe}")
+def single_stage(
+    stage: str, recipe: str = "demo", overrides: list[str] | None = None, root: str | None = None, force: bool = False
+) -> str:
+    """Run one stage whose inputs are complete.
+
+    Args:
+        stage: its name.
+        recipe: a recipe's name or a path to a YAML file.
+        overrides: `section.field=value` strings laid upon the recipe.
+        root: where artifacts live, a folder or a bucket URL; None is this machine's default.
+        force: run it again even where its artifact is complete.
+    """
+    with open_run("stage", STAGES, recipe, overrides or [], root, only=stage, force=[stage] if force else []) as run:
+        return run.all()

@@ -1,0 +1,173 @@
+"""Artifacts: `{root}/{stage}/{fingerprint}/`, complete exactly when `manifest.json` is there.
+
+A fingerprint hashes what determines an artifact's content and nothing else; a manifest, written last, is
+the only proof that the content is whole. Whatever lies in a folder without a manifest may be resumed by
+its own stage and is invisible to every other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from configs.errors import UserError
+from infra.storage import FileEntry, Storage
+
+MANIFEST = "manifest.json"
+_RECORDED_LIBRARIES = ("torch", "ray", "deepspeed", "pyarrow", "timm", "prefect", "mlflow")
+
+
+def fingerprint(stage: str, stage_version: int, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Name of an artifact's content: 16 hex digits of a SHA-256.
+
+    Args:
+        stage: the stage's name.
+        stage_version: raised whenever the stage's code changes what it writes.
+        sections: the recipe sections it reads, and the identities of what it reads from outside.
+        inputs: the fingerprint of each input artifact.
+    """
+    content = {"stage": stage, "version": stage_version, "sections": sections, "inputs": inputs}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is and what it was made from."""
+
+    stage: str
+    stage_version: int
+    fingerprint: str
+    recipe: dict[str, Any]
+    """The whole resolved recipe."""
+    sections: dict[str, Any]
+    """The part of it that the fingerprint covers."""
+    inputs: dict[str, str]
+    files: tuple[FileEntry, ...]
+    rows: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the stage found out and later stages need: label map, statistics, counts. Plain JSON."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Named figures for people; logged to the tracker."""
+    seconds: float = 0.0
+    created: str = ""
+    libraries: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, str] = field(default_factory=dict)
+    """Prefect and MLflow run ids that made it."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Manifest:
+        """Read a manifest; `where` names it in errors."""
+        try:
+            values = json.loads(data)
+            values["files"] = tuple(FileEntry(**entry) for entry in values["files"])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{where} is damaged ({error}); delete the artifact's folder and run its stage again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A reference to a stage's output: small, plain, safe to pass anywhere. Content is read on demand."""
+
+    root: str
+    stage: str
+    fingerprint: str
+
+    @property
+    def uri(self) -> str:
+        return self.storage.url
+
+    @cached_property
+    def storage(self) -> Storage:
+        return Storage.at(self.root).child(self.stage, self.fingerprint)
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"root": self.root, "stage": self.stage, "fingerprint": self.fingerprint}
+
+    def is_complete(self) -> bool:
+        return self.storage.exists(MANIFEST)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The proof of completeness.
+
+        Raises:
+            UserError: the artifact is missing, unfinished, damaged, or another stage's.
+        """
+        where = f"{self.uri}/{MANIFEST}"
+        try:
+            data = self.storage.read_bytes(MANIFEST)
+        except FileNotFoundError:
+            raise UserError(f"{where} is missing: artifact {self.stage} is not complete; run its stage again") from None
+        manifest = Manifest.from_json(data, where)
+        if (manifest.stage, manifest.fingerprint) != (self.stage, self.fingerprint):
+            raise UserError(
+                f"{where} belongs to {manifest.stage}/{manifest.fingerprint}; the folder was moved or copied"
+            )
+        return manifest
+
+    def files(self, prefix: str = "", suffix: str = "") -> list[FileEntry]:
+        """The manifest's files with a name like this, in the manifest's order."""
+        return [e for e in self.manifest.files if e.path.startswith(prefix) and e.path.endswith(suffix)]
+
+    def read(self, name: str) -> bytes:
+        """A file of this artifact, checked against the manifest's size and hash.
+
+        Raises:
+            UserError: the file is missing, or is not the one the manifest describes.
+        """
+        entry = next((e for e in self.manifest.files if e.path == name), None)
+        if entry is None:
+            raise UserError(f"{self.uri}: no file {name!r} in the manifest")
+        try:
+            data = self.storage.read_bytes(name)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.uri}/{name} is missing; delete {MANIFEST} beside it and run stage {self.stage} again"
+            ) from None
+        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise UserError(
+                f"{self.uri}/{name} is not the file that the manifest describes (expected {entry.bytes} bytes, found "
+                f"{len(data)}, or the hash differs); delete {MANIFEST} beside it and run stage {self.stage} again"
+            )
+        return data
+
+    def complete(self, manifest: Manifest) -> None:
+        """Write the manifest: from here on the artifact exists."""
+        self.storage.write_bytes(MANIFEST, manifest.to_json())
+        self.__dict__.pop("manifest", None)
+
+    def discard(self) -> None:
+        """Forget the artifact: the manifest first, so that a partial deletion is never trusted."""
+        self.storage.delete(MANIFEST)
+        self.storage.delete()
+
+
+def library_versions(names: Sequence[str] = _RECORDED_LIBRARIES) -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def timestamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

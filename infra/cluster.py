@@ -1,0 +1,36 @@
+"""The Ray a stage runs on: the cluster it was started in, or a local one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS, else start a local Ray on loopback; nothing if already connected."""
+    if ray.is_initialized():
+        return
+    # The version of uv or pip that started us must not be rebuilt in workers; dashboards stay off a laptop.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+        return
+    ray.init(
+        address="local",
+        num_cpus=max(2, os.cpu_count() or 2),
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        logging_level=logging.WARNING,
+        log_to_driver=True,
+    )
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends with its processes."""
+    if ray.is_initialized():
+        ray.shutdown()

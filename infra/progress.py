@@ -1,0 +1,65 @@
+"""Progress for whatever takes longer than a few seconds: a bar on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Bar:
+    """Use as `with Bar("encode", total=70_000, unit="images") as bar: bar.advance(256)`."""
+
+    def __init__(self, what: str, total: int | None, unit: str = "images") -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._done, self._started, self._said = 0, time.monotonic(), time.monotonic()
+        self._rich: Progress | None = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self._rich = Progress(
+                TextColumn("{task.description:>14}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(unit),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._rich.add_task(what, total=total, note="")
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self._done += amount
+        if self._rich is not None:
+            self._rich.update(self._task, advance=amount, note=note)
+        elif time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
+            self._say(note)
+
+    def move_to(self, done: int, note: str = "") -> None:
+        self.advance(done - self._done, note)
+
+    def _say(self, note: str = "") -> None:
+        self._said = time.monotonic()
+        seconds = self._said - self._started
+        share = f" of {self._total:,} ({100 * self._done / self._total:.0f} %)" if self._total else ""
+        rate = self._done / seconds if seconds > 0 else 0.0
+        line = f"{self._what}: {self._done:,}{share} {self._unit}, {rate:,.0f}/s, {seconds:.0f} s {note}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Bar:
+        if self._rich is not None:
+            self._rich.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+        elif time.monotonic() - self._started > _SECONDS_BETWEEN_LINES:
+            self._say()

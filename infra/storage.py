@@ -1,0 +1,191 @@
+"""Files under a root that may be a folder or a bucket: one interface, whole files or none.
+
+Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_ENDPOINT_URL …) or fsspec's standard chain, never from a recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.errors import UserError
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One finished file of an artifact, as its manifest records it."""
+
+    path: str
+    """Relative to the artifact."""
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A place for files, addressed by a URL that fsspec understands. Picklable; opens lazily in each process."""
+
+    url: str
+
+    @classmethod
+    def at(cls, root: str) -> Storage:
+        """Storage at `root`: a plain path (made absolute) or any fsspec URL."""
+        if "://" not in root:
+            root = "file://" + os.path.abspath(os.path.expanduser(root))
+        return cls(root.rstrip("/"))
+
+    @cached_property
+    def _opened(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        try:
+            fs, path = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"storage {self.url}: {error}; use a folder or a URL such as s3://bucket/prefix") from None
+        return fs, path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url}
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        return self._opened[0]
+
+    @property
+    def path(self) -> str:
+        """The root's path inside :attr:`fs`."""
+        return self._opened[1]
+
+    @property
+    def local(self) -> bool:
+        return self.url.startswith("file://")
+
+    def child(self, *parts: str) -> Storage:
+        return Storage("/".join((self.url, *parts)))
+
+    def locate(self, name: str) -> str:
+        """The path inside :attr:`fs` of a file under this storage."""
+        return f"{self.path}/{name}" if name else self.path
+
+    # ---------------------------------------------------------------------------------------------- reading
+
+    def exists(self, name: str) -> bool:
+        with self._explained("look for", name):
+            self.fs.invalidate_cache()
+            return bool(self.fs.exists(self.locate(name)))
+
+    def read_bytes(self, name: str) -> bytes:
+        with self._explained("read", name):
+            data: bytes = self.fs.cat_file(self.locate(name))
+            return data
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Sorted names of all files below `prefix`, relative to this storage; empty if there are none."""
+        with self._explained("list", prefix):
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.find(self.locate(prefix))
+            except FileNotFoundError:
+                return []
+        below = self.path.rstrip("/") + "/"
+        names = (path.removeprefix(below) for path in found if path.startswith(below))
+        return sorted(name for name in names if name and not name.endswith(_PARTIAL))
+
+    def open(self, name: str) -> Any:
+        """A binary file object for reading with seeks (range requests on object storage)."""
+        with self._explained("read", name):
+            return self.fs.open(self.locate(name), "rb")
+
+    # ---------------------------------------------------------------------------------------------- writing
+
+    def write_bytes(self, name: str, data: bytes, rows: int | None = None) -> FileEntry:
+        """Write a whole file that appears only when complete (rename, or one object upload)."""
+        target = self.locate(name)
+        with self._explained("write", name):
+            if self.local:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                partial = f"{target}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
+                try:
+                    with open(partial, "wb") as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    os.replace(partial, target)
+                except BaseException:
+                    if os.path.exists(partial):
+                        os.unlink(partial)
+                    raise
+            else:
+                self.fs.pipe_file(target, data)
+        return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), rows)
+
+    def write_table(self, name: str, table: pa.Table, rows_per_group: int, **options: Any) -> FileEntry:
+        """Write a Parquet file; `options` go to pyarrow's writer."""
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, row_group_size=rows_per_group, **options)
+        return self.write_bytes(name, buffer.getvalue().to_pybytes(), rows=table.num_rows)
+
+    def upload(self, local_path: str, name: str) -> FileEntry:
+        """Copy a local file here."""
+        with open(local_path, "rb") as file:
+            return self.write_bytes(name, file.read())
+
+    def delete(self, name: str = "") -> None:
+        """Delete a file or everything below a name; nothing there is fine."""
+        with self._explained("delete", name):
+            try:
+                self.fs.rm(self.locate(name), recursive=True)
+            except FileNotFoundError:
+                pass
+
+    def check_writable(self) -> None:
+        """Write and delete a probe, so that a wrong root is refused before anything starts."""
+        name = f".probe-{uuid.uuid4().hex[:8]}"
+        self.write_bytes(name, b"latentforge")
+        self.delete(name)
+
+    @contextmanager
+    def _explained(self, verb: str, name: str) -> Iterator[None]:
+        """Turn storage errors into one line that names the file and the way out."""
+        where = f"{self.url}/{name}" if name else self.url
+        try:
+            yield
+        except FileNotFoundError as error:
+            if "bucket" in str(error).lower():
+                raise UserError(
+                    f"cannot {verb} {where}: the bucket does not exist; create it or check its name"
+                ) from None
+            if verb == "write":
+                raise UserError(f"cannot write {where}: {_short(error)}; check the folder's name") from None
+            raise
+        except PermissionError as error:
+            hint = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if not self.local else "check its permissions"
+            raise UserError(f"cannot {verb} {where}: access denied ({_short(error)}); {hint}") from None
+        except (OSError, _client_errors()) as error:
+            raise UserError(
+                f"cannot {verb} {where}: {_short(error)}; check that the storage is reachable and not full"
+            ) from error
+
+
+_PARTIAL = ".partial"
+
+
+def _client_errors() -> type[Exception]:
+    from botocore.exceptions import BotoCoreError
+
+    return BotoCoreError
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,126 @@
+"""MLflow behind one small object: a stage logs to its run, or to nothing when it has none."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from infra.home import home
+
+
+def tracking_uri() -> str:
+    """Where runs go: MLFLOW_TRACKING_URI, or SQLite in the project's home folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """One MLflow run, by plain values; `run` empty drops everything (a stage outside a flow)."""
+
+    uri: str = ""
+    run: str = ""
+
+    @classmethod
+    def of(cls, tracking: Mapping[str, str]) -> Tracker:
+        return cls(tracking.get("uri", ""), tracking.get("run", ""))
+
+    @cached_property
+    def _client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"uri": self.uri, "run": self.run}
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log figures at a step (images seen) in one request."""
+        self.series([(name, value, step) for name, value in values.items()])
+
+    def series(self, points: list[tuple[str, float, int]]) -> None:
+        """Log many (name, value, step) points in as few requests as MLflow allows (1,000 each)."""
+        if not self.run or not points:
+            return
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [Metric(_clean(name), float(value), now, step) for name, value, step in points]
+        for start in range(0, len(entries), 1000):
+            self._client.log_batch(self.run, metrics=entries[start : start + 1000])
+
+    def params(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        """Log nested plain values as flat `section.field` parameters."""
+        if not self.run:
+            return
+        from mlflow.entities import Param
+
+        entries = [Param(name, text[:6000]) for name, text in _flatten(values, prefix)]
+        for start in range(0, len(entries), 100):
+            self._client.log_batch(self.run, params=entries[start : start + 100])
+
+    def tag(self, **tags: str) -> None:
+        if self.run:
+            for name, value in tags.items():
+                self._client.set_tag(self.run, name, value)
+
+    def file(self, name: str, data: bytes) -> None:
+        """Attach a small file (a grid, a report) under its name."""
+        if not self.run:
+            return
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(data)
+            parent = str(Path(name).parent)
+            self._client.log_artifact(self.run, str(path), None if parent == "." else parent)
+
+    def reopen(self) -> None:
+        """Go on in a run that was interrupted."""
+        if self.run:
+            self._client.update_run(self.run, status="RUNNING")
+
+    def finish(self, status: str = "FINISHED") -> None:
+        if self.run:
+            self._client.set_terminated(self.run, status)
+
+
+def start_run(experiment: str, name: str, tags: Mapping[str, str], parent: Tracker | None = None) -> Tracker:
+    """Open a run (a child of `parent` where given) in an experiment that is made when missing."""
+    from mlflow import MlflowClient
+
+    uri = parent.uri if parent else tracking_uri()
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        location = None if uri.startswith("http") else (home() / "mlruns").as_uri()
+        experiment_id = client.create_experiment(experiment, artifact_location=location)
+    else:
+        experiment_id = found.experiment_id
+    all_tags = dict(tags)
+    if parent:
+        all_tags["mlflow.parentRunId"] = parent.run
+    run = client.create_run(experiment_id, run_name=name, tags=all_tags)
+    return Tracker(uri, run.info.run_id)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
+    flat: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat += _flatten(value, f"{name}.")
+        else:
+            flat.append((name, value if isinstance(value, str) else json.dumps(value)))
+    return flat
+
+
+def _clean(name: str) -> str:
+    """MLflow allows letters, digits, `_`, `-`, `.`, space and `/` in a metric's name."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "-" for c in name)

@@ -1,0 +1,133 @@
+"""From recipe sections and artifacts to networks: the one place where configs meet models."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import nn
+
+from configs.errors import UserError
+from configs.load import validate
+from configs.recipe import Recipe
+from configs.schema import AutoencoderModel, DitModel, Foundation, SemanticFirstClock, SemvaeModel
+from infra.artifacts import Artifact
+from models.autoencoder import AutoencoderKL
+from models.clocks import Clock, SemanticFirst, Synchronous
+from models.foundation import FoundationModel
+from models.groups import ChannelGroups
+from models.lightningdit import SIZES, LightningDiT
+from models.semantic_vae import SemanticVAE
+
+WEIGHTS = "model.safetensors"
+EMA_WEIGHTS = "ema.safetensors"
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def build_autoencoder(section: AutoencoderModel) -> AutoencoderKL:
+    return AutoencoderKL(**section.model_dump())
+
+
+def build_semantic_vae(section: SemvaeModel, feature_dim: int) -> SemanticVAE:
+    return SemanticVAE(
+        feature_dim=feature_dim,
+        width=section.width,
+        depth=section.depth,
+        num_heads=section.heads,
+        bottleneck=section.channels,
+    )
+
+
+def channel_groups(recipe: Recipe) -> ChannelGroups:
+    groups = recipe.channel_groups
+    return ChannelGroups(tuple(groups), tuple(groups.values()))
+
+
+def build_clock(recipe: Recipe) -> Clock:
+    clock = recipe.train_dit.clock
+    if isinstance(clock, SemanticFirstClock):
+        return SemanticFirst(clock.delta)
+    return Synchronous(len(recipe.channel_groups))
+
+
+def build_dit(recipe: Recipe, section: DitModel) -> LightningDiT:
+    """The diffusion transformer that fits the recipe's latents; `section` is its own or a weak guide's."""
+    if section.size is not None:
+        dimensions = dict(SIZES[section.size])
+    else:
+        dimensions = {"hidden_size": section.hidden_size, "depth": section.depth, "num_heads": section.heads}
+    return LightningDiT(
+        input_size=recipe.latent_size,
+        patch_size=section.patch_size,
+        in_channels=recipe.latent_channels,
+        num_classes=recipe.data.classes,
+        groups=channel_groups(recipe),
+        qk_norm=section.qk_norm,
+        swiglu=section.swiglu,
+        rope=section.rope,
+        rmsnorm=section.rmsnorm,
+        shift=section.shift,
+        learn_sigma=section.learn_sigma,
+        align_depth=section.align_depth,
+        align_dim=recipe.foundation.feature_dim if recipe.foundation and section.align_depth else None,
+        align_hidden=section.align_hidden,
+        **dimensions,
+    )
+
+
+def trained_autoencoder(artifact: Artifact) -> AutoencoderKL:
+    """The tokenizer of a `train_vavae` artifact, frozen."""
+    recipe = validate(artifact.manifest.recipe)
+    return _frozen(build_autoencoder(recipe.train_vavae.model), artifact, WEIGHTS)
+
+
+def trained_semantic_vae(artifact: Artifact) -> SemanticVAE:
+    """The Semantic VAE of a `train_semvae` artifact, frozen."""
+    recipe = validate(artifact.manifest.recipe)
+    if recipe.train_semvae is None or recipe.foundation is None:
+        raise UserError(f"{artifact.uri}: its recipe has no train_semvae or no foundation section")
+    network = build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim)
+    return _frozen(network, artifact, WEIGHTS)
+
+
+def trained_dit(artifact: Artifact, ema: bool) -> LightningDiT:
+    """The diffusion transformer of a `train_dit` artifact, frozen; averaged weights where `ema`."""
+    recipe = validate(artifact.manifest.recipe)
+    has_ema = bool(artifact.files(EMA_WEIGHTS))
+    return _frozen(build_dit(recipe, recipe.train_dit.model), artifact, EMA_WEIGHTS if ema and has_ema else WEIGHTS)
+
+
+def load_foundation(section: Foundation) -> FoundationModel:
+    """The frozen foundation model a recipe names, its width checked against `feature_dim`.
+
+    Raises:
+        UserError: weights that cannot be had, or features of another width than the recipe says.
+    """
+    from infra.weights import foundation_weights
+
+    model = FoundationModel(
+        section.name,
+        weights=foundation_weights(section.name, section.weights),
+        pretrained=section.weights == "hub",
+        input_size=section.input_size,
+        layer=section.layer,
+        imagenet_norm=section.imagenet_norm,
+    )
+    if model.feature_dim != section.feature_dim:
+        raise UserError(
+            f"foundation.feature_dim is {section.feature_dim} but {section.name} (layer {section.layer}) gives "
+            f"{model.feature_dim}: set feature_dim: {model.feature_dim}"
+        )
+    return model
+
+
+def default_device() -> torch.device:
+    """An accelerator if this process has one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _frozen(network: Network, artifact: Artifact, name: str) -> Network:
+    network.load_state_dict(load_safetensors(artifact.read(name)))
+    return network.requires_grad_(False).eval()

@@ -1,0 +1,159 @@
+"""The contract of a stage: plain values and artifact references in, one artifact reference out.
+
+A stage is a name, the recipe sections it reads, the stages it follows and a function. `perform` is all
+that ever runs one, in this process or as a Ray job: what the function needs is in the :class:`Job`, which
+is plain JSON, and what it leaves is in storage.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from configs.errors import UserError
+from configs.load import validate
+from configs.recipe import Recipe
+from infra.artifacts import Artifact, Manifest, fingerprint, library_versions, timestamp
+from infra.storage import FileEntry, Storage
+from infra.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one run of a stage needs, as plain values."""
+
+    stage: str
+    fingerprint: str
+    root: str
+    recipe: dict[str, Any]
+    inputs: dict[str, str]
+    """Fingerprint of each input artifact by stage name, all under `root`."""
+    sections: dict[str, Any]
+    """What the fingerprint covers."""
+    tracking: dict[str, str] = field(default_factory=dict)
+    """`uri` and `run` of the stage's MLflow run, `prefect_flow_run`; empty runs untracked."""
+
+
+@dataclass
+class Outcome:
+    """What a stage's function returns; `perform` turns it into the manifest."""
+
+    files: list[FileEntry]
+    rows: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage's function sees."""
+
+    job: Job
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return validate(self.job.recipe)
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        return Artifact(self.job.root, self.job.stage, self.job.fingerprint)
+
+    @property
+    def out(self) -> Storage:
+        """Where the stage writes; partial output of an interrupted run may lie here."""
+        return self.artifact.storage
+
+    def input(self, stage: str) -> Artifact:
+        """An input artifact; complete, or its manifest raises."""
+        return Artifact(self.job.root, stage, self.job.inputs[stage])
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        return Tracker.of(self.job.tracking)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One verb of the DAG."""
+
+    name: str
+    version: int
+    sections: tuple[str, ...]
+    """Recipe sections it reads; they enter the fingerprint."""
+    inputs: tuple[str, ...]
+    """Stages whose artifacts it reads, where the recipe has them."""
+    run: Callable[[Context], Outcome]
+    external: Callable[[Recipe], Mapping[str, str]] | None = None
+    """Identities of what it reads from outside the root (a source's listing, a file's hash)."""
+    present: Callable[[Recipe], bool] = lambda recipe: True
+    """Whether a recipe has this stage at all."""
+
+    def fingerprint(self, recipe: Recipe, inputs: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+        """The fingerprint of this stage's output and the sections it covers."""
+        sections = {name: recipe.section(name) for name in self.sections}
+        if self.external is not None:
+            sections["external"] = dict(self.external(recipe))
+        if "data" in sections:
+            sections["data"] = _without_places(sections["data"])
+        return fingerprint(self.name, self.version, sections, inputs), sections
+
+
+def perform(stage: Stage, job: Job) -> Artifact:
+    """Run a stage unless its artifact is already complete, and write the manifest last."""
+    context = Context(job)
+    if context.artifact.is_complete():
+        return context.artifact
+    started = time.monotonic()
+    try:
+        outcome = stage.run(context)
+    except Exception as error:
+        mistake = _mistake_behind(error)
+        if mistake is None:
+            raise
+        raise UserError(f"stage {stage.name}: {mistake}") from None
+    seconds = time.monotonic() - started
+    manifest = Manifest(
+        stage=stage.name,
+        stage_version=stage.version,
+        fingerprint=job.fingerprint,
+        recipe=job.recipe,
+        sections=job.sections,
+        inputs=job.inputs,
+        files=tuple(outcome.files),
+        rows=outcome.rows,
+        facts=outcome.facts,
+        scores=outcome.scores,
+        seconds=seconds,
+        created=timestamp(),
+        libraries=library_versions(),
+        runs={key: value for key, value in job.tracking.items() if key != "uri"},
+    )
+    context.artifact.complete(manifest)
+    context.tracker.metrics({**outcome.scores, "seconds": seconds, "rows": float(outcome.rows)})
+    return context.artifact
+
+
+def _mistake_behind(error: BaseException) -> UserError | None:
+    """The person's mistake that Ray wrapped, if that is what stopped a stage."""
+    seen: set[int] = set()
+    queue: list[BaseException] = [error]
+    while queue:
+        current = queue.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if type(current) is UserError:
+            return current
+        wrapped = [getattr(current, "cause", None), current.__cause__]
+        wrapped += list(getattr(current, "worker_failures", {}).values())
+        queue += [each for each in wrapped if isinstance(each, BaseException)]
+    return None
+
+
+def _without_places(data: dict[str, Any]) -> dict[str, Any]:
+    """The data section without where the images lie: their identity is in `external`."""
+    source = {key: value for key, value in data["source"].items() if key not in ("path", "test_path")}
+    return {**data, "source": source}
