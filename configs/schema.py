@@ -232,6 +232,12 @@ class DitModel(Section):
     """Block (1-indexed) after which the alignment head reads image tokens; None has no head."""
     align_hidden: Positive = 2_048
 
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """The explicit dimensions, by the network's argument names; empty where `size` names them."""
+        given = {"hidden_size": self.hidden_size, "depth": self.depth, "num_heads": self.heads}
+        return {name: value for name, value in given.items() if value is not None}
+
     @model_validator(mode="after")
     def _one_size(self) -> DitModel:
         explicit = (self.hidden_size, self.depth, self.heads)

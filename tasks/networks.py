@@ -54,10 +54,7 @@ def build_clock(recipe: Recipe) -> Clock:
 
 def build_dit(recipe: Recipe, section: DitModel) -> LightningDiT:
     """The diffusion transformer that fits the recipe's latents; `section` is its own or a weak guide's."""
-    if section.size is not None:
-        dimensions = dict(SIZES[section.size])
-    else:
-        dimensions = {"hidden_size": section.hidden_size, "depth": section.depth, "num_heads": section.heads}
+    dimensions = SIZES[section.size] if section.size else section.dimensions
     return LightningDiT(
         input_size=recipe.latent_size,
         patch_size=section.patch_size,

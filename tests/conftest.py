@@ -104,7 +104,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
                     time.sleep(0.5)
             yield environment
         finally:
-            server.terminate()
+            server.kill()  # its graceful end takes half a minute, and nothing of it is kept
             server.wait(timeout=30)
 
 

@@ -1,0 +1,207 @@
+"""Losses of the two tokenizers, as named terms. Source: papers.md 1.2 (VA-VAE), 2.2 (Semantic VAE)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.autoencoder import AutoencoderKL
+from models.objectives import LossTerms
+from models.semantic_vae import SemanticVAE
+
+GRADIENT_FLOOR = 1e-4
+
+
+def reconstruction_error(x_BCHW: Tensor, recon_BCHW: Tensor, kind: Literal["l1", "l2"] = "l1") -> Tensor:
+    """Absolute or squared error, (B,), summed over channels and pixels as published."""
+    difference = x_BCHW.float() - recon_BCHW.float()
+    return (difference.abs() if kind == "l1" else difference.square()).flatten(1).sum(dim=1)
+
+
+def marginal_cosine(z_BDhw: Tensor, f_BDhw: Tensor, margin: float = 0.5) -> Tensor:
+    """Mean over cells of relu(1 - margin - cos(z, f)), a scalar: L_mcos."""
+    _same_grid(z_BDhw, f_BDhw)
+    return F.relu(1 - margin - F.cosine_similarity(z_BDhw.float(), f_BDhw.float(), dim=1)).mean()
+
+
+def marginal_distance_matrix(z_BDhw: Tensor, f_BDhw: Tensor, margin: float = 0.25) -> Tensor:
+    """Mean over pairs of cells of relu(|cos(z_i, z_j) - cos(f_i, f_j)| - margin), a scalar: L_mdms.
+    The widths of z and f may differ; both are the projected latent and the features as published.
+    """
+    _same_grid(z_BDhw, f_BDhw)
+
+    def cosines(x_BDhw: Tensor) -> Tensor:
+        unit = F.normalize(x_BDhw.float().flatten(2), dim=1)
+        return unit.transpose(1, 2) @ unit
+
+    return F.relu((cosines(z_BDhw) - cosines(f_BDhw)).abs() - margin).mean()
+
+
+def adaptive_weight(main: Tensor, other: Tensor, weight: Tensor, *, maximum: float) -> Tensor:
+    """|grad main| / (|grad other| + 1e-4) at one weight, clipped to [0, maximum], detached, a scalar.
+    Balances a second loss against the reconstruction; the graph of both is kept.
+    """
+    (main_grad,) = torch.autograd.grad(main, weight, retain_graph=True)
+    (other_grad,) = torch.autograd.grad(other, weight, retain_graph=True)
+    ratio = main_grad.norm() / (other_grad.norm() + GRADIENT_FLOOR)
+    return ratio.clamp(0.0, maximum).detach()
+
+
+def hinge_generator(logits_fake: Tensor) -> Tensor:
+    """-mean D(reconstruction), a scalar."""
+    return -logits_fake.mean()
+
+
+def hinge_discriminator(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """Half the sum of both hinges, a scalar."""
+    return 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
+
+
+class TrainableTokenizer(nn.Module):
+    """An autoencoder with the generator side of the VA-VAE objective as one module for a training engine.
+    `.model` is the autoencoder; `linear_proj` (published name) projects latents up to the feature width.
+
+    feature_dim: width of the foundation features; None leaves alignment out.
+    align_weight: the published w_hyper, multiplied by the adaptive weight unless `adaptive` is False.
+    cosine_margin, distance_margin: m1 and m2.
+    perceptual: (x, recon) -> (B,) or broadcastable; it counts once per pixel and channel, as published.
+    """
+
+    def __init__(
+        self,
+        model: AutoencoderKL,
+        *,
+        feature_dim: int | None = None,
+        reconstruction: Literal["l1", "l2"] = "l1",
+        kl_weight: float = 1e-6,
+        align_weight: float = 0.1,
+        cosine_margin: float = 0.5,
+        distance_margin: float = 0.25,
+        adaptive: bool = True,
+        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+        perceptual_weight: float = 1.0,
+        adversarial_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.linear_proj = nn.Conv2d(model.embed_dim, feature_dim, 1, bias=False) if feature_dim else None
+        self.reconstruction: Literal["l1", "l2"] = reconstruction
+        self.kl_weight, self.align_weight, self.adaptive = kl_weight, align_weight, adaptive
+        self.cosine_margin, self.distance_margin = cosine_margin, distance_margin
+        self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
+        self.adversarial_weight = adversarial_weight
+
+    def forward(
+        self,
+        images_B3HW: Tensor,
+        noise_BCHW: Tensor,
+        features_BDhw: Tensor | None = None,
+        discriminator: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """{"total", "reconstruction", "kl", and where asked "perceptual", "cosine", "distance",
+        "align_scale", "adversarial", "adversarial_scale"} for images in [-1, 1]; also "image" and "latent"
+        (detached), for metrics. `discriminator` maps images to logits once adversarial training has begun.
+        Raises ValueError when features are needed and missing.
+        """
+        recon, posterior, z = self.model(images_B3HW, noise_BCHW)
+        terms = {"reconstruction": reconstruction_error(images_B3HW, recon, self.reconstruction).mean()}
+        weights = {"reconstruction": 1.0}
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(images_B3HW, recon).mean() * images_B3HW[0].numel()
+            weights["perceptual"] = self.perceptual_weight
+        fidelity = LossTerms(dict(terms), dict(weights)).total
+        terms["kl"], weights["kl"] = posterior.kl().mean(), self.kl_weight
+        scales: dict[str, Tensor] = {}
+        extra = torch.zeros_like(fidelity)
+        if self.linear_proj is not None:
+            if features_BDhw is None:
+                raise ValueError("this tokenizer is trained with alignment: give features_BDhw")
+            projected = self.linear_proj(z)
+            cosine = marginal_cosine(projected, features_BDhw, self.cosine_margin)
+            distance = marginal_distance_matrix(projected, features_BDhw, self.distance_margin)
+            scales["align_scale"] = self._scale(
+                fidelity, cosine + distance, self.model.last_encoder_weight, self.align_weight, 1e8
+            )
+            scales["cosine"], scales["distance"] = cosine, distance
+            extra = extra + scales["align_scale"] * (cosine + distance)
+        if discriminator is not None:
+            adversarial = hinge_generator(discriminator(recon))
+            scales["adversarial_scale"] = self._scale(
+                fidelity, adversarial, self.model.last_decoder_weight, self.adversarial_weight, 1e4
+            )
+            scales["adversarial"] = adversarial
+            extra = extra + scales["adversarial_scale"] * adversarial
+        named = LossTerms(terms, weights, scales).as_dict()
+        return named | {"total": named["total"] + extra, "image": recon.detach(), "latent": z.detach()}
+
+    def _scale(self, main: Tensor, other: Tensor, weight: Tensor, factor: float, maximum: float) -> Tensor:
+        if not (self.adaptive and self.training and torch.is_grad_enabled()):
+            return main.new_tensor(factor)
+        return factor * adaptive_weight(main, other, weight, maximum=maximum)
+
+
+def semantic_terms(
+    features_BDhw: Tensor,
+    recon_BDhw: Tensor,
+    kl_B: Tensor,
+    *,
+    mse_weight: float = 1.0,
+    cosine_weight: float = 1.0,
+    kl_weight: float = 1e-7,
+    cosine_axis: Literal["feature", "token"] = "feature",
+) -> LossTerms:
+    """Terms "mse" (mean over elements), "cosine" (1 - cos) and "kl" of the Semantic VAE.
+
+    cosine_axis: "feature" compares the feature vectors of each token, as the paper says; "token" compares
+        each feature along the tokens, as the published training code does by accident (papers.md 2.2).
+    """
+    features_BDN, recon_BDN = features_BDhw.float().flatten(2), recon_BDhw.float().flatten(2)
+    axis = 1 if cosine_axis == "feature" else 2
+    cosine = 1 - F.cosine_similarity(features_BDN, recon_BDN, dim=axis)
+    return LossTerms(
+        {"mse": F.mse_loss(recon_BDN, features_BDN), "cosine": cosine.mean(), "kl": kl_B.mean()},
+        {"mse": mse_weight, "cosine": cosine_weight, "kl": kl_weight},
+    )
+
+
+class TrainableSemanticVAE(nn.Module):
+    """A Semantic VAE with its objective as one module for a training engine; `.model` is the network."""
+
+    def __init__(
+        self,
+        model: SemanticVAE,
+        *,
+        mse_weight: float = 1.0,
+        cosine_weight: float = 1.0,
+        kl_weight: float = 1e-7,
+        cosine_axis: Literal["feature", "token"] = "feature",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.mse_weight, self.cosine_weight, self.kl_weight = mse_weight, cosine_weight, kl_weight
+        self.cosine_axis: Literal["feature", "token"] = cosine_axis
+
+    def forward(self, features_BDhw: Tensor, noise_BChw: Tensor) -> dict[str, Tensor]:
+        """{"total", "mse", "cosine", "kl"}; all but the total detached."""
+        recon, posterior, _ = self.model(features_BDhw, noise_BChw)
+        return semantic_terms(
+            features_BDhw,
+            recon,
+            posterior.kl(),
+            mse_weight=self.mse_weight,
+            cosine_weight=self.cosine_weight,
+            kl_weight=self.kl_weight,
+            cosine_axis=self.cosine_axis,
+        ).as_dict()
+
+
+def _same_grid(z_BDhw: Tensor, f_BDhw: Tensor) -> None:
+    if z_BDhw.shape[0] != f_BDhw.shape[0] or z_BDhw.shape[-2:] != f_BDhw.shape[-2:]:
+        raise ValueError(
+            f"latent and features must lie on one grid, found {tuple(z_BDhw.shape)} and "
+            f"{tuple(f_BDhw.shape)}; set the foundation model's input_size or layer"
+        )

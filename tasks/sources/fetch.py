@@ -1,0 +1,114 @@
+"""Fetching Fashion-MNIST: Debian's package where apt works, else the public downloads; checked, then moved in whole."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from configs.errors import UserError
+
+PACKAGE = "dataset-fashion-mnist"
+URLS = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+)
+_SECONDS = 120
+
+
+def fetch_fashion_mnist(target: Path, trailers: Mapping[str, str]) -> None:
+    """Put the four files into `target`, which appears only whole; several processes may try at once.
+
+    Args:
+        trailers: file names with the CRC-32 and length of their content, 16 hex digits as gzip stores them.
+
+    Raises:
+        UserError: no way worked; says what each met and what to do.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    print(f"Fashion-MNIST: not on this machine yet, fetching 31 MB into {target}", file=sys.stderr, flush=True)
+    met: list[str] = []
+    for fetch in (_from_debian, *(_from(url) for url in URLS)):
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as scratch:
+            try:
+                found = fetch(Path(scratch), list(trailers))
+                for name, trailer in trailers.items():
+                    _check(found / name, trailer)
+            except (OSError, subprocess.SubprocessError, EOFError, zlib.error, ValueError) as error:
+                met.append(f"{fetch.__doc__}: {_short(error)}")
+                continue
+            _move_in(found, list(trailers), target)
+            return
+    raise UserError(
+        f"Fashion-MNIST could not be fetched ({'; '.join(met)}). Install Debian's package {PACKAGE}, or download the "
+        "four .gz files elsewhere and name their folder in LATENTFORGE_FASHION_MNIST or data.source.path"
+    )
+
+
+def _from_debian(scratch: Path, names: list[str]) -> Path:
+    """apt"""
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise FileNotFoundError("no apt on this machine")
+    try:
+        _command(["apt-get", "download", PACKAGE], scratch)
+    except subprocess.SubprocessError:  # no package lists yet: use lists of our own, which needs no root
+        for folder in ("lists/partial", "cache/archives/partial"):
+            (scratch / folder).mkdir(parents=True)
+        own = ["-o", f"Dir::State::Lists={scratch / 'lists'}", "-o", f"Dir::Cache={scratch / 'cache'}"]
+        _command(["apt-get", *own, "update"], scratch)
+        _command(["apt-get", *own, "download", PACKAGE], scratch)
+    package = next(scratch.glob(f"{PACKAGE}*.deb"))
+    _command(["dpkg-deb", "-x", str(package), "unpacked"], scratch)
+    return next((scratch / "unpacked").rglob(names[0])).parent
+
+
+def _command(arguments: list[str], folder: Path) -> None:
+    done = subprocess.run(arguments, cwd=folder, timeout=_SECONDS, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise subprocess.SubprocessError(lines[-1])
+
+
+def _from(url: str):  # type: ignore[no-untyped-def]
+    def fetch(scratch: Path, names: list[str]) -> Path:
+        for name in names:
+            with urllib.request.urlopen(f"{url}/{name}", timeout=_SECONDS) as answer:
+                (scratch / name).write_bytes(answer.read(64 << 20))
+        return scratch
+
+    fetch.__doc__ = url
+    return fetch
+
+
+def _check(path: Path, trailer: str) -> None:
+    """Decompress fully (gzip checks its own CRC) and compare with the published content's."""
+    content = gzip.decompress(path.read_bytes())
+    found = zlib.crc32(content).to_bytes(4, "little").hex() + len(content).to_bytes(4, "little").hex()
+    if found != trailer:
+        raise ValueError(f"{path.name} holds other content than the published file (checksum {found})")
+
+
+def _move_in(found: Path, names: list[str], target: Path) -> None:
+    """Make `target` appear at once; whoever comes second finds the first one's files there."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".moving-") as scratch:
+        ready = Path(scratch) / target.name
+        ready.mkdir()
+        for name in names:
+            shutil.copy(found / name, ready / name)
+        if target.exists() and not all((target / name).is_file() for name in names):
+            shutil.rmtree(target)
+        try:
+            ready.rename(target)
+        except OSError:
+            if not all((target / name).is_file() for name in names):
+                raise
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,74 @@
+"""The minute-sized twin of the demo, run once by the command line and shared by the tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A home folder and a root of one test session, and the command line on them."""
+
+    home: Path
+    root: str
+    environment: Mapping[str, str]
+
+    def run(self, *arguments: str, root: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`python -m flows run sfd-full --recipe demo_tiny` with further arguments."""
+        command = ["run", "sfd-full", "--recipe", "demo_tiny", "--root", root or self.root, *arguments]
+        return self.flows(*command, check=check)
+
+    def flows(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", *arguments],
+            cwd=REPOSITORY,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=560,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"exit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}")
+        return done
+
+    def manifests(self) -> dict[str, dict[str, int]]:
+        """When each manifest was written: stage → fingerprint → nanoseconds."""
+        found: dict[str, dict[str, int]] = {}
+        for path in Path(self.root).glob("*/*/manifest.json"):
+            found.setdefault(path.parts[-3], {})[path.parts[-2]] = path.stat().st_mtime_ns
+        return found
+
+    def rebuilt_since(self, before: dict[str, dict[str, int]]) -> set[str]:
+        """Stages with a manifest that is new or was written again."""
+        return {stage for stage, prints in self.manifests().items() if prints.items() - before.get(stage, {}).items()}
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str) -> Workplace:
+    folder = tmp_path_factory.mktemp("workplace")
+    home = folder / "home"
+    home.mkdir()
+    environment = {
+        "LATENTFORGE_HOME": str(home),
+        "LATENTFORGE_FASHION_MNIST": fashion_mnist,
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    }
+    return Workplace(home, str(folder / "artifacts"), environment)
+
+
+@pytest.fixture(scope="session")
+def finished(workplace: Workplace) -> Workplace:
+    """The workplace after one undisturbed run of the whole DAG."""
+    workplace.run()
+    return workplace

@@ -1,0 +1,47 @@
+"""A person's mistakes: one clear line, exit status 1, nothing that a later run would trust."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import Workplace
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--root", "nosuch://bucket"], "nosuch"),
+        (["--root", "/proc/nowhere"], "cannot write"),
+        (["--recipe", "dmeo"], "did you mean demo"),
+        (["--set", "train_dit.imagse=3"], "did you mean images"),
+        (["--set", "data.source={kind: folder, path: /no/such/folder}"], "/no/such/folder"),
+        (["--from", "encoed"], "no such stage"),
+        (["--only", "sample", "--from", "sample"], "exclude each other"),
+    ],
+)
+def test_mistakes_are_one_line(workplace: Workplace, tmp_path: Path, arguments: list[str], words: str) -> None:
+    root = [] if "--root" in arguments else ["--root", str(tmp_path)]
+    recipe = [] if "--recipe" in arguments else ["--recipe", "demo_tiny"]
+    refused = workplace.flows("run", "sfd-full", *recipe, *root, *arguments, check=False)
+    assert refused.returncode == 1, refused.stderr
+    (line,) = [line for line in refused.stderr.splitlines() if line.strip()]
+    assert line.startswith("error: ") and words in line
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_wrong_keys_are_refused_before_anything_starts(
+    workplace: Workplace, s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-value")
+    refused = workplace.run(root=s3_root, check=False)
+    assert refused.returncode == 1
+    assert "AWS_ACCESS_KEY_ID" in refused.stderr
+    assert "wrong-secret-value" not in refused.stderr + refused.stdout
+
+
+def test_an_unknown_flow_names_those_there_are(workplace: Workplace) -> None:
+    refused = workplace.flows("run", "sfd-ful", check=False)
+    assert refused.returncode == 1
+    assert "sfd-full" in refused.stderr

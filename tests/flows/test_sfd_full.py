@@ -1,0 +1,105 @@
+"""The main job end to end on real images, and the laws of its cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from flows.stages import STAGES
+from infra.artifacts import Artifact
+from tests.flows.conftest import Workplace
+
+ALL = {stage.name for stage in STAGES}
+
+
+def _artifact(workplace: Workplace, stage: str) -> Artifact:
+    (fingerprint,) = workplace.manifests()[stage]
+    return Artifact(f"file://{workplace.root}", stage, fingerprint)
+
+
+def test_the_whole_dag_runs(finished: Workplace) -> None:
+    assert ALL <= set(finished.manifests())
+    images = _artifact(finished, "sample")
+    assert images.manifest.rows == 40
+    table = pq.read_table(Path(images.uri.removeprefix("file://")) / images.files(suffix=".parquet")[0].path)
+    assert {"index", "label", "image"} <= set(table.column_names)
+    report = _artifact(finished, "report").read("report.html").decode()
+    assert "<html" in report and "http://" not in report.replace("http://www.w3.org", "")
+    scores = _artifact(finished, "evaluate").manifest.scores
+    assert {"frechet_efficientnet_lite0", "floor_frechet_efficientnet_lite0"} <= set(scores)
+    assert not [name for name in scores if name.startswith("fid")]
+
+
+def test_every_file_is_as_its_manifest_says(finished: Workplace) -> None:
+    for stage, prints in finished.manifests().items():
+        for fingerprint in prints:
+            artifact = Artifact(f"file://{finished.root}", stage, fingerprint)
+            for entry in artifact.manifest.files:
+                artifact.read(entry.path)
+
+
+def test_the_same_again_is_all_cached(finished: Workplace) -> None:
+    before = finished.manifests()
+    finished.run()
+    assert finished.manifests() == before
+
+
+def test_another_guidance_scale_samples_and_scores_only(finished: Workplace) -> None:
+    before = finished.manifests()
+    finished.run("--set", "sample.guidance.scale=3.0")
+    assert finished.rebuilt_since(before) == {"sample", "evaluate", "report"}
+
+
+def test_a_deleted_artifact_is_rebuilt_and_nothing_upstream(finished: Workplace) -> None:
+    before = finished.manifests()
+    shutil.rmtree(Path(finished.root) / "encode")
+    finished.run("--only", "encode")
+    assert finished.rebuilt_since(before) == {"encode"}
+    assert finished.manifests()["encode"].keys() == before["encode"].keys()
+
+
+def test_force_redoes_one_stage_and_from_all_that_follow(finished: Workplace) -> None:
+    before = finished.manifests()
+    finished.run("--from", "evaluate", "--force", "sample")
+    assert finished.rebuilt_since(before) == {"evaluate", "report"}, "sample comes before --from and is kept"
+    before = finished.manifests()
+    finished.run("--force", "report")
+    assert finished.rebuilt_since(before) == {"report"}
+
+
+def test_only_refuses_inputs_that_are_not_there(workplace: Workplace, tmp_path: Path) -> None:
+    refused = workplace.run("--only", "sample", root=str(tmp_path), check=False)
+    assert refused.returncode == 1
+    assert "train_vavae" in refused.stderr and "not complete" in refused.stderr
+
+
+def test_runs_are_tracked_and_compare(finished: Workplace) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished.home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("latentforge")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    parents = [run for run in runs if run.data.tags.get("flow") == "sfd-full"]
+    whole = [run for run in parents if run.data.tags.get("stage.shard", "").startswith("made")]
+    assert len(whole) == 1 and whole[0].info.status == "FINISHED"
+    assert whole[0].data.params["train_dit.clock.delta"] == "0.3"
+    assert whole[0].data.tags["prefect_flow_run"]
+    children = {run.data.tags["stage"] for run in runs if run.data.tags.get("mlflow.parentRunId") == whole[0].info.run_id}
+    assert children == ALL
+    (training,) = [r for r in runs if r.data.tags.get("stage") == "train_dit"]
+    assert len(client.get_metric_history(training.info.run_id, "loss/total")) > 1
+    scored = [run for run in parents if "evaluate/frechet_efficientnet_lite0" in run.data.metrics]
+    scales = {json.loads(run.data.params["sample.guidance.scale"]) for run in scored}
+    assert {2.0, 3.0} <= scales
+
+
+def test_the_same_flow_on_s3(workplace: Workplace, s3_root: str) -> None:
+    workplace.run(root=s3_root)
+    from infra.storage import Storage
+
+    found = Storage.at(s3_root)
+    assert {name.split("/")[0] for name in found.names() if name.endswith("manifest.json")} >= ALL
