@@ -120,7 +120,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     old = target.get(field)
     if field in ("kind", "method") and value != old:
         target.clear()  # the fields of another kind mean nothing to this one
-    target[field] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    target[field] = merge({field: old}, {field: value})[field]
 
 
 def _explain(fault: Any) -> str:

@@ -118,6 +118,8 @@ class _OneLine(logging.Filter):
 def _quiet_tracebacks() -> None:
     from prefect.logging import get_logger
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     for name in ("task_runs", "flow_runs", "engine", "task_engine", "flow_engine"):
         get_logger(name).addFilter(_OneLine())
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
+
+from configs.errors import UserError
 
 
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS, else start a local Ray on loopback; nothing if already connected."""
     if ray.is_initialized():
         return
-    # The version of uv or pip that started us must not be rebuilt in workers; dashboards stay off a laptop.
+    # The version of uv or pip that started us must not be rebuilt in workers.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a worker's line appears once, not twice
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
@@ -23,11 +28,27 @@ def connect() -> None:
     ray.init(
         address="local",
         num_cpus=max(2, os.cpu_count() or 2),
-        include_dashboard=False,
+        include_dashboard=True,  # Ray Train asks its state interface whether a training is still alive
+        dashboard_host="127.0.0.1",
         _node_ip_address="127.0.0.1",
         logging_level=logging.WARNING,
         log_to_driver=True,
     )
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Give a UserError raised in a Ray task or actor back as itself, without Ray's wrapping."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            inner = getattr(cause, "cause", None)
+            if type(cause) is UserError:
+                raise cause from None
+            cause = inner if isinstance(inner, BaseException) else cause.__cause__
+        raise
 
 
 def disconnect() -> None:

@@ -89,6 +89,12 @@ class Storage:
             data: bytes = self.fs.cat_file(self.locate(name))
             return data
 
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """`length` bytes of a file from `start` on; fewer where the file ends earlier."""
+        with self._explained("read", name):
+            data: bytes = self.fs.cat_file(self.locate(name), start=start, end=start + length)
+            return data
+
     def names(self, prefix: str = "") -> list[str]:
         """Sorted names of all files below `prefix`, relative to this storage; empty if there are none."""
         with self._explained("list", prefix):
@@ -100,6 +106,17 @@ class Storage:
         below = self.path.rstrip("/") + "/"
         names = (path.removeprefix(below) for path in found if path.startswith(below))
         return sorted(name for name in names if name and not name.endswith(_PARTIAL))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Size in bytes of every file below `prefix`, by name relative to this storage."""
+        with self._explained("list", prefix):
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.find(self.locate(prefix), detail=True)
+            except FileNotFoundError:
+                return {}
+        cut = len(self.path.rstrip("/")) + 1
+        return {path[cut:]: int(info["size"]) for path, info in found.items() if not path.endswith(_PARTIAL)}
 
     def open(self, name: str) -> Any:
         """A binary file object for reading with seeks (range requests on object storage)."""

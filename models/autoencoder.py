@@ -23,9 +23,7 @@ class ResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=NORM_EPS)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = (
-            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        )
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -88,8 +86,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
-            ResBlock(in_channels if i == 0 else channels, channels, norm_groups, dropout)
-            for i in range(blocks)
+            ResBlock(in_channels if i == 0 else channels, channels, norm_groups, dropout) for i in range(blocks)
         )
         self.attn = nn.ModuleList(AttnBlock(channels, norm_groups) for _ in range(blocks if attention else 0))
         self._resize = resize[0] if resize else None
@@ -256,9 +253,7 @@ class AutoencoderKL(nn.Module):
         Raises ValueError when a side is not a multiple of the downscale factor.
         """
         if any(side % self.downscale for side in x_BCHW.shape[-2:]):
-            raise ValueError(
-                f"image sides must be multiples of {self.downscale}, found {tuple(x_BCHW.shape[-2:])}"
-            )
+            raise ValueError(f"image sides must be multiples of {self.downscale}, found {tuple(x_BCHW.shape[-2:])}")
         return DiagonalGaussian(self.quant_conv(self.encoder(x_BCHW)))
 
     def decode(self, z_BCHW: Tensor) -> Tensor:

@@ -153,9 +153,7 @@ def kind_of(tensors: Mapping[str, Tensor]) -> Kind:
     if "encoder.0.weight" in tensors and "encoder.1.attn.in_proj_weight" in tensors:
         return "semantic_vae"
     shown = ", ".join(list(tensors)[:4]) or "none at all"
-    raise ValueError(
-        f"these tensors belong to no network we know (LightningDiT, VA-VAE, Semantic VAE): {shown}"
-    )
+    raise ValueError(f"these tensors belong to no network we know (LightningDiT, VA-VAE, Semantic VAE): {shown}")
 
 
 def infer_arguments(

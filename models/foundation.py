@@ -6,7 +6,7 @@ CLIP and SigLIP differ. Source: papers.md 1.2 and 2.2 for sizes and interpolatio
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -55,7 +55,7 @@ class FoundationModel(nn.Module):
         self.input_size, self.imagenet_norm, self.interpolation = input_size, imagenet_norm, interpolation
         if self.name == LITE0 and pretrained and weights is None:
             weights = load_efficientnet_lite0()
-        self.network = _create(self.name, pretrained=pretrained and weights is None)
+        self.network: Any = _create(self.name, pretrained=pretrained and weights is None)
         if weights is not None:
             _load(self.network, weights, self.name)
         self.patch = _patch_size(self.network)
@@ -92,6 +92,7 @@ class FoundationModel(nn.Module):
             self.preprocess(images_B3HW),
             indices=1 if self.layer is None else [self.layer],
             norm=True,
+            stop_early=True,
             output_fmt="NCHW",
             intermediates_only=True,
         )
@@ -140,13 +141,13 @@ def load_efficientnet_lite0() -> dict[str, Tensor]:
             f"{path} does not match timm's {LITE0} tensor by tensor ({len(packaged)} tensors, expected "
             f"{len(ours)}); install the pinned versions of timm and the weights package"
         )
-    return {name: value for (name, _), (_, value) in zip(ours, packaged, strict=True)}
+    return {name: value.contiguous() for (name, _), (_, value) in zip(ours, packaged, strict=True)}
 
 
-def _create(name: str, *, pretrained: bool) -> nn.Module:
+def _create(name: str, *, pretrained: bool) -> Any:
     if not timm.is_model(name):
         raise ValueError(f"timm has no model '{name}'; list the names with timm.list_models('*dinov2*')")
-    extra = {"dynamic_img_size": True} if "vit" in name else {}
+    extra: dict[str, Any] = {"dynamic_img_size": True} if "vit" in name else {}
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **extra)
     except (OSError, RuntimeError) as error:

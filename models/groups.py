@@ -23,9 +23,7 @@ class ChannelGroups:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "sizes", tuple(self.sizes))
         if not self.names or len(self.names) != len(self.sizes):
-            raise ValueError(
-                f"channel groups need one size per name, found names {self.names} and sizes {self.sizes}"
-            )
+            raise ValueError(f"channel groups need one size per name, found names {self.names} and sizes {self.sizes}")
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"channel group names must differ, found {self.names}")
         if any(size < 1 for size in self.sizes):
@@ -63,8 +61,7 @@ class ChannelGroups:
     def spread(self, per_group_BG: Tensor) -> Tensor:
         """Repeat one value per group over its channels: (B, G) -> (B, C, 1, 1), any dtype."""
         parts = [
-            per_group_BG[:, i : i + 1].expand(-1, size).unsqueeze(-1).unsqueeze(-1)
-            for i, size in enumerate(self.sizes)
+            per_group_BG[:, i : i + 1].expand(-1, size).unsqueeze(-1).unsqueeze(-1) for i, size in enumerate(self.sizes)
         ]
         return torch.cat(parts, dim=1)
 

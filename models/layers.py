@@ -49,7 +49,7 @@ class TimeEmbedder(nn.Module):
         exponents = torch.arange(half, device=t_B.device, dtype=torch.float32) / half
         angles = t_B.float()[:, None] * (MAX_PERIOD**-exponents)
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(sinusoid.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoid.to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -101,9 +101,7 @@ class RotaryTable(nn.Module):
     def __init__(self, head_dim: int, grid: int) -> None:
         super().__init__()
         if head_dim % 4:
-            raise ValueError(
-                f"rotary positions need hidden_size / num_heads to be a multiple of 4, found {head_dim}"
-            )
+            raise ValueError(f"rotary positions need hidden_size / num_heads to be a multiple of 4, found {head_dim}")
         axis_dim = head_dim // 2
         exponents = torch.arange(0, axis_dim, 2, dtype=torch.float32) / axis_dim
         angles = torch.arange(grid, dtype=torch.float32)[:, None] * (1.0 / MAX_PERIOD**exponents)

@@ -65,9 +65,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each scaled, (shifted) and gated by the condition (adaLN-zero)."""
 
-    def __init__(
-        self, dim: int, num_heads: int, *, qk_norm: bool, swiglu: bool, rmsnorm: bool, shift: bool
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, *, qk_norm: bool, swiglu: bool, rmsnorm: bool, shift: bool) -> None:
         super().__init__()
         self.shift = shift
         self.norm1 = _norm(dim, rmsnorm)
@@ -189,17 +187,19 @@ class LightningDiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.hidden_size, -1))
-        nn.init.zeros_(_bias(self.x_embedder.proj))
+        proj: Any = self.x_embedder.proj
+        nn.init.xavier_uniform_(proj.weight.view(self.hidden_size, -1))
+        nn.init.zeros_(proj.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for name in self._embedder_names:
-            mlp = self.get_submodule(name).get_submodule("mlp")
-            for i in ("0", "2"):
-                nn.init.normal_(mlp.get_submodule(i).weight, std=0.02)  # type: ignore[arg-type]
-        last = [block.adaLN_modulation[1] for block in self.blocks]  # type: ignore[index,union-attr]
-        for linear in [*last, self.final_layer.adaLN_modulation[1], self.final_layer.linear]:
-            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+            mlp: Any = self.get_submodule(f"{name}.mlp")
+            nn.init.normal_(mlp[0].weight, std=0.02)
+            nn.init.normal_(mlp[2].weight, std=0.02)
+        blocks: list[Any] = list(self.blocks)
+        final: Any = self.final_layer
+        for zero in [*(block.adaLN_modulation[1] for block in blocks), final.adaLN_modulation[1], final.linear]:
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
 
     @overload
     def forward(
@@ -222,9 +222,7 @@ class LightningDiT(nn.Module):
         """
         t_BG = self._checked_times(x_BCHW, t_BG)
         if with_alignment and self.repa_projector is None:
-            raise ValueError(
-                "this LightningDiT has no alignment head; build it with align_depth and align_dim"
-            )
+            raise ValueError("this LightningDiT has no alignment head; build it with align_depth and align_dim")
         x_BND = self.x_embedder(x_BCHW) + self.pos_embed
         c_BD = self._condition(t_BG, y_B)
         projection = None
@@ -258,8 +256,7 @@ class LightningDiT(nn.Module):
     def _condition(self, t_BG: Tensor, y_B: Tensor) -> Tensor:
         reverse = range(len(self.groups) - 1, -1, -1)
         embedded = [
-            self.get_submodule(name)(t_BG[:, group])
-            for name, group in zip(self._embedder_names, reverse, strict=True)
+            self.get_submodule(name)(t_BG[:, group]) for name, group in zip(self._embedder_names, reverse, strict=True)
         ]
         return torch.cat(embedded, dim=-1) + self.y_embedder(y_B)
 
@@ -284,11 +281,6 @@ def parameter_count(model: nn.Module, *, trainable: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
-def _bias(module: nn.Module) -> Tensor:
-    bias: Any = module.bias
-    return bias
-
-
 def _check(
     input_size: int,
     patch_size: int,
@@ -307,6 +299,4 @@ def _check(
     if depth < 1:
         raise ValueError(f"depth must be at least 1, found {depth}")
     if groups.channels != in_channels:
-        raise ValueError(
-            f"in_channels must equal the channels of the groups ({groups.channels}), found {in_channels}"
-        )
+        raise ValueError(f"in_channels must equal the channels of the groups ({groups.channels}), found {in_channels}")

@@ -118,9 +118,7 @@ class VelocityMatching:
         same shape and one uniform number in (0, 1) per image. `model` is (x, t, y) -> velocity; with an
         align_weight it also needs `forward_with_alignment`, and the target features (B, D, h, w).
         """
-        return self.loss_at(
-            model, x1_BCHW, y_B, noise_BCHW, self.train_times(u_B, images_seen), align_target_BChw
-        )
+        return self.loss_at(model, x1_BCHW, y_B, noise_BCHW, self.train_times(u_B, images_seen), align_target_BChw)
 
     def loss_at(
         self,
@@ -221,7 +219,5 @@ class TrainableVelocity(nn.Module):
         """{"total": scalar to minimise, "velocity", "direction", "alignment", "velocity/<group>" (scalars),
         "velocity_per_image" (B,)}; all but the total detached. Arguments as `VelocityMatching.loss`.
         """
-        terms = self.objective.loss(
-            self.model, x1_BCHW, y_B, noise_BCHW, u_B, align_target_BChw, images_seen
-        )
+        terms = self.objective.loss(self.model, x1_BCHW, y_B, noise_BCHW, u_B, align_target_BChw, images_seen)
         return terms.as_dict()

@@ -16,8 +16,7 @@ class DiagonalGaussian:
     def __init__(self, moments_B2CHW: Tensor) -> None:
         if moments_B2CHW.shape[1] % 2:
             raise ValueError(
-                f"moments need an even number of channels (mean and log-variance), "
-                f"found {moments_B2CHW.shape[1]}"
+                f"moments need an even number of channels (mean and log-variance), found {moments_B2CHW.shape[1]}"
             )
         self.moments = moments_B2CHW
         self.mean, logvar = moments_B2CHW.chunk(2, dim=1)

@@ -53,8 +53,7 @@ class SemanticVAE(nn.Module):
         """Posterior over (B, bottleneck, h, w). Raises ValueError on another number of features."""
         if features_BChw.shape[1] != self.feature_dim:
             raise ValueError(
-                f"expected features of shape (B, {self.feature_dim}, h, w), "
-                f"found {tuple(features_BChw.shape)}"
+                f"expected features of shape (B, {self.feature_dim}, h, w), found {tuple(features_BChw.shape)}"
             )
         return DiagonalGaussian(_over_tokens(self.encoder, features_BChw))
 
@@ -62,9 +61,7 @@ class SemanticVAE(nn.Module):
         """Features (B, feature_dim, h, w) from semantic latents in the encoder's own scale."""
         return _over_tokens(self.decoder, s_Bchw)
 
-    def forward(
-        self, features_BChw: Tensor, noise: Tensor | None = None
-    ) -> tuple[Tensor, DiagonalGaussian, Tensor]:
+    def forward(self, features_BChw: Tensor, noise: Tensor | None = None) -> tuple[Tensor, DiagonalGaussian, Tensor]:
         """(reconstruction, posterior, latent); the latent is the posterior mean when no noise is given."""
         posterior = self.encode(features_BChw)
         s = posterior.mean if noise is None else posterior.sample(noise)

@@ -88,9 +88,7 @@ def sample(
             # numbers it works in float32, where the error of a smooth stretch is rounding noise and the next
             # step is a matter of luck.
             tolerances = {"atol": [atol], "rtol": [rtol]}
-            path = odeint(
-                lambda g, x: field(g, x, labels_B)[0], x_BCHW, span, method="dopri5", **tolerances
-            )
+            path = odeint(lambda g, x: field(g, x, labels_B)[0], x_BCHW, span, method="dopri5", **tolerances)
             return path[-1]
 
         if not per_image:

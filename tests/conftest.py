@@ -75,7 +75,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     )
     ports = {name: str(free_port()) for name in ("master", "volume", "filer", "s3", "grpc1", "grpc2", "grpc3", "grpc4")}
     weed = shutil.which("weed") or str(Path(os.sys.executable).parent / "weed")  # type: ignore[attr-defined]
-    command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
+    command = [weed, f"-logdir={folder}", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
     command += [f"-master.port={ports['master']}", f"-volume.port={ports['volume']}", f"-filer.port={ports['filer']}"]
     command += [f"-master.port.grpc={ports['grpc1']}", f"-volume.port.grpc={ports['grpc2']}"]
     command += [f"-filer.port.grpc={ports['grpc3']}", f"-s3.port.grpc={ports['grpc4']}"]

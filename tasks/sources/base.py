@@ -28,7 +28,7 @@ LISTING_SCHEMA = pa.schema(
 and `length` mean what the source's `read` wants them to mean (a byte range wherever the kind allows)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Refusal:
     """An image that is left out, and why."""
 

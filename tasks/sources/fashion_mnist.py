@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -51,17 +52,16 @@ class FashionMnistSource:
     def listing(self) -> Listing:
         folder = resolve(self.path)
         rows = [
-            (f"{split}/{number:05d}", label, split, f"{folder}#{split}", number, 0)
+            (f"{split}/{number:05d}", label, split, split, number, 0)
             for split in SPLITS
             for number, label in enumerate(_labels(folder, split).tolist())
         ]
         return Listing(listing_table(rows), CLASSES)
 
     def read(self, file: str, start: int, length: int) -> bytes:
-        """Image number `start` of `folder#split`, as PNG."""
-        folder, _, split = file.rpartition("#")
+        """Image number `start` of the split `file`, as PNG."""
         buffer = io.BytesIO()
-        Image.fromarray(_images(folder, split)[start]).save(buffer, format="PNG", compress_level=1)
+        Image.fromarray(_images(_folder(self.path), file)[start]).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
 
 
@@ -80,7 +80,7 @@ def resolve(path: str | None) -> str:
         return named
     copy = home() / "datasets" / "fashion-mnist"
     for folder in (DEBIAN, str(copy)):
-        if all(os.path.isfile(os.path.join(folder, name)) for name in TRAILERS):
+        if all((Path(folder) / name).is_file() for name in TRAILERS):
             return folder
     fetch_fashion_mnist(copy, TRAILERS)
     return str(copy)
@@ -95,6 +95,12 @@ def _trailers(storage: Storage) -> dict[str, str]:
             f".gz files (data.source.path or {ENVIRONMENT}), or leave both unset to have them fetched"
         )
     return {name: storage.read_bytes(name)[-8:].hex() for name in TRAILERS}
+
+
+@lru_cache(maxsize=8)
+def _folder(path: str | None) -> str:
+    """Each process looks once; a node that has no copy fetches its own."""
+    return resolve(path)
 
 
 @lru_cache(maxsize=2)

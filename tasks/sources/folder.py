@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from configs.errors import UserError
 from infra.storage import Storage
@@ -34,14 +35,16 @@ class FolderSource:
         refused: list[Refusal] = []
         notes: list[str] = []
         classes: list[str] = []
-        for prefix, root in self._trees():
+        for tree, (prefix, root) in enumerate(self._trees()):
             files, folders = _files(root)
             names = sorted(set(folders) | {name.split("/")[0] for name, _ in files if "/" in name})
             if not classes:
                 classes = self._classes(root, names)
             unknown = sorted(set(names) - set(classes))
             if unknown:
-                raise UserError(f"data.source.test_path {root}: classes {unknown[:5]} are not among those of {self.path}")
+                raise UserError(
+                    f"data.source.test_path {root}: classes {unknown[:5]} are not among those of {self.path}"
+                )
             labels = {name: label for label, name in enumerate(classes)}
             counts = dict.fromkeys(classes, 0)
             for name, size in files:
@@ -53,12 +56,13 @@ class FolderSource:
                 else:
                     counts[name.split("/")[0]] += 1
                     split = prefix.rstrip("/") or None
-                    rows.append((key, labels[name.split("/")[0]], split, f"{root}#{name}", 0, size))
+                    rows.append((key, labels[name.split("/")[0]], split, f"{tree}/{name}", 0, size))
             notes += [f"class {name!r} has no images in {root}" for name, count in counts.items() if not count]
         return Listing(listing_table(rows), tuple(classes), tuple(refused), tuple(notes))
 
     def read(self, file: str, start: int, length: int) -> bytes:
-        root, _, name = file.partition("#")
+        tree, _, name = file.partition("/")
+        _, root = self._trees()[int(tree)]
         return Storage.at(root).read_bytes(name)
 
     def _trees(self) -> list[tuple[str, str]]:
@@ -81,8 +85,10 @@ def _files(root: str) -> tuple[list[tuple[str, int]], list[str]]:
     """(name, size) of every file below `root` in sorted order, and the names of its top folders."""
     storage = Storage.at(root)
     if storage.local:
-        if not os.path.isdir(storage.path):
-            raise UserError(f"data.source: folder {storage.path} does not exist or is no folder; check data.source.path")
+        if not Path(storage.path).is_dir():
+            raise UserError(
+                f"data.source: folder {storage.path} does not exist or is no folder; check data.source.path"
+            )
         found = sorted(_walk(storage.path, "", (os.path.realpath(storage.path),)))
         return [(name, size) for name, size in found if size >= 0], [name for name, size in found if size < 0]
     sizes = storage.sizes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,31 @@ def test_an_unknown_flow_names_those_there_are(workplace: Workplace) -> None:
     refused = workplace.flows("run", "sfd-ful", check=False)
     assert refused.returncode == 1
     assert "sfd-full" in refused.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB, where this user may mount one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs privileges that this user lacks")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_nothing_to_trust(workplace: Workplace, small_disk: Path) -> None:
+    refused = workplace.run("--set", "shard.limit=4000", "--set", "shard.rows_per_shard=4000", root=str(small_disk), check=False)
+    assert refused.returncode == 1
+    assert "No space left on device" in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr
+    assert not list(small_disk.rglob("manifest.json"))
+
+
+def test_a_read_only_root_is_refused_at_once(workplace: Workplace, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused = workplace.run(root=str(small_disk), check=False)
+    assert refused.returncode == 1
+    (line,) = [line for line in refused.stderr.splitlines() if line.strip()]
+    assert "cannot write" in line and "Read-only" in line

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.clocks import SemanticFirst, Synchronous
-from models.formats import autoencoder_from_authors, build, lightningdit_from_authors
+from models.formats import autoencoder_from_authors, build, infer_arguments, lightningdit_from_authors
 from models.groups import ChannelGroups, single_group
 from models.guidance import AutoGuidance, ClassifierFree
 from models.objectives import alignment_error, direction_error, velocity_error
@@ -28,7 +28,6 @@ from models.tokenizer_losses import marginal_cosine, marginal_distance_matrix
 
 GOLDEN = Path(os.environ.get("LATENTFORGE_GOLDEN") or Path(__file__).parents[1] / "golden")
 METHODS = {"euler": "euler", "heun2": "heun", "dopri5": "dopri5"}
-
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -84,9 +83,9 @@ def check_sfd_model(case: dict[str, Any], tensors: dict[str, Tensor]) -> set[str
         checked.add("out.repa_projection")
     if "cfg" in case:
         cfg = case["cfg"]
-        guided = ClassifierFree(
-            cfg["scale"], cfg["null_label"], interval=(cfg["interval_start"], 1.0), groups=groups
-        )(model)
+        guided = ClassifierFree(cfg["scale"], cfg["null_label"], interval=(cfg["interval_start"], 1.0), groups=groups)(
+            model
+        )
         for name in (n for n, value in cfg.items() if isinstance(value, dict)):
             close(guided(x, times(cfg[name]), y), tensors[f"out.cfg_{name}"])
             checked.add(f"out.cfg_{name}")
@@ -163,14 +162,18 @@ def check_sfd_flow(case: dict[str, Any], tensors: dict[str, Tensor]) -> set[str]
     close(direction_error(v, x1 - x0), tensors["out.cosine"])
     target = tensors["in.repa_target"]
     projection = tensors["in.repa_projection"].transpose(1, 2).unflatten(-1, target.shape[-2:])
-    close(case["repa_weight"] * alignment_error(projection, target, "cos"), tensors["out.repa"])
+    close(case["repa_weight"] * alignment_error(projection, target, case.get("repa_mode", "cos")), tensors["out.repa"])
     return {"out.mse", "out.cosine", "out.repa"} | check_samplers(tensors, velocity, clock, groups)
 
 
 def check_vavae(case: dict[str, Any], tensors: dict[str, Tensor]) -> set[str]:
     authors = {name: value for name, value in case.items() if name not in ("kind", "note")}
-    model: Any = build("autoencoder", autoencoder_from_authors(authors)).eval()
-    model.load_state_dict(inside(tensors, "w."), strict=True)
+    weights = inside(tensors, "w.")
+    arguments = autoencoder_from_authors(authors)
+    # The authors' arguments do not say whether the decoder attends (the MAR flavour does not); the tensors do.
+    arguments["decoder_attention"] = infer_arguments(weights)[1]["decoder_attention"]
+    model: Any = build("autoencoder", arguments).eval()
+    model.load_state_dict(weights, strict=True)
     posterior: DiagonalGaussian = model.encode(tensors["in.x"])
     close(posterior.moments, tensors["out.moments"])
     close(posterior.mean, tensors["out.mean"])

@@ -1,0 +1,129 @@
+"""`python -m flows weights`: published checkpoints in, ours out, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from configs.errors import UserError
+from infra.weights import load_checkpoint, load_statistics
+from models.checkpoints import Checkpoint, Statistics, write, write_authors, write_statistics
+from models.formats import groups_of
+
+app = typer.Typer(no_args_is_help=True, help="Read and write the published checkpoints' layouts.")
+
+Location = Annotated[str, typer.Argument(help="A path, an fsspec URL, or hf://organisation/repository/file.")]
+Heads = Annotated[int | None, typer.Option("--num-heads", help="Attention heads, where the file cannot tell.")]
+Semantic = Annotated[
+    int | None, typer.Option("--semantic-channels", help="Semantic channels of a two-clock network, if not 16 of 48.")
+]
+_STATISTICS = {"latent": "latents_stats.pt", "texture": "latents_stats.pt", "semantic": "latents_sv_stats.pt"}
+
+
+@app.command("import")
+def import_(
+    location: Location,
+    output: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    statistics: Annotated[
+        str | None, typer.Option("--statistics", help="Their latents_stats.pt, kept with the weights.")
+    ] = None,
+    semantic_statistics: Annotated[
+        str | None, typer.Option("--semantic-statistics", help="Their latents_sv_stats.pt (SFD).")
+    ] = None,
+    num_heads: Heads = None,
+    semantic_channels: Semantic = None,
+) -> None:
+    """Convert a checkpoint in the authors' layout to our safetensors, with config and statistics."""
+    if output.suffix != ".safetensors":
+        raise UserError(f"output {output}: our format is safetensors; give a name that ends in .safetensors")
+    checkpoint = load_checkpoint(location, num_heads=num_heads, semantic_channels=semantic_channels)
+    found = _statistics(checkpoint, statistics, semantic_statistics)
+    checkpoint = dataclasses.replace(checkpoint, statistics=checkpoint.statistics | found)
+    if not checkpoint.arguments:
+        raise UserError(
+            f"weights {location}: the tensors alone do not say how the {checkpoint.kind} is built; "
+            f"give --num-heads, and --semantic-channels for a two-clock network"
+        )
+    _writing(output, lambda: write(output, checkpoint))
+    _show(checkpoint, str(output))
+
+
+@app.command()
+def export(
+    location: Location,
+    output: Annotated[Path, typer.Argument(help="The torch file to write; statistics go beside it.")],
+) -> None:
+    """Convert a checkpoint of ours back to the authors' layout."""
+    checkpoint = load_checkpoint(location)
+    written = [output]
+    _writing(output, lambda: write_authors(output, checkpoint))
+    for group, statistics in checkpoint.statistics.items():
+        target = output.with_name(_STATISTICS.get(group, f"{group}_stats.pt"))
+        _writing(target, lambda target=target, statistics=statistics: write_statistics(target, statistics))  # type: ignore[misc]
+        written.append(target)
+    for path in written:
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
+def inspect(location: Location, num_heads: Heads = None, semantic_channels: Semantic = None) -> None:
+    """Say what a checkpoint holds, without writing anything."""
+    _show(load_checkpoint(location, num_heads=num_heads, semantic_channels=semantic_channels), location)
+
+
+def _statistics(checkpoint: Checkpoint, texture: str | None, semantic: str | None) -> dict[str, Statistics]:
+    given = {0: texture, 1: semantic}
+    if texture is None and semantic is None:
+        return {}
+    if checkpoint.kind != "lightningdit" or not checkpoint.arguments:
+        raise UserError("latent statistics belong to a LightningDiT whose channels are known; leave them out")
+    groups = groups_of(checkpoint.arguments)
+    found = {}
+    for index, location in given.items():
+        if location is None:
+            continue
+        if index >= len(groups):
+            raise UserError("--semantic-statistics needs a two-clock network; this one has a single channel group")
+        statistics = load_statistics(location)
+        if len(statistics.mean) != groups.sizes[index]:
+            raise UserError(
+                f"statistics {location}: {len(statistics.mean)} channels, but the {groups.names[index]} channels "
+                f"of the network are {groups.sizes[index]}"
+            )
+        found[groups.names[index]] = statistics
+    return found
+
+
+def _writing(path: Path, action: object) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        action()  # type: ignore[operator]
+    except (OSError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}; check the folder and the space left") from None
+
+
+def _show(checkpoint: Checkpoint, name: str) -> None:
+    table = Table("what", "value", title=name)
+    count = sum(value.numel() for value in checkpoint.tensors.values())
+    kinds = sorted({str(value.dtype).removeprefix("torch.") for value in checkpoint.tensors.values()})
+    table.add_row("kind", checkpoint.kind)
+    table.add_row("tensors", f"{len(checkpoint.tensors)} with {count / 1e6:.2f} M values, {', '.join(kinds)}")
+    table.add_row("nested under", ", ".join(checkpoint.nesting) or "nothing (flat)")
+    table.add_row("unaveraged weights", "kept beside" if checkpoint.raw else "none")
+    for group, statistics in checkpoint.statistics.items():
+        table.add_row(f"statistics of {group}", f"{len(statistics.mean)} channels")
+    for key, value in checkpoint.arguments.items():
+        table.add_row(key, str(value))
+    if not checkpoint.arguments:
+        table.add_row("config", "unknown: give --num-heads, --semantic-channels")
+    if checkpoint.extra:
+        table.add_row("kept for training", ", ".join(checkpoint.extra))
+    if checkpoint.dropped:
+        table.add_row("left out", f"{len(checkpoint.dropped)} tensors such as {checkpoint.dropped[0]}")
+    Console().print(table)

@@ -1,0 +1,169 @@
+"""Weights from wherever they are: a path, any fsspec URL, or a model hub; fetched once, read safely.
+
+A location is a local path, a URL that fsspec understands (`s3://…`, `https://…`), or
+`hf://organisation/repository/path/in/it[@revision]` for the Hugging Face hub. What is fetched is kept in the
+project's home folder. Mistakes raise UserError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from configs.errors import UserError
+from infra.home import home
+from infra.storage import Storage
+from models.checkpoints import Checkpoint, Statistics, Which, load_into, load_torch_file, read, read_statistics
+from models.foundation import load_efficientnet_lite0
+
+_HUB = "hf://"
+
+
+def fetch(location: str) -> Path:
+    """A local file with the content at this location; remote ones are downloaded once.
+
+    A downloaded file is fetched again when the source says that it changed.
+
+    Raises:
+        UserError: it does not exist, cannot be reached, or is not named as expected.
+    """
+    if location.startswith(_HUB):
+        return _from_hub(location)
+    if "://" not in location or location.startswith("file://"):
+        path = Path(location.removeprefix("file://")).expanduser()
+        if not path.is_file():
+            what = "is a folder, not a file" if path.is_dir() else "does not exist"
+            raise UserError(f"weights {location}: {what}; give a checkpoint file, a URL or hf://org/repo/file")
+        return path
+    return _from_url(location)
+
+
+def load_checkpoint(location: str, *, num_heads: int | None = None, semantic_channels: int | None = None) -> Checkpoint:
+    """The checkpoint at a location, in the authors' layout or ours (see `models.checkpoints.read`)."""
+    try:
+        return read(fetch(location), num_heads=num_heads, semantic_channels=semantic_channels)
+    except ValueError as error:
+        raise UserError(f"weights {location}: {error}") from None
+
+
+def load_pretrained(model: nn.Module, location: str, which: Which = "ema") -> Checkpoint:
+    """Load the weights at a location into a network built by a recipe, and return the checkpoint, whose
+    statistics may matter to the caller.
+
+    Raises:
+        UserError: the file cannot be had or read, or its tensors are not this network's.
+    """
+    checkpoint = load_checkpoint(location)
+    try:
+        load_into(model, checkpoint, location, which)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return checkpoint
+
+
+def load_statistics(location: str) -> Statistics:
+    """The authors' latent statistics at a location."""
+    try:
+        return read_statistics(fetch(location))
+    except ValueError as error:
+        raise UserError(f"statistics {location}: {error}") from None
+
+
+def foundation_weights(name: str, weights: str) -> dict[str, Tensor] | None:
+    """State dict for `FoundationModel`, or None where timm's hub, or no weights at all, are wanted.
+
+    Args:
+        name: the model's name, for errors.
+        weights: `hub`, `random`, `package` (EfficientNet-Lite0 only), or a location.
+    """
+    if weights in ("hub", "random"):
+        return None
+    if weights == "package":
+        if "efficientnet_lite0" not in name:
+            raise UserError(
+                f"foundation.weights is package but {name} is in no package: only efficientnet_lite0 is; "
+                f"use hub, or a path to its weights"
+            )
+        try:
+            return load_efficientnet_lite0()
+        except (ImportError, ValueError) as error:
+            raise UserError(str(error)) from None
+    path = fetch(weights)
+    try:
+        return _flat_tensors(path)
+    except ValueError as error:
+        raise UserError(f"weights of {name} at {weights}: {error}") from None
+
+
+def _flat_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from error
+    content = load_torch_file(path)
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _from_url(url: str) -> Path:
+    folder, _, name = url.rpartition("/")
+    storage = Storage.at(folder)
+    try:
+        with storage.open(name) as source:
+            storage.fs.invalidate_cache()
+            mark = storage.fs.ukey(storage.locate(name))  # changes with the content, as far as the source can tell
+            key = hashlib.sha256(f"{url} {mark}".encode()).hexdigest()[:16]
+            target = home() / "weights" / key / name
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f"{uuid.uuid4().hex[:8]}.partial")
+                try:
+                    with partial.open("wb") as sink:
+                        shutil.copyfileobj(source, sink, length=1 << 22)
+                    os.replace(partial, target)
+                finally:
+                    partial.unlink(missing_ok=True)
+            return target
+    except FileNotFoundError:
+        raise UserError(f"weights {url}: no such file; check the URL") from None
+    except OSError as error:
+        raise UserError(f"weights {url}: reading stopped ({error}); check the network and try again") from None
+
+
+def _from_hub(location: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+
+    name, _, revision = location.removeprefix(_HUB).partition("@")
+    parts = name.split("/", 2)
+    if len(parts) < 3 or not all(parts):
+        raise UserError(f"weights {location}: expected hf://organisation/repository/file")
+    repository, file = "/".join(parts[:2]), parts[2]
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision or None))
+    except (RepositoryNotFoundError, EntryNotFoundError) as error:
+        if type(error).__name__ != "LocalEntryNotFoundError":
+            raise UserError(f"weights {location}: the hub has no {file} in {repository}; check the name") from None
+        raise _unreachable(location) from None
+    except (HfHubHTTPError, OSError):
+        raise _unreachable(location) from None
+
+
+def _unreachable(location: str) -> UserError:
+    return UserError(
+        f"weights {location}: the hub cannot be reached and the file is not in its local cache; download it "
+        f"elsewhere and give its path or URL instead"
+    )

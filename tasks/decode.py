@@ -1,0 +1,104 @@
+"""From encoded bytes to RGB pixels: any common format, or a reason why not.
+
+Alpha is composited on white, EXIF orientation applied, 16-bit samples scaled to 8, palettes and CMYK converted;
+of an animation the first frame counts. Embedded colour profiles are ignored, as the published pipelines do.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+MAX_ASPECT = 100
+"""A strip longer than this many times its width is refused: cropped to a square it would show nothing."""
+
+Image.MAX_IMAGE_PIXELS = None  # our own limit is checked from the header, before a pixel is decoded
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+class Undecodable(Exception):
+    """`reason` is a short phrase that can be counted, `detail` what was found."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
+    """An RGB image, upright.
+
+    Args:
+        data: the encoded file.
+        max_pixels: refuse what its header says is larger, without decoding it; None takes any size.
+
+    Raises:
+        Undecodable: empty, not an image, truncated, corrupt, too many pixels, or too elongated.
+    """
+    if not data:
+        raise Undecodable("empty file")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise Undecodable("not an image", f"starts with {data[:8]!r}") from None
+    except Exception as error:
+        raise Undecodable("corrupt image", _short(error)) from None
+    width, height = image.size
+    if max_pixels is not None and width * height > max_pixels:
+        raise Undecodable("too many pixels", f"{width} × {height}, at most {max_pixels}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise Undecodable("too elongated", f"{width} × {height}, at most {MAX_ASPECT} : 1")
+    try:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # decoders meet broken files with any exception at all
+        text = _short(error)
+        reason = "truncated image" if "truncated" in text or isinstance(error, EOFError) else "corrupt image"
+        raise Undecodable(reason, text) from None
+
+
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The ADM centre crop: uint8 (size, size, 3).
+
+    Halve with a box filter while the shorter side is at least twice `size`, then scale it to `size` (bicubic), then
+    cut the centre (papers.md 1.1). Smaller images are scaled up.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    shape = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
+    image = image.resize(shape, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
+
+
+def load(data: bytes, size: int, max_pixels: int | None = None) -> np.ndarray:
+    """Decode and crop: uint8 (size, size, 3). Raises Undecodable."""
+    return center_crop(decode(data, max_pixels), size)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        image = _to_eight_bits(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits: integers as 16 bits if any needs more than 8, floats as [0, 1] if all fit in it."""
+    samples = np.nan_to_num(np.asarray(image).astype(np.float64))
+    if image.mode == "F":
+        scale = 255.0 if samples.max() <= 1.0 else 1.0
+    else:
+        scale = 255.0 / 65535.0 if image.mode.startswith("I;16") or samples.max() > 255 else 1.0
+    return Image.fromarray(np.clip(np.rint(samples * scale), 0, 255).astype(np.uint8))
+
+
+def _short(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

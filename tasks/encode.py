@@ -1,0 +1,159 @@
+"""Stage `encode`: image shards to latents, one output file per input shard.
+
+Ray Data decodes on CPU workers while actors hold the networks; a shard travels as one row, so a part is made whole
+by one actor and is the same bytes whoever makes it. What is finished has a receipt and is not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs import Recipe, UserError
+from infra.artifacts import Artifact
+from infra.cluster import connect
+from infra.progress import Bar
+from infra.storage import FileEntry
+from tasks.decode import Undecodable, load
+from tasks.latents import FLIP, Sums, statistics_hash
+from tasks.parts import Receipt, finished, quiet_ray_data, receipts
+from tasks.stage import Context, Outcome, Stage
+
+LATENTS = ("z", "s")
+"""Columns that the diffusion model sees, in channel order; the others are targets."""
+
+
+def run(context: Context) -> Outcome:
+    """Encode every shard that has no receipt yet; statistics are over all rows of the train split.
+
+    Raises:
+        UserError: a shard is damaged, or the networks' grids do not fit each other.
+    """
+    recipe, out, shards = context.recipe, context.out, context.input("shard")
+    parts = shards.files(suffix=".parquet")
+    parts = [entry for entry in parts if "/" in entry.path]
+    done = finished(out, [(entry.path, entry.sha256) for entry in parts])
+    missing = [entry for entry in parts if entry.path not in done]
+    rows = sum(entry.rows or 0 for entry in parts)
+    with Bar("encode", rows) as bar:
+        bar.advance(rows - sum(entry.rows or 0 for entry in missing))
+        for receipt in _encoded(context, shards, missing):
+            done[receipt.entry.path] = receipt
+            bar.advance(receipt.entry.rows or 0)
+    return _outcome(shards, recipe, [done[entry.path] for entry in parts])
+
+
+def _encoded(context: Context, shards: Artifact, parts: list[FileEntry]) -> Iterator[Receipt]:
+    """Receipts of parts as actors finish them."""
+    if not parts:
+        return
+    import ray.data
+
+    from tasks.encoder import Encoder
+
+    connect()
+    quiet_ray_data()
+    recipe, compute = context.recipe, context.recipe.compute.actors
+    jobs = [{"part": entry.path, "made_from": entry.sha256} for entry in parts]
+    actors = min(compute.actors, len(parts))
+    decode_cpus, actor_cpus = share_cpus(ray.cluster_resources().get("CPU", 1.0), actors, compute.cpus_per_actor)
+    stream = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
+        partial(decode_part, shards=shards, size=recipe.image.size),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=decode_cpus,
+    )
+    stream = stream.map_batches(
+        Encoder,
+        fn_constructor_args=(context.job,),
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=actor_cpus,
+        num_gpus=compute.gpus_per_actor,
+    )
+    yield from receipts(stream.iter_rows())
+
+
+def share_cpus(available: float, actors: int, wanted: float) -> tuple[float, float]:
+    """CPUs that one decode task and one actor reserve, such that all actors and a decode task fit side by side.
+
+    Ray starts nothing that does not fit: actors that reserve every core would wait for ever for what they decode.
+    Reservations do not bind threads, so a small machine is only shared, not left idle.
+    """
+    if available - actors * wanted >= 1:
+        return 1.0, wanted
+    decode = min(1.0, available / 4)
+    return decode, int(100 * (available - decode) / actors) / 100
+
+
+def decode_part(jobs: pa.Table, shards: Artifact, size: int) -> pa.Table:
+    """One shard's keys, labels and cropped uint8 pixels, as one row; `error` says why where there are none."""
+    part = jobs["part"][0].as_py()
+    try:
+        keys, labels, pixels = decoded(shards, part, size)
+        error = ""
+    except UserError as refusal:
+        keys, labels, pixels, error = [], np.empty(0, np.int32), np.empty(0, np.uint8), str(refusal)
+    columns = {
+        "error": pa.array([error], pa.string()),
+        "keys": pa.array([keys], pa.list_(pa.string())),
+        "labels": pa.array([labels], pa.list_(pa.int32())),
+        "pixels": pa.array([pixels.data], pa.large_binary()),
+    }
+    for name, column in columns.items():
+        jobs = jobs.append_column(name, column)
+    return jobs
+
+
+def decoded(shards: Artifact, part: str, size: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Keys, labels int32 (N,) and cropped pixels uint8 (N, size, size, 3) of a shard, checked against its hash.
+
+    Raises:
+        UserError: the shard is missing or damaged.
+    """
+    table = pq.read_table(pa.BufferReader(shards.read(part)), columns=["key", "label", "image"])
+    pixels = np.empty((table.num_rows, size, size, 3), np.uint8)
+    keys = table["key"].to_pylist()
+    for row, image in enumerate(table["image"]):
+        try:
+            pixels[row] = load(image.as_py(), size)
+        except Undecodable as error:
+            raise UserError(
+                f"{shards.uri}/{part}: image {keys[row]!r} does not decode ({error}); run shard again"
+            ) from None
+    return keys, table["label"].to_numpy(), pixels
+
+
+def _outcome(shards: Artifact, recipe: Recipe, receipts: list[Receipt]) -> Outcome:
+    train = [receipt for receipt in receipts if receipt.entry.path.startswith("train/")]
+    shapes = receipts[0].facts["shapes"]
+    statistics = {
+        name: Sums.merged(Sums(**receipt.facts["sums"][name]) for receipt in train).moments()
+        for name in LATENTS
+        if name in shapes
+    }
+    rows = sum(receipt.entry.rows or 0 for receipt in receipts)
+    facts = {
+        "statistics": statistics,
+        "statistics_hash": statistics_hash(statistics),
+        "shapes": shapes,
+        "rows_per_group": recipe.encode.rows_per_group,
+        "flips": any(name.endswith(FLIP) for name in shapes),
+        "classes": shards.manifest.facts["classes"],
+        "splits": shards.manifest.facts["splits"],
+    }
+    return Outcome([receipt.entry for receipt in receipts], rows, facts)
+
+
+STAGE = Stage(
+    name="encode",
+    version=1,
+    sections=("image", "encode", "foundation"),
+    inputs=("shard", "train_vavae", "train_semvae"),
+    run=run,
+)

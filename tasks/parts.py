@@ -1,0 +1,96 @@
+"""Part files and their receipts: how a stage that was killed knows which of its outputs are whole.
+
+A part's receipt is written after the part; it names what the part was made from and holds what the manifest will
+need, so that resuming costs one small read per part and never reads a part again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from configs import UserError
+from infra.storage import FileEntry, Storage
+
+RECEIPTS = "receipts"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that one part is whole."""
+
+    entry: FileEntry
+    made_from: str
+    """Hash of what determines the part within its artifact; another one makes the receipt void."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Plain JSON."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Receipt:
+        """Raises ValueError, KeyError or TypeError on anything but a receipt."""
+        values = json.loads(text)
+        return cls(FileEntry(**values["entry"]), values["made_from"], values["facts"])
+
+
+def part_name(split: str, number: int) -> str:
+    return f"{split}/part-{number:05d}.parquet"
+
+
+def write_receipt(out: Storage, receipt: Receipt) -> None:
+    out.write_bytes(f"{RECEIPTS}/{receipt.entry.path}.json", receipt.to_json().encode())
+
+
+def finished(out: Storage, wanted: Iterable[tuple[str, str]]) -> dict[str, Receipt]:
+    """Receipts of the parts that are there and were made from what is wanted now.
+
+    Args:
+        wanted: (part's name, `made_from`) pairs.
+    """
+    names = set(out.names(RECEIPTS))
+    sizes = out.sizes() if names else {}
+    found: dict[str, Receipt] = {}
+    for part, made_from in wanted:
+        name = f"{RECEIPTS}/{part}.json"
+        if name not in names:
+            continue
+        try:
+            receipt = Receipt.from_json(out.read_bytes(name))
+        except (ValueError, KeyError, TypeError):
+            continue  # a receipt that cannot be read proves nothing
+        if receipt.made_from == made_from and sizes.get(part) == receipt.entry.bytes:
+            found[part] = receipt
+    return found
+
+
+def receipt_row(make: Callable[[], Receipt]) -> dict[str, str]:
+    """A row for Ray Data with the receipt of the part that `make` made, or with the UserError it met.
+
+    Errors travel as values: on their way through Ray Data exceptions keep only their text.
+    """
+    try:
+        return {"receipt": make().to_json(), "error": ""}
+    except UserError as error:
+        return {"receipt": "", "error": str(error)}
+
+
+def receipts(rows: Iterable[Mapping[str, str]]) -> Iterator[Receipt]:
+    """The receipts in rows of :func:`receipt_row`. Raises the UserError that one of them carries."""
+    for row in rows:
+        if row["error"]:
+            raise UserError(row["error"])
+        yield Receipt.from_json(row["receipt"])
+
+
+def quiet_ray_data() -> None:
+    """Our own bars and errors instead of Ray Data's."""
+    import ray.data  # sets up the loggers whose level we change
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.data.exceptions"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,69 @@
+"""Plain items through an actor class on Ray Data: networks are loaded once per actor, then items one by one."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from configs.errors import UserError
+from configs.schema import ActorCompute
+from infra.cluster import connect
+
+
+def spread(
+    items: Sequence[Mapping[str, Any]], worker: type, arguments: Sequence[Any], compute: ActorCompute
+) -> Iterator[Any]:
+    """Results of `worker(*arguments)(item)` for every item, as they finish (in no order).
+
+    Args:
+        items: plain values; each becomes one call.
+        worker: a class whose instances take one item and return something that pickles.
+        arguments: what its constructor needs; plain values and artifact references.
+        compute: how many actors, and of what size.
+
+    Raises:
+        UserError: one that an actor raised, in its own words; anything else is Ray's error.
+    """
+    if not items:
+        return
+    connect()
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    most = min(compute.actors, len(items))
+    fit = max(1, min(most, int(ray.cluster_resources().get("CPU", 1.0) // compute.cpus_per_actor)))
+    results = ray.data.from_items([{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)).map(
+        _Worker,
+        fn_constructor_args=(worker, tuple(arguments)),
+        compute=ActorPoolStrategy(min_size=fit, max_size=most),  # more may start where a cluster grows
+        num_cpus=compute.cpus_per_actor,
+        num_gpus=compute.gpus_per_actor or None,
+    )
+    for row in results.iter_rows():
+        if row["error"]:
+            raise UserError(row["error"])
+        yield pickle.loads(row["result"])
+
+
+class _Worker:
+    """Carries a UserError out as a value: on its way through Ray Data an exception keeps only its text."""
+
+    def __init__(self, worker: type, arguments: tuple[Any, ...]) -> None:
+        self._error, self._work = "", None
+        try:
+            self._work = worker(*arguments)
+        except UserError as error:
+            self._error = str(error)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        error, result = self._error, None
+        if self._work is not None:
+            try:
+                result = self._work(pickle.loads(row["item"]))
+            except UserError as refusal:
+                error = str(refusal)
+        return {"error": error, "result": pickle.dumps(result)}

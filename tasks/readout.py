@@ -1,0 +1,109 @@
+"""Images of an artifact in their order, whatever they are stored as: encoded files of a shard, pixels of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from configs import UserError
+from infra.artifacts import Artifact
+from infra.storage import Storage
+from tasks.decode import Undecodable, load
+from tasks.latents import is_tensor, to_numpy
+
+Images = tuple[NDArray[np.int64], NDArray[np.uint8]]
+"""labels (B,) and pixels (B, H, W, 3)"""
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive rows of one Parquet file: a unit of work."""
+
+    file: str
+    start: int
+    """First row within the file."""
+    rows: int
+    first: int
+    """Number of the first row within the split."""
+
+
+def stretches(artifact: Artifact, prefix: str, limit: int | None = None, length: int = 1_000) -> list[Stretch]:
+    """The first `limit` rows of a split (files whose names start with `prefix`), cut into stretches.
+
+    Raises:
+        UserError: the artifact holds no such rows.
+    """
+    found: list[Stretch] = []
+    first = 0
+    for entry in artifact.files(prefix=prefix, suffix=".parquet"):
+        rows = entry.rows or 0
+        take = rows if limit is None else min(rows, limit - first)
+        for start in range(0, take, length):
+            found.append(Stretch(entry.path, start, min(length, take - start), first + start))
+        first += max(take, 0)
+    if not found:
+        raise UserError(f"{artifact.uri} has no images in {prefix or 'its parts'}: run stage {artifact.stage} on more images")
+    return found
+
+
+def read_images(storage: Storage, stretch: Stretch, size: int, batch: int = BATCH) -> Iterator[Images]:
+    """Labels and pixels of a stretch, at most `batch` rows at a time.
+
+    Encoded images are decoded and centre-cropped to `size`; stored pixels must have that size already.
+
+    Raises:
+        UserError: the file is missing or damaged, or its images have another size.
+    """
+    try:
+        with storage.open(stretch.file) as file:
+            for rows in _rows(pq.ParquetFile(file), stretch, batch):
+                yield rows["label"].to_numpy(zero_copy_only=False).astype(np.int64), _pixels(rows, size)
+    except (FileNotFoundError, pa.ArrowInvalid, Undecodable) as error:
+        raise UserError(
+            f"{storage.url}/{stretch.file} cannot be read ({error}); delete its artifact and run its stage again"
+        ) from None
+
+
+def images(artifact: Artifact, split: str, size: int, limit: int | None = None) -> Iterator[Images]:
+    """The first `limit` images of a split, in its order; `split` is `train`, `test`, or empty for a sample."""
+    prefix = f"{split}/" if split else "part-"
+    for stretch in stretches(artifact, prefix, limit):
+        yield from read_images(artifact.storage, stretch, size)
+
+
+def _rows(file: pq.ParquetFile, stretch: Stretch, batch: int) -> Iterator[pa.RecordBatch]:
+    """The stretch's rows, reading only the row groups that overlap it."""
+    first, groups, before = 0, [], 0
+    for number in range(file.num_row_groups):
+        rows = file.metadata.row_group(number).num_rows
+        if first + rows <= stretch.start:
+            before = first + rows
+        elif first < stretch.start + stretch.rows:
+            groups.append(number)
+        first += rows
+    skip, left = stretch.start - before, stretch.rows
+    for batched in file.iter_batches(batch, row_groups=groups, columns=["label", "image"]):
+        rows = batched.slice(min(skip, batched.num_rows), left)
+        skip = max(0, skip - batched.num_rows)
+        left -= rows.num_rows
+        if rows.num_rows:
+            yield rows
+
+
+def _pixels(rows: pa.RecordBatch, size: int) -> NDArray[np.uint8]:
+    """uint8 (B, size, size, 3)."""
+    field, column = rows.schema.field("image"), rows["image"]
+    if not is_tensor(field):
+        return np.stack([load(image, size) for image in column.to_pylist()])
+    pixels = to_numpy(column, field)
+    if pixels.shape[1:] != (size, size, 3):
+        raise UserError(
+            f"stored images have shape {pixels.shape[1:]}, expected ({size}, {size}, 3): sample again at image.size {size}"
+        )
+    return pixels

@@ -1,0 +1,214 @@
+"""Stage `sample`: pictures from a trained model, one seed per image, in parts that a killed run does not repeat."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from configs import Recipe, UserError
+from configs.schema import AutoGuidance as AutoGuidanceSection
+from configs.schema import ClassifierFree as ClassifierFreeSection
+from configs.schema import NoGuidance as NoGuidanceSection
+from infra.progress import Bar
+from infra.storage import FileEntry, Storage
+from infra.weights import fetch, load_pretrained
+from models.groups import ChannelGroups
+from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance
+from models.lightningdit import LightningDiT
+from models.solvers import sample as solve
+from tasks import pictures
+from tasks.labels import image_labels, image_noise, shown_per_class
+from tasks.latents import Statistics, tensor_array, tensor_field
+from tasks.networks import build_clock, build_dit, channel_groups, default_device, trained_autoencoder, trained_dit
+from tasks.parts import Receipt, finished, write_receipt
+from tasks.pool import spread
+from tasks.readout import Stretch, read_images
+from tasks.stage import Context, Job, Outcome, Stage
+
+GRID = "grid.png"
+GRID_COLUMNS, GRID_ROWS = 10, 8
+_LEAST_PER_PART = 250
+
+
+def run(context: Context) -> Outcome:
+    """Sample every image of the recipe and draw a grid with one class per column.
+
+    Raises:
+        UserError: the model was trained on latents with other statistics than the encode artifact's, or the
+            guide's weights do not fit.
+    """
+    recipe, out = context.recipe, context.out
+    model, latents = context.input("train_dit"), context.input("encode")
+    Statistics.from_facts(latents.manifest.facts, latents.uri).check(model.manifest.facts["statistics_hash"], model.uri)
+    parts = _parts(recipe)
+    made_from = context.job.fingerprint
+    done = finished(out, [(part["name"], made_from) for part in parts])
+    missing = [part for part in parts if part["name"] not in done]
+    started = time.monotonic()
+    sampled = sum(part["count"] for part in missing)
+    with Bar("sample", recipe.sample.images) as bar:
+        bar.advance(recipe.sample.images - sampled)
+        for entry in spread(missing, Sampler, (asdict(context.job),), recipe.compute.actors):
+            done[entry.path] = Receipt(entry, made_from)
+            bar.advance(entry.rows or 0)
+    seconds = time.monotonic() - started
+    entries = [done[part["name"]].entry for part in parts]
+    sheet = pictures.png(_grid(context, entries))
+    context.tracker.file(GRID, sheet)
+    return Outcome(
+        files=[*entries, out.write_bytes(GRID, sheet)],
+        rows=recipe.sample.images,
+        facts={"shape": [recipe.image.size, recipe.image.size, 3], "guidance": recipe.section("sample")["guidance"]},
+        scores={"images_per_second": sampled / seconds} if sampled else {},
+    )
+
+
+def external(recipe: Recipe) -> dict[str, str]:
+    """The content of a weak guide's file, where there is one."""
+    guidance = recipe.sample.guidance
+    if not isinstance(guidance, AutoGuidanceSection):
+        return {}
+    with fetch(guidance.weights).open("rb") as file:
+        return {"guide": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+STAGE = Stage(
+    name="sample",
+    version=1,
+    sections=("sample",),
+    inputs=("train_vavae", "encode", "train_dit"),
+    run=run,
+    external=external,
+)
+
+
+class Sampler:
+    """An actor with the networks of one recipe; makes and writes one part per call."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        context = Context(Job(**job))
+        self.recipe, self.out, self._made_from = context.recipe, context.out, context.job.fingerprint
+        self.device = default_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.recipe.compute.actors.cpus_per_actor)
+        self.tokenizer = trained_autoencoder(context.input("train_vavae")).to(self.device)
+        self.statistics = Statistics.from_facts(context.input("encode").manifest.facts)
+        self.groups, self.clock = channel_groups(self.recipe), build_clock(self.recipe)
+        model = trained_dit(context.input("train_dit"), ema=self.recipe.sample.ema).to(self.device)
+        self.velocity = build_guidance(self.recipe, self.groups, model)(model)
+
+    def __call__(self, part: Mapping[str, Any]) -> FileEntry:
+        batch = self.recipe.sample.batch
+        starts = range(part["start"], part["start"] + part["count"], batch)
+        made = [self.images(np.arange(start, start + batch)) for start in starts]
+        labels, images = (np.concatenate(column)[: part["count"]] for column in zip(*made, strict=True))
+        indices = np.arange(part["start"], part["start"] + part["count"])
+        table = image_table(indices, labels, images)
+        entry = self.out.write_table(part["name"], table, rows_per_group=batch, compression="zstd")
+        write_receipt(self.out, Receipt(entry, self._made_from))
+        return entry
+
+    @torch.inference_mode()
+    def images(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], pictures.Pixels]:
+        """Labels (B,) and pixels (B, H, W, 3) of these images; each depends on its index alone."""
+        recipe, side = self.recipe, self.recipe.latent_size
+        labels = image_labels(recipe.sample.labels, indices, recipe.data.classes, recipe.sample.seed)
+        shape = (self.groups.channels, side, side)
+
+        def noise(draw: int) -> torch.Tensor:
+            return torch.from_numpy(image_noise(indices, shape, recipe.sample.seed, draw)).to(self.device)
+
+        latents = solve(
+            self.velocity,
+            noise(0),
+            torch.from_numpy(labels).to(self.device),
+            clock=self.clock,
+            groups=self.groups,
+            solver=recipe.sample.solver,
+            steps=recipe.sample.steps,
+            shift=recipe.sample.shift,
+            steps_are_points=recipe.sample.off_by_one,
+            step_noise=lambda step: noise(step + 1),
+        )
+        texture = self.statistics.denormalise(latents[:, self.groups.slice_of("texture")], ["z"])
+        return labels, pictures.to_pixels(self.tokenizer.decode(texture))
+
+
+def build_guidance(recipe: Recipe, groups: ChannelGroups, model: LightningDiT) -> Guidance:
+    """The guidance a recipe names, around `model`; a weak guide is built and loaded here."""
+    section = recipe.sample.guidance
+    if isinstance(section, NoGuidanceSection):
+        return NoGuidance()
+    if isinstance(section, ClassifierFreeSection):
+        return ClassifierFree(
+            section.scale,
+            null_label=model.null_label,
+            channels=section.channels,
+            interval=(section.interval_start, 1.0),
+            groups=groups,
+        )
+    weak = build_dit(recipe, section.model)
+    load_pretrained(weak, section.weights)
+    weak.requires_grad_(False).eval().to(next(model.parameters()).device)
+    semantic = section.scale if section.semantic_scale is None else section.semantic_scale
+    scales = tuple(semantic if name == "semantic" else section.scale for name in groups.names)
+    return AutoGuidance(weak, scales, groups=groups)
+
+
+def _parts(recipe: Recipe) -> list[dict[str, Any]]:
+    """Stretches of the sample, each a whole number of static batches but for the end."""
+    images, batch = recipe.sample.images, recipe.sample.batch
+    length = batch * -(-_LEAST_PER_PART // batch)
+    starts = range(0, images, length)
+    return [
+        {"name": f"part-{number:05d}.parquet", "start": start, "count": min(length, images - start)}
+        for number, start in enumerate(starts)
+    ]
+
+
+def image_table(indices: NDArray[np.int64], labels: NDArray[np.int64], images_BHW3: pictures.Pixels) -> pa.Table:
+    """index, label, image: pixels as they are, shape and dtype in the field's metadata."""
+    schema = pa.schema(
+        [
+            pa.field("index", pa.int64(), nullable=False),
+            pa.field("label", pa.int32(), nullable=False),
+            tensor_field("image", images_BHW3.shape[1:], "uint8"),
+        ]
+    )
+    return pa.table([pa.array(indices), pa.array(labels, pa.int32()), tensor_array(images_BHW3)], schema=schema)
+
+
+def _grid(context: Context, entries: list[FileEntry]) -> pictures.Pixels:
+    """One class per column, read from the parts that hold the shown images."""
+    recipe = context.recipe
+    indices = np.arange(min(recipe.sample.images, recipe.data.classes * GRID_ROWS))
+    labels = image_labels(recipe.sample.labels, indices, recipe.data.classes, recipe.sample.seed)
+    rows = shown_per_class(labels, GRID_COLUMNS, GRID_ROWS)
+    wanted = [index for row in rows for index in row]
+    return pictures.grid(images_at(context.out, entries, wanted, recipe.image.size), columns=len(rows[0]))
+
+
+def images_at(storage: Storage, entries: list[FileEntry], indices: list[int], size: int) -> pictures.Pixels:
+    """Images (B, H, W, 3) of a sample by index, in the order asked for; only the parts that hold them are read."""
+    found: dict[int, pictures.Pixels] = {}
+    first = 0
+    for entry in entries:
+        count = entry.rows or 0
+        here = sorted(index - first for index in set(indices) if first <= index < first + count)
+        if here:
+            stretch = Stretch(entry.path, here[0], here[-1] + 1 - here[0], first + here[0])
+            position = stretch.first
+            for _, images in read_images(storage, stretch, size):
+                for image in images:
+                    found[position] = image
+                    position += 1
+        first += count
+    return np.stack([found[index] for index in indices])

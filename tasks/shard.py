@@ -1,0 +1,275 @@
+"""Stage `shard`: any pile of labelled images to Parquet shards in one global, deterministic order.
+
+The driver lists the source, orders it by key hash and writes that plan; each part is then read, checked and written
+by one Ray Data task, so parts do not depend on the number of workers and a killed run writes only missing ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs import Recipe, UserError
+from configs.schema import Data
+from configs.schema import Shard as ShardSection
+from infra.cluster import connect
+from infra.progress import Bar
+from infra.storage import FileEntry, Storage
+from tasks.decode import Undecodable, decode
+from tasks.duplicates import find_duplicates
+from tasks.parts import Receipt, finished, part_name, quiet_ray_data, receipt_row, receipts, write_receipt
+from tasks.sources import Listing, Refusal, Source, open_source
+from tasks.stage import Context, Outcome, Stage
+
+SPLITS = ("train", "test")
+ROWS_PER_GROUP = 64
+PLAN = "plan.parquet"
+QUARANTINE = "quarantine.parquet"
+DUPLICATES = "duplicates.parquet"
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("content", pa.binary(8), nullable=False),
+    ]
+)
+"""`image` is the encoded file, `content` a hash of it by which duplicates are found."""
+_READERS = 8  # threads that wait for storage while one decodes
+_BYTES_PER_PIXEL = 8  # no honest file needs more for a pixel (16-bit RGBA, uncompressed)
+
+
+def run(context: Context) -> Outcome:
+    """List, plan, write what is missing, and account for every image of the source.
+
+    Raises:
+        UserError: the source is missing, has other classes than the recipe says, or too much of it is unusable.
+    """
+    recipe, out = context.recipe, context.out
+    source = open_source(recipe.data)
+    listing = _acceptable(source.listing(), recipe.data)
+    splits, refused = plan(listing, recipe.shard)
+    total = len(refused) + sum(table.num_rows for table in splits.values())
+    jobs = _write_plan(out, splits, recipe.shard.rows_per_shard)
+    done = finished(out, [(job["part"], job["made_from"]) for job in jobs])
+    missing = [job for job in jobs if job["part"] not in done]
+    for receipt in done.values():
+        refused += _refusals(receipt)
+    _stop_if_too_bad(refused, total, recipe.shard)
+    with Bar("shard", total) as bar:
+        bar.advance(total - sum(job["rows"] for job in missing))
+        for receipt in _written(out, recipe, missing):
+            done[receipt.entry.path] = receipt
+            refused += _refusals(receipt)
+            _stop_if_too_bad(refused, total, recipe.shard)
+            bar.advance((receipt.entry.rows or 0) + len(receipt.facts["refused"]))
+    return _outcome(out, listing, [done[job["part"]].entry for job in jobs], sorted(refused))
+
+
+def plan(listing: Listing, section: ShardSection) -> tuple[dict[str, pa.Table], list[Refusal]]:
+    """Images of each split in their final order, and refusals known before anything is read.
+
+    The order is by key hash. A source without splits of its own gives the first `test_share` of it to the test
+    split. Where a key is listed twice the first row counts. Splits without images are left out.
+    """
+    table, refused = _unique_keys(listing)
+    order = np.argsort(_hashes(table["key"].to_pylist(), section.seed), kind="stable")
+    table = table.take(pa.array(order))
+    named = np.array(table["split"].fill_null("").to_pylist(), dtype=object)
+    splits: dict[str, pa.Table] = {}
+    loose = np.flatnonzero(named == "")
+    cut = round(section.test_share * len(loose))
+    if section.test_share > 0 and len(loose) > 1:
+        cut = max(1, cut)
+    rows = {
+        "train": np.sort(np.concatenate([np.flatnonzero(named == "train"), loose[cut:]])),
+        "test": np.sort(np.concatenate([np.flatnonzero(named == "test"), loose[:cut]])),
+    }
+    for split in SPLITS:
+        chosen = rows[split][: section.limit]
+        if len(chosen):
+            splits[split] = table.take(pa.array(chosen))
+    return splits, refused
+
+
+def external(recipe: Recipe) -> dict[str, str]:
+    """What identifies the source's content in the fingerprint."""
+    return {"source": recipe.data.revision or open_source(recipe.data).identity()}
+
+
+def _acceptable(listing: Listing, data: Data) -> Listing:
+    if len(listing.classes) > data.classes:
+        shown = ", ".join(repr(name) for name in listing.classes[:3])
+        raise UserError(
+            f"the source has {len(listing.classes)} classes ({shown}, …) but data.classes is {data.classes}: "
+            f"set data.classes to {len(listing.classes)}"
+        )
+    if not listing.images.num_rows:
+        raise UserError("data.source holds no images: expected at least one file in a class")
+    return listing
+
+
+def _unique_keys(listing: Listing) -> tuple[pa.Table, list[Refusal]]:
+    keys = listing.images["key"].to_pylist()
+    first: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    if len(first) == len(keys):
+        return listing.images, list(listing.refused)
+    again = [Refusal(key, "key listed twice") for row, key in enumerate(keys) if first[key] != row]
+    return listing.images.take(pa.array(list(first.values()))), [*listing.refused, *again]
+
+
+def _hashes(keys: Sequence[str], seed: int) -> np.ndarray:
+    """uint64 (N,): the place of each key in the global order."""
+    salt = seed.to_bytes(8, "little", signed=True)
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8, key=salt).digest() for key in keys)
+    return np.frombuffer(digests, dtype=">u8")
+
+
+def _write_plan(out: Storage, splits: dict[str, pa.Table], rows_per_shard: int) -> list[dict[str, Any]]:
+    """Write the order as one row group per part; the jobs, one per part, as plain rows."""
+    jobs: list[dict[str, Any]] = []
+    buffer = pa.BufferOutputStream()
+    with pq.ParquetWriter(buffer, next(iter(splits.values())).schema) as writer:
+        for split, table in splits.items():
+            parts = -(-table.num_rows // rows_per_shard)
+            cuts = np.linspace(0, table.num_rows, parts + 1).astype(int)
+            for number, (start, stop) in enumerate(pairwise(cuts.tolist())):
+                writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
+                jobs.append({"part": part_name(split, number), "group": len(jobs), "rows": stop - start})
+    entry = out.write_bytes(PLAN, buffer.getvalue().to_pybytes())
+    return [{**job, "made_from": entry.sha256} for job in jobs]
+
+
+def _written(out: Storage, recipe: Recipe, jobs: list[dict[str, Any]]) -> Iterator[Receipt]:
+    """Write parts on the cluster; receipts as they are finished."""
+    if not jobs:
+        return
+    import ray.data
+
+    connect()
+    quiet_ray_data()
+    write = partial(_write_part, out=out, data=recipe.data, section=recipe.shard)
+    parts = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(write)
+    yield from receipts(parts.iter_rows())
+
+
+def _write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSection) -> dict[str, str]:
+    """What a Ray task does with one job."""
+    return receipt_row(lambda: write_part(job, out, data, section))
+
+
+def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSection) -> Receipt:
+    """Read, check and write one part."""
+    source = open_source(data)
+    with out.open(PLAN) as file:
+        rows = pq.ParquetFile(file).read_row_group(job["group"])
+    kept: list[tuple[str, int, bytes, bytes]] = []
+    refused: list[Refusal] = []
+    for key, label, image in _images(source, rows, section.max_pixels):
+        if isinstance(image, Refusal):
+            refused.append(image)
+        else:
+            kept.append((key, label, image, hashlib.blake2b(image, digest_size=8).digest()))
+    columns = list(zip(*kept, strict=True)) or [()] * len(SCHEMA)
+    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    entry = out.write_table(
+        job["part"], table, ROWS_PER_GROUP, compression="none", use_dictionary=False, write_page_checksum=True
+    )
+    facts = {"refused": [[r.key, r.reason, r.detail] for r in refused]}
+    receipt = Receipt(entry, job["made_from"], facts)
+    write_receipt(out, receipt)
+    return receipt
+
+
+def _images(source: Source, rows: pa.Table, max_pixels: int) -> Iterator[tuple[str, int, bytes | Refusal]]:
+    """Each row's key, label and checked bytes, in order; threads read ahead while this one decodes."""
+    columns = [rows[name].to_pylist() for name in ("key", "label", "file", "start", "length")]
+    with ThreadPoolExecutor(_READERS) as readers:
+        ahead: deque[tuple[str, int, Future[bytes | Refusal]]] = deque()
+        for key, label, file, start, length in zip(*columns, strict=True):
+            ahead.append((key, label, readers.submit(_read, source, key, file, start, length, max_pixels)))
+            if len(ahead) > 2 * _READERS:
+                yield _checked(*ahead.popleft(), max_pixels)
+        while ahead:
+            yield _checked(*ahead.popleft(), max_pixels)
+
+
+def _read(source: Source, key: str, file: str, start: int, length: int, max_pixels: int) -> bytes | Refusal:
+    if length > _BYTES_PER_PIXEL * max_pixels:
+        return Refusal(key, "file too large", f"{length} bytes for at most {max_pixels} pixels")
+    try:
+        return source.read(file, start, length)
+    except (OSError, UserError) as error:
+        return Refusal(key, "unreadable", " ".join(str(error).split())[:200])
+
+
+def _checked(
+    key: str, label: int, reading: Future[bytes | Refusal], max_pixels: int
+) -> tuple[str, int, bytes | Refusal]:
+    data = reading.result()
+    if isinstance(data, Refusal):
+        return key, label, data
+    try:
+        decode(data, max_pixels)
+    except Undecodable as error:
+        return key, label, Refusal(key, error.reason, error.detail)
+    return key, label, data
+
+
+def _stop_if_too_bad(refused: Sequence[Refusal], total: int, section: ShardSection) -> None:
+    """Stop as soon as it is certain that more than the allowed share of the source is unusable."""
+    if len(refused) <= section.max_bad_share * total:
+        return
+    reasons = Counter(refusal.reason for refusal in refused)
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    examples = {refusal.reason: refusal.key for refusal in reversed(refused)}
+    raise UserError(
+        f"{len(refused)} of {total} images are unusable ({counts}; for example "
+        f"{', '.join(repr(key) for key in examples.values())}), more than shard.max_bad_share "
+        f"{section.max_bad_share:g} allows: mend the source or raise shard.max_bad_share"
+    )
+
+
+def _refusals(receipt: Receipt) -> list[Refusal]:
+    return [Refusal(*refusal) for refusal in receipt.facts["refused"]]
+
+
+def _outcome(out: Storage, listing: Listing, entries: Sequence[FileEntry], refused: Sequence[Refusal]) -> Outcome:
+    rows = {split: sum(e.rows or 0 for e in entries if e.path.startswith(f"{split}/")) for split in SPLITS}
+    if not rows["train"]:
+        raise UserError("no image is left for the train split: lower shard.test_share or add images")
+    columns = [[getattr(refusal, name) for refusal in refused] for name in ("key", "reason", "detail")]
+    quarantine = pa.table([pa.array(column, pa.string()) for column in columns], names=["key", "reason", "detail"])
+    duplicates, duplicate_counts = find_duplicates(out, [entry.path for entry in entries])
+    facts = {
+        "classes": list(listing.classes),
+        "splits": rows,
+        "rows_per_group": ROWS_PER_GROUP,
+        "quarantine": dict(Counter(refusal.reason for refusal in refused).most_common()),
+        "duplicates": duplicate_counts,
+        "notes": list(listing.notes),
+    }
+    return Outcome(
+        files=[
+            *entries,
+            out.write_table(QUARANTINE, quarantine, 10_000),
+            out.write_table(DUPLICATES, duplicates, 10_000),
+        ],
+        rows=sum(rows.values()),
+        facts=facts,
+        scores={"quarantined": float(len(refused)), "duplicates": float(duplicate_counts["images"])},
+    )
+
+
+STAGE = Stage(name="shard", version=1, sections=("data", "shard"), inputs=(), run=run, external=external)

@@ -1,0 +1,108 @@
+"""Stage `train_dit`: LightningDiT or SFD by velocity matching on stored latents (papers.md 1.5, 2.5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from configs import Recipe
+from configs.schema import TrainDit
+from infra.weights import load_pretrained
+from models.objectives import TimeDistribution, TrainableVelocity, VelocityMatching
+from tasks.latents import Statistics
+from tasks.loader import Batch, Loader
+from tasks.networks import build_clock, build_dit, channel_groups
+from tasks.stage import Context, Outcome, Stage
+from tasks.training.launch import train
+from tasks.training.randomness import ImageNumbers
+
+_ALIGN = "f"
+
+
+def section(recipe: Recipe) -> TrainDit:
+    return recipe.train_dit
+
+
+def run(context: Context) -> Outcome:
+    """Train the diffusion transformer, or take the weights that `train_dit.pretrained` names."""
+    return train(context, context.recipe.train_dit)
+
+
+class Diffusion:
+    """The trainee: normalised latents, a clock per channel group, and the velocity objective."""
+
+    def __init__(self, context: Context) -> None:
+        recipe = context.recipe
+        self.section = recipe.train_dit
+        objective = self.section.objective
+        groups = channel_groups(recipe)
+        network = build_dit(recipe, self.section.model)
+        if self.section.pretrained is not None:
+            load_pretrained(network, self.section.pretrained)
+        self.network: nn.Module = network
+        self.null_label = network.null_label
+        weights = {"texture": 1.0, "semantic": objective.semantic_weight}
+        self.module: nn.Module = TrainableVelocity(
+            network,
+            VelocityMatching(
+                groups,
+                build_clock(recipe),
+                group_weights=tuple(weights[name] for name in groups.names),
+                direction_weight=objective.direction_weight,
+                align_weight=objective.align_weight,
+                align_mode=objective.align_mode,
+                times=TimeDistribution(objective.times, objective.uniform_after),
+            ),
+        )
+        latents = context.input("encode")
+        self.statistics = Statistics.from_facts(latents.manifest.facts, latents.uri)
+        self.facts: dict[str, Any] = {
+            "statistics": dict(self.statistics.values),
+            "statistics_hash": self.statistics.hash,
+        }
+        self.aligned = objective.align_weight > 0
+        self.noise = ImageNumbers(self.section.seed, "noise")
+        self.times = ImageNumbers(self.section.seed, "time")
+        self.drops = ImageNumbers(self.section.seed, "label dropout")
+        columns = [*self.statistics.columns, *([_ALIGN] if self.aligned else [])]
+        self.loader = Loader(
+            latents,
+            "train",
+            columns,
+            self.section.batch,
+            self.section.seed,
+            flips=recipe.image.flips,
+            keys=False,
+            pin=torch.cuda.is_available(),
+        )
+
+    def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
+        stored = np.concatenate([batch.arrays[name] for name in self.statistics.columns], axis=1)
+        x1 = self.statistics.normalise(torch.from_numpy(stored).to(device, non_blocking=True))
+        labels = torch.from_numpy(batch.labels)
+        dropped = self.drops.uniform(batch.positions) < self.section.objective.label_dropout
+        given = {
+            "x1_BCHW": x1,
+            "y_B": labels.masked_fill(dropped, self.null_label).to(device),
+            "noise_BCHW": self.noise.normal(batch.positions, x1.shape[1:]).to(device),
+            "u_B": self.times.uniform(batch.positions).to(device),
+            "images_seen": batch.images_seen,
+        }
+        if self.aligned:
+            features = torch.from_numpy(batch.arrays[_ALIGN]).to(device, non_blocking=True)
+            given["align_target_BChw"] = features.float()
+        return given
+
+    def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
+        """The curves say it all; scores of samples are the business of `evaluate`."""
+        return {}
+
+
+def trainee(context: Context) -> Diffusion:
+    return Diffusion(context)
+
+
+STAGE = Stage("train_dit", 1, ("data", "image", "foundation", "train_dit"), ("encode",), run)

@@ -1,0 +1,151 @@
+"""Fetching weights, and `python -m flows weights`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from configs.errors import UserError
+from flows.weights import app
+from infra.weights import fetch, foundation_weights, load_checkpoint, load_pretrained, load_statistics
+from models.checkpoints import read
+from models.formats import build
+from tests.models.test_checkpoints import authors_model, file_of, same, weights
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def authors(tmp_path: Path) -> Path:
+    """An SFD checkpoint as the authors save it."""
+    path = tmp_path / "0400000.pt"
+    torch.save(file_of("sfd_model"), path)
+    return path
+
+
+def statistics_file(path: Path, channels: int) -> Path:
+    torch.save({"mean": torch.randn(1, channels, 1, 1), "std": torch.rand(1, channels, 1, 1) + 0.5}, path)
+    return path
+
+
+def test_paths_are_used_where_they_are(authors: Path) -> None:
+    assert fetch(str(authors)) == authors == fetch(f"file://{authors}")
+    with pytest.raises(UserError, match=r"nowhere\.pt: does not exist"):
+        fetch("nowhere.pt")
+    with pytest.raises(UserError, match="is a folder"):
+        fetch(str(authors.parent))
+
+
+def test_urls_are_fetched_once_and_again_when_they_change(home: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/bucket/a.pt", b"first")
+    local = fetch("memory://bucket/a.pt")
+    assert local.read_bytes() == b"first" and home in local.parents and local.name == "a.pt"
+    assert fetch("memory://bucket/a.pt") == local
+    memory.pipe_file("/bucket/a.pt", b"second")
+    assert fetch("memory://bucket/a.pt").read_bytes() == b"second"
+    assert not list((home / "weights").rglob("*.partial"))
+    with pytest.raises(UserError, match=r"memory://bucket/b\.pt"):
+        fetch("memory://bucket/b.pt")
+    memory.rm("/bucket", recursive=True)
+
+
+def test_weights_on_s3(s3_root: str, home: Path, authors: Path) -> None:
+    from infra.storage import Storage
+
+    Storage.at(s3_root).upload(str(authors), "sfd.pt")
+    same(load_checkpoint(f"{s3_root}/sfd.pt").tensors, weights("sfd_model"))
+    with pytest.raises(UserError, match=r"missing\.pt: no such file"):
+        fetch(f"{s3_root}/missing.pt")
+
+
+def test_hub_names(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    with pytest.raises(UserError, match="hf://organisation/repository/file"):
+        fetch("hf://somebody/something")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="the hub cannot be reached and the file is not in its local cache"):
+        fetch("hf://somebody/something/model.pt@main")
+
+
+def test_pretrained_weights_go_into_a_network(authors: Path) -> None:
+    arguments = load_checkpoint(str(authors)).arguments
+    model = build("lightningdit", arguments)
+    load_pretrained(model, str(authors))
+    same(model.state_dict(), weights("sfd_model"))
+    with pytest.raises(UserError, match=r"0400000\.pt does not fit this LightningDiT"):
+        load_pretrained(build("lightningdit", arguments | {"depth": 4}), str(authors))
+
+
+def test_foundation_weights(tmp_path: Path) -> None:
+    assert foundation_weights("vit_small_patch14_dinov2", "hub") is None
+    assert foundation_weights("vit_small_patch14_dinov2", "random") is None
+    packaged = foundation_weights("efficientnet_lite0", "package")
+    assert packaged is not None and len(packaged) == 296
+    with pytest.raises(UserError, match="vit_small is in no package"):
+        foundation_weights("vit_small", "package")
+    save_file(packaged, tmp_path / "w.safetensors")
+    torch.save({"state_dict": packaged}, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        found = foundation_weights("efficientnet_lite0", str(tmp_path / name))
+        assert found is not None
+        same(found, packaged)
+    (tmp_path / "w.pth").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"weights of x at .*w\.pth"):
+        foundation_weights("x", str(tmp_path / "w.pth"))
+
+
+def test_import_inspect_export(authors: Path, tmp_path: Path) -> None:
+    ours, back = tmp_path / "new folder" / "sfd.safetensors", tmp_path / "back.pt"
+    texture = statistics_file(tmp_path / "latents_stats.pt", 8)
+    semantic = statistics_file(tmp_path / "latents_sv_stats.pt", 4)
+    result = runner.invoke(
+        app,
+        ["import", str(authors), str(ours), "--statistics", str(texture), "--semantic-statistics", str(semantic)],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0 and "lightningdit" in result.output
+    found = read(ours)
+    assert found.arguments["groups"] == {"names": ["texture", "semantic"], "sizes": [8, 4]}
+    assert list(found.statistics) == ["semantic", "texture"]
+
+    result = runner.invoke(app, ["inspect", str(ours)], catch_exceptions=False)
+    assert "hidden_size" in result.output and "statistics of semantic" in result.output
+
+    (tmp_path / "out").mkdir()
+    result = runner.invoke(app, ["export", str(ours), str(tmp_path / "out" / back.name)], catch_exceptions=False)
+    returned = torch.load(tmp_path / "out" / back.name, weights_only=True)
+    same(returned["ema"], weights("sfd_model"))
+    same(returned["model"], file_of("sfd_model")["model"])
+    for path in (texture, semantic):
+        exported = torch.load(tmp_path / "out" / path.name, weights_only=True)
+        same(exported, torch.load(path, weights_only=True))
+
+
+def test_import_refuses_in_one_line(authors: Path, tmp_path: Path) -> None:
+    target = str(tmp_path / "x.safetensors")
+    wrong = statistics_file(tmp_path / "stats.pt", 3)
+    plain = tmp_path / "plain.pt"
+    torch.save({"model": weights("dit_plain"), "config": {}}, plain)
+    assert authors_model("dit_plain")["num_heads"] == 2
+    for arguments, message in (
+        (["import", str(authors), str(tmp_path / "x.pt")], "ends in .safetensors"),
+        (["import", str(authors), target, "--statistics", str(wrong)], "3 channels, but the texture channels"),
+        (["import", str(plain), target], "give --num-heads"),
+        (["import", str(tmp_path / "no.pt"), target], "does not exist"),
+        (["import", str(plain), target, "--num-heads", "2", "--semantic-statistics", str(wrong)], "single channel"),
+    ):
+        result = runner.invoke(app, arguments)
+        assert isinstance(result.exception, UserError), arguments
+        assert message in str(result.exception) and "\n" not in str(result.exception)
+        assert not Path(target).exists()
+    assert runner.invoke(app, ["import", str(plain), target, "--num-heads", "2"]).exit_code == 0
+    assert read(Path(target)).arguments["num_heads"] == 2
+    with pytest.raises(UserError, match="expected latent statistics"):
+        load_statistics(str(plain))

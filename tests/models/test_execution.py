@@ -1,0 +1,135 @@
+"""Compile, bf16 autocast and activation checkpointing change how, not what."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.clocks import SemanticFirst
+from models.execution import prepare
+from models.objectives import TrainableVelocity, VelocityMatching
+from models.semantic_vae import SemanticVAE
+from tests.models.conftest import PAIR, small_batch, small_dit
+from tests.models.test_objectives import batch as training_batch
+from tests.models.test_objectives import objective
+
+SWITCHES = {
+    "sfd": {},
+    "noshift_patch2": {"shift": False, "patch_size": 2, "groups": None, "align_depth": None, "align_dim": None},
+    "plain_dit": {
+        "qk_norm": False,
+        "swiglu": False,
+        "rope": False,
+        "rmsnorm": False,
+        "learn_sigma": True,
+        "groups": None,
+        "align_depth": None,
+        "align_dim": None,
+    },
+}
+
+
+def outputs(model: nn.Module, bf16: bool = False) -> dict[str, Tensor]:
+    """Velocity, projection where there is one, and all gradients of a scalar of both."""
+    x, t, y = small_batch()
+    two_clocks = getattr(model, "repa_projector", None) is not None
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        if two_clocks:
+            velocity, projection = model(x, t, y, with_alignment=True)
+        else:
+            velocity, projection = model(x, t[:, :1], y), torch.zeros(1)
+    (velocity.float().square().mean() + projection.float().square().mean()).backward()
+    gradients = {f"grad.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"velocity": velocity.detach().float(), "projection": projection.detach().float(), **gradients}
+
+
+def agree(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Every tensor within a tolerance of its largest value."""
+    assert found.keys() == expected.keys() and len(found) > 10
+    for name, value in expected.items():
+        deviation = (found[name] - value).norm() / value.norm().clamp_min(1e-6)
+        assert deviation <= tolerance, f"{name}: relative deviation {deviation:.1e}, allowed {tolerance:.0e}"
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_activation_checkpointing_gives_the_same_bits(switches: str) -> None:
+    model = small_dit(**SWITCHES[switches])
+    names = list(model.state_dict())
+    expected = outputs(copy.deepcopy(model))
+    recomputing = prepare(model, checkpoint_activations=True)
+    assert list(recomputing.state_dict()) == names
+    agree(outputs(recomputing), expected, 0.0)
+
+
+def test_activation_checkpointing_recomputes() -> None:
+    model = small_dit()
+    calls = []
+    model.blocks[0].attn.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]
+    outputs(prepare(model, checkpoint_activations=True))
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match="nothing to checkpoint"):
+        prepare(SemanticVAE(feature_dim=4, width=8, num_heads=2), checkpoint_activations=True)
+
+
+def test_a_prepared_model_can_be_copied() -> None:
+    """An average of the weights starts as a deep copy, whose blocks must be its own."""
+    model = prepare(small_dit(), checkpoint_activations=True)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert outputs(twin)["velocity"].abs().sum() > 0
+    assert outputs(model)["velocity"].abs().sum() == 0
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_bf16_autocast_is_close(switches: str) -> None:
+    model = small_dit(**SWITCHES[switches])
+    agree(outputs(model, bf16=True), outputs(copy.deepcopy(model)), 3e-2)
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_one_graph_without_breaks(switches: str) -> None:
+    """fullgraph=True through the tracer and autograd, without the slow code generator."""
+    model = small_dit(**SWITCHES[switches])
+    expected = outputs(copy.deepcopy(model))
+    torch._dynamo.reset()
+    model.compile(fullgraph=True, backend="aot_eager")
+    agree(outputs(model), expected, 1e-5)
+
+
+def test_compiled_agrees() -> None:
+    model = small_dit(depth=1)
+    expected = outputs(copy.deepcopy(model))
+    torch._dynamo.reset()
+    compiled = prepare(model, compile=True)
+    agree(outputs(compiled), expected, 1e-4)
+    assert list(compiled.state_dict()) == list(small_dit(depth=1).state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_every_switch_compiles(switches: str, checkpoint_activations: bool) -> None:
+    model = small_dit(**SWITCHES[switches])
+    expected = outputs(copy.deepcopy(model))
+    torch._dynamo.reset()
+    compiled = prepare(model, compile=True, checkpoint_activations=checkpoint_activations)
+    agree(outputs(compiled), expected, 1e-4)
+    agree(outputs(compiled, bf16=True), expected, 3e-2)
+
+
+def test_a_whole_training_step_is_one_graph() -> None:
+    """The objective compiles with the network, so an engine may wrap and compile both."""
+    step = TrainableVelocity(small_dit(), objective())
+    data = training_batch()
+    expected = step(**data)["total"].item()
+    torch._dynamo.reset()
+    step.compile(fullgraph=True, backend="aot_eager")
+    assert step(**data)["total"].item() == pytest.approx(expected, rel=1e-5)
+    assert isinstance(step.objective, VelocityMatching)
+    assert step.objective.clock == SemanticFirst(0.3) and step.objective.groups == PAIR

@@ -1,0 +1,111 @@
+"""Evaluation: better pictures score better, the floor stands beside them, and what can be shared is made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs import UserError
+from infra.artifacts import Artifact
+from tasks.evaluate import STAGE
+from tasks.examine import Examiner, Findings, Networks, peak_signal_to_noise
+from tasks.stage import perform
+from tests.tasks.builders import at, context, drawing, put_networks, put_sample, put_shard, small_recipe
+
+RECIPE = small_recipe("evaluate.images=100", "evaluate.classifier.epochs=6", "evaluate.classifier.learning_rate=5.0e-3")
+
+
+def pictures(labels: np.ndarray, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return np.stack([drawing(int(label), random, side=32) for label in labels])
+
+
+# ------------------------------------------------------------------------------------------------------ examiner
+
+
+def test_features_do_not_depend_on_how_many_images_come_at_once(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    put_networks(at(tmp_path), RECIPE)
+    tokenizer = Artifact(at(tmp_path), "train_vavae", "train_vavae")
+    examiner = Examiner(Networks(32, RECIPE.evaluate.features, tokenizer=tokenizer))
+    labels = np.arange(20) % 10
+    images = pictures(labels, seed=3)
+    whole = examiner.look(labels, images)
+    pieces = Findings.joined([examiner.look(labels[i : i + 3], images[i : i + 3]) for i in range(0, 20, 3)])
+    assert whole.features.shape == (20, 320)
+    assert np.array_equal(whole.features, pieces.features)
+    assert whole.psnr is not None and np.array_equal(whole.psnr, pieces.psnr)  # type: ignore[arg-type]
+    assert whole.predictions is None and whole.consistency is None
+
+
+def test_psnr_in_closed_form() -> None:
+    black = np.zeros((2, 4, 4, 3), np.uint8)
+    off = black.copy()
+    off[0] += 10
+    off[1, 0, 0, 0] = 48
+    expected = [20 * np.log10(255 / 10), 10 * np.log10(255**2 / (48**2 / 48))]
+    assert peak_signal_to_noise(black, off) == pytest.approx(expected)
+    assert peak_signal_to_noise(black, black) == pytest.approx([20 * np.log10(255 / 0.5)] * 2)
+
+
+# --------------------------------------------------------------------------------------------------------- stage
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[str, Artifact, Artifact]:
+    """Evaluations of pictures as good as real ones and of the same under noise and wrong labels, one after the other."""
+    root = at(tmp_path_factory.mktemp("evaluated"))
+    put_shard(root, RECIPE, train=240, test=100)
+    put_networks(root, RECIPE)
+    labels = np.arange(80) % 10
+    images = pictures(labels, seed=5)
+    noise = np.random.default_rng(0).normal(scale=60, size=images.shape)
+    put_sample(root, RECIPE, images, labels, "good")
+    put_sample(root, RECIPE, (images + noise).clip(0, 255).astype(np.uint8), np.roll(labels, 3), "poor")
+    jobs = [context(root, RECIPE, STAGE, "shard", "train_vavae", sample=name) for name in ("good", "poor")]
+    good, poor = (perform(STAGE, each.job) for each in jobs)
+    return root, good, poor
+
+
+def test_better_pictures_have_better_scores(evaluated: tuple[str, Artifact, Artifact]) -> None:
+    good, poor = (artifact.manifest.scores for artifact in evaluated[1:])
+    assert poor["frechet_efficientnet_lite0"] > 2 * good["frechet_efficientnet_lite0"]
+    assert good["class_consistency"] > 0.9 > 0.3 > poor["class_consistency"]
+    assert good["precision_efficientnet_lite0"] > poor["precision_efficientnet_lite0"]
+    assert good["reconstruction_psnr"] > 5 and good["reconstruction_frechet_efficientnet_lite0"] > 0
+
+
+def test_the_floor_is_what_real_images_reach(evaluated: tuple[str, Artifact, Artifact]) -> None:
+    good, poor = (artifact.manifest for artifact in evaluated[1:])
+    for name in ("frechet_efficientnet_lite0", "precision_efficientnet_lite0", "recall_efficientnet_lite0", "class_consistency"):
+        assert good.scores[f"floor_{name}"] == poor.scores[f"floor_{name}"]
+    assert good.scores["floor_class_consistency"] > 0.9 and good.scores["judge_accuracy"] > 0.9
+    assert good.scores["floor_frechet_efficientnet_lite0"] < poor.scores["frechet_efficientnet_lite0"]
+    assert good.facts["images"] == {"generated": 80, "test": 100, "floor": 80}
+    assert len(good.facts["consistency_by_label"]) == 10
+
+
+def test_no_distance_calls_itself_fid(evaluated: tuple[str, Artifact, Artifact]) -> None:
+    assert not [name for name in evaluated[1].manifest.scores if "fid" in name]
+
+
+def test_judge_and_references_are_made_once(evaluated: tuple[str, Artifact, Artifact]) -> None:
+    root = Path(evaluated[0].removeprefix("file://"))
+    for name in ("judge", "reference", "reconstruction"):
+        assert len(list((root / name).glob("*/manifest.json"))) == 1, name
+
+
+def test_a_poor_judge_is_refused(evaluated: tuple[str, Artifact, Artifact], local_ray: None) -> None:
+    strict = RECIPE.model_copy(
+        update={
+            "evaluate": RECIPE.evaluate.model_copy(
+                update={"classifier": RECIPE.evaluate.classifier.model_copy(update={"min_accuracy": 1.0})}  # type: ignore[union-attr]
+            )
+        }
+    )
+    job = context(evaluated[0], strict, STAGE, "shard", "train_vavae", sample="good").job
+    with pytest.raises(UserError, match=r"judge labels only 0\.\d+ .* at least 1\.0 .*min_accuracy"):
+        perform(STAGE, job)
