@@ -8,7 +8,7 @@ What does not depend on the generated images is an artifact of its own, made onc
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from configs import UserError
 from infra.artifacts import Artifact, fingerprint
 from tasks import judge as judges
-from tasks.examine import Findings, Networks, examine
+from tasks.examine import Findings, ImageSet, Networks, examine
 from tasks.scores import Gaussian, frechet_distance, precision_recall, score_name
 from tasks.stage import Context, Job, Outcome, Stage, perform
 
@@ -27,25 +27,26 @@ def run(context: Context) -> Outcome:
     Raises:
         UserError: the judge is worse than the recipe allows, or a set is too small to score.
     """
-    recipe, section = context.recipe, context.recipe.evaluate
-    shards, sample = context.input("shard"), context.input("sample")
-    judge = _judge(context, shards)
-    real = _reference(context, shards, judge)
-    networks = Networks(recipe.image.size, section.features, judge=judge)
-    made = examine("evaluate", {"made": (sample, "part-", section.images)}, networks, recipe.compute.actors)["made"]
-    floor = real["train"].first(len(made.labels))
+    network = context.recipe.evaluate.features.name
+    judge = _judge(context)
+    made, test, train, again = _findings(context, judge)
+    floor = train.first(len(made.labels))
     try:
-        scores = {**_scores(context, real["test"], made), **_scores(context, real["test"], floor, "floor_")}
-        if "train_vavae" in context.job.inputs:
-            scores |= _tokenizer_scores(context, shards, real["test"])
+        scores = {**_scores(context, test, made), **_scores(context, test, floor, "floor_")}
+        if again is not None and again.psnr is not None:
+            distance = frechet_distance(Gaussian.of(test.features), Gaussian.of(again.features))
+            scores |= {"reconstruction_psnr": float(again.psnr.mean())}
+            scores |= {score_name("reconstruction_frechet", network): distance}
     except ValueError as error:
-        raise UserError(f"the sets cannot be scored: {error}; see sample.images and evaluate.images") from None
+        raise UserError(
+            f"the sets cannot be scored: {error}; see sample.images and evaluate.images"
+        ) from None
     if judge is not None:
         scores |= judge.manifest.scores
     facts = {
-        "network": section.features.name,
-        "images": {"generated": len(made.labels), "test": len(real["test"].labels), "floor": len(floor.labels)},
-        "consistency_by_label": _by_label(made, recipe.data.classes),
+        "network": network,
+        "images": {"generated": len(made.labels), "test": len(test.labels), "floor": len(floor.labels)},
+        "consistency_by_label": _by_label(made, context.recipe.data.classes),
     }
     return Outcome(files=[], rows=len(made.labels), facts=facts, scores=scores)
 
@@ -62,13 +63,17 @@ STAGE = Stage(
 # ------------------------------------------------------------------------------------------------ side artifacts
 
 
-def _judge(context: Context, shards: Artifact) -> Artifact | None:
+def _judge(context: Context) -> Artifact | None:
     """The judge, trained unless there is one; refused when it is worse than the recipe allows."""
     section = context.recipe.evaluate.classifier
     if section is None:
         return None
-    sections = {"image": context.recipe.section("image"), "classifier": section.model_dump(exclude={"min_accuracy"})}
-    artifact = _aside(context, "judge", sections, {"shard": shards}, judges.run)
+    sections = {
+        "image": context.recipe.section("image"),
+        "classifier": section.model_dump(exclude={"min_accuracy"}),
+    }
+    job = _aside(context, "judge", sections, {"shard": context.input("shard")})
+    artifact = perform(Stage("judge", 1, (), (), judges.run), job)
     accuracy = artifact.manifest.scores["judge_accuracy"]
     if accuracy < section.min_accuracy:
         raise UserError(
@@ -79,57 +84,52 @@ def _judge(context: Context, shards: Artifact) -> Artifact | None:
     return artifact
 
 
-def _reference(context: Context, shards: Artifact, judge: Artifact | None) -> dict[str, Findings]:
-    """Findings of real images: the test split, and of the train split as many."""
-    recipe, section = context.recipe, context.recipe.evaluate
+def _findings(
+    context: Context, judge: Artifact | None
+) -> tuple[Findings, Findings, Findings, Findings | None]:
+    """Findings of generated, test, train and reconstructed images; what is on record already is not made again."""
+    recipe, limit = context.recipe, context.recipe.evaluate.images
+    shards = context.input("shard")
+    tokenizer = context.input("train_vavae") if "train_vavae" in context.job.inputs else None
+    judged = {} if judge is None else {"judge": judge}
+    jobs = {"reference": _aside(context, "reference", _looked_at(context), {"shard": shards, **judged})}
+    sets = {"reference": {split: ImageSet(shards, f"{split}/", limit) for split in ("test", "train")}}
+    if tokenizer is not None:
+        inputs = {"shard": shards, "train_vavae": tokenizer}
+        jobs["reconstruction"] = _aside(context, "reconstruction", _looked_at(context), inputs)
+        sets["reconstruction"] = {"again": ImageSet(shards, "test/", limit, reconstruct=True)}
 
-    def look(aside: Context) -> Outcome:
-        sets = {split: (shards, f"{split}/", section.images) for split in ("test", "train")}
-        networks = Networks(recipe.image.size, section.features, judge=judge)
-        return _kept(aside, examine("reference", sets, networks, recipe.compute.actors))
-
-    inputs = {"shard": shards} | ({"judge": judge} if judge else {})
-    artifact = _aside(context, "reference", _looked_at(context), inputs, look)
-    return {split: _read(artifact, split) for split in ("test", "train")}
-
-
-def _tokenizer_scores(context: Context, shards: Artifact, test: Findings) -> dict[str, float]:
-    """How well the tokenizer gives the test split back."""
-    recipe, section, tokenizer = context.recipe, context.recipe.evaluate, context.input("train_vavae")
-
-    def look(aside: Context) -> Outcome:
-        networks = Networks(recipe.image.size, section.features, tokenizer=tokenizer)
-        sets = {"test": (shards, "test/", section.images)}
-        return _kept(aside, examine("reconstruction", sets, networks, recipe.compute.actors))
-
-    inputs = {"shard": shards, "train_vavae": tokenizer}
-    again = _read(_aside(context, "reconstruction", _looked_at(context), inputs, look), "test")
-    assert again.psnr is not None
-    distance = frechet_distance(Gaussian.of(test.features), Gaussian.of(again.features))
-    name = score_name("reconstruction_frechet", section.features.name)
-    return {"reconstruction_psnr": float(again.psnr.mean()), name: distance}
+    wanted = {"made": ImageSet(context.input("sample"), "part-", limit)}
+    for name, job in jobs.items():
+        if not Context(job).artifact.is_complete():
+            wanted |= sets[name]
+    networks = Networks(recipe.image.size, recipe.evaluate.features, judge, tokenizer)
+    found = examine("evaluate", wanted, networks, recipe.compute.actors)
+    for name, job in jobs.items():
+        keep = partial(_kept, {each: found[each] for each in sets[name] if each in found})
+        kept = perform(Stage(name, 1, (), (), keep), job)
+        found |= {each: _read(kept, each) for each in sets[name]}
+    return found["made"], found["test"], found["train"], found.get("again")
 
 
 def _looked_at(context: Context) -> dict[str, Any]:
     """What determines features of given images."""
     section = context.recipe.section("evaluate")
-    return {"image": context.recipe.section("image"), **{name: section[name] for name in ("features", "images")}}
+    return {
+        "image": context.recipe.section("image"),
+        **{name: section[name] for name in ("features", "images")},
+    }
 
 
-def _aside(
-    context: Context,
-    name: str,
-    sections: dict[str, Any],
-    inputs: dict[str, Artifact],
-    make: Callable[[Context], Outcome],
-) -> Artifact:
-    """An artifact that this stage needs and others of its kind can share: made unless it is complete."""
+def _aside(context: Context, name: str, sections: dict[str, Any], inputs: dict[str, Artifact]) -> Job:
+    """The job of an artifact that this stage needs and others of its kind can share."""
     prints = {stage: artifact.fingerprint for stage, artifact in inputs.items()}
-    job = Job(name, fingerprint(name, 1, sections, prints), context.job.root, context.job.recipe, prints, sections)
-    return perform(Stage(name, 1, (), tuple(prints), make), job)
+    return Job(
+        name, fingerprint(name, 1, sections, prints), context.job.root, context.job.recipe, prints, sections
+    )
 
 
-def _kept(aside: Context, found: dict[str, Findings]) -> Outcome:
+def _kept(found: dict[str, Findings], aside: Context) -> Outcome:
     """Write findings, one file per set."""
     files = []
     for name, findings in found.items():
@@ -165,5 +165,6 @@ def _by_label(found: Findings, classes: int) -> list[float | None]:
         return []
     right = found.predictions == found.labels
     return [
-        float(right[found.labels == label].mean()) if (found.labels == label).any() else None for label in range(classes)
+        float(right[found.labels == label].mean()) if (found.labels == label).any() else None
+        for label in range(classes)
     ]

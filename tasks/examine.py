@@ -22,7 +22,7 @@ from tasks.judge import predict, trained_judge
 from tasks.networks import default_device, load_foundation, trained_autoencoder
 from tasks.pictures import Pixels, to_pixels, to_tensor
 from tasks.pool import spread
-from tasks.readout import BATCH, Stretch, read_images, stretches
+from tasks.readout import BATCH, read_images, stretches
 
 _LENGTH = 500
 """Images per unit of work."""
@@ -64,17 +64,28 @@ class Networks:
     features: Foundation
     judge: Artifact | None = None
     tokenizer: Artifact | None = None
-    """Where given, images are replaced by their reconstructions first (the posterior's mean, decoded)."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Which images to look at."""
+
+    artifact: Artifact
+    prefix: str
+    """Of its files: `train/`, `test/`, or `part-` for a sample."""
+    limit: int
+    reconstruct: bool = False
+    """Look at what the tokenizer makes of them (the posterior's mean, decoded) instead of at themselves."""
 
 
 def examine(
-    what: str, sets: Mapping[str, tuple[Artifact, str, int]], networks: Networks, compute: ActorCompute
+    what: str, sets: Mapping[str, ImageSet], networks: Networks, compute: ActorCompute
 ) -> dict[str, Findings]:
-    """Findings of every set.
+    """Findings of every set, all by the same actors.
 
     Args:
         what: the name on the progress bar.
-        sets: name → artifact, prefix of its files (`train/`, `test/`, `part-`), at most how many images.
+        sets: by the name their findings get.
         networks: what to look at them with.
         compute: actors to do it.
 
@@ -82,16 +93,18 @@ def examine(
         UserError: a set is empty or damaged, or the networks cannot be loaded.
     """
     plan = [
-        {"set": name, "artifact": artifact, "stretch": stretch}
-        for name, (artifact, prefix, limit) in sets.items()
-        for stretch in stretches(artifact, prefix, limit, _LENGTH)
+        {"name": name, "set": chosen, "stretch": stretch}
+        for name, chosen in sets.items()
+        for stretch in stretches(chosen.artifact, chosen.prefix, chosen.limit, _LENGTH)
     ]
     found: dict[str, dict[int, Findings]] = {name: {} for name in sets}
     with Bar(what, sum(item["stretch"].rows for item in plan)) as bar:
         for name, first, findings in spread(plan, Examiner, (networks, compute.cpus_per_actor), compute):
             found[name][first] = findings
             bar.advance(len(findings.labels))
-    return {name: Findings.joined([pieces[first] for first in sorted(pieces)]) for name, pieces in found.items()}
+    return {
+        name: Findings.joined([pieces[first] for first in sorted(pieces)]) for name, pieces in found.items()
+    }
 
 
 class Examiner:
@@ -104,22 +117,23 @@ class Examiner:
         self.size = networks.size
         self.features = load_foundation(networks.features).to(self.device)
         self.judge = None if networks.judge is None else trained_judge(networks.judge).to(self.device)
-        self.tokenizer = None if networks.tokenizer is None else trained_autoencoder(networks.tokenizer).to(self.device)
+        self.tokenizer = (
+            None if networks.tokenizer is None else trained_autoencoder(networks.tokenizer).to(self.device)
+        )
 
     def __call__(self, item: Mapping[str, Any]) -> tuple[str, int, Findings]:
-        stretch: Stretch = item["stretch"]
-        found = [
-            self.look(labels, pixels)
-            for labels, pixels in read_images(item["artifact"].storage, stretch, self.size, BATCH)
-        ]
-        return item["set"], stretch.first, Findings.joined(found)
+        stretch, chosen = item["stretch"], item["set"]
+        batches = read_images(chosen.artifact.storage, stretch, self.size, BATCH)
+        found = [self.look(labels, pixels, chosen.reconstruct) for labels, pixels in batches]
+        return item["name"], stretch.first, Findings.joined(found)
 
     @torch.inference_mode()
-    def look(self, labels: NDArray[np.int64], pixels_BHW3: Pixels) -> Findings:
+    def look(self, labels: NDArray[np.int64], pixels_BHW3: Pixels, reconstruct: bool = False) -> Findings:
         """Findings of at most one batch."""
         count, psnr = len(labels), None
         images = self._filled(pixels_BHW3)
-        if self.tokenizer is not None:
+        if reconstruct:
+            assert self.tokenizer is not None, "reconstructing needs a tokenizer"
             reconstructed = to_pixels(self.tokenizer.decode(self.tokenizer.encode(images).mean))[:count]
             psnr = peak_signal_to_noise(pixels_BHW3, reconstructed)
             images = self._filled(reconstructed)

@@ -85,7 +85,9 @@ def run(context: Context) -> Outcome:
     connect()
     cpus = compute.actors * compute.cpus_per_actor if not compute.gpus_per_actor else compute.cpus_per_actor
     cpus = max(1, min(cpus, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())))
-    task = ray.remote(_train_remotely).options(num_cpus=cpus, num_gpus=min(1, compute.gpus_per_actor), max_retries=2)
+    task = ray.remote(_train_remotely).options(
+        num_cpus=cpus, num_gpus=min(1, compute.gpus_per_actor), max_retries=2
+    )
     rows = context.input("shard").manifest.facts["splits"]["train"]
     result: dict[str, Any] = {}
     with Bar("judge", section.epochs * rows) as bar:

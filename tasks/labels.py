@@ -39,13 +39,15 @@ def image_noise(
     return np.stack([stream.standard_normal(tuple(shape), dtype=np.float32) for stream in streams])
 
 
-def shown_per_class(labels: NDArray[np.int64], columns: int, rows: int) -> list[list[int]]:
-    """Positions to show in a picture of one class per column: `rows` lists of positions in `labels`.
+def shown_per_class(
+    labels: NDArray[np.int64], columns: int, rows: int, among: NDArray[np.int64] | None = None
+) -> list[list[int]]:
+    """Positions to show in a picture of one class per column: at most `rows` lists of positions in `labels`.
 
-    With more classes than columns, columns are spread evenly over the classes. A row is complete: rows end
-    where the first shown class has no more images.
+    With more classes than columns, columns are spread evenly over the classes (`among` these, where given). Every
+    row is complete: rows end where one of the shown classes has no more images.
     """
-    found = np.unique(labels)
+    found = np.unique(labels) if among is None else np.intersect1d(labels, among)
     shown = found[np.linspace(0, len(found) - 1, min(columns, len(found))).round().astype(int)]
     by_class = [np.flatnonzero(labels == label)[:rows].tolist() for label in shown]
     return [list(row) for row in zip(*by_class, strict=False)]

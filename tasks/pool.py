@@ -36,7 +36,9 @@ def spread(
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     most = min(compute.actors, len(items))
     fit = max(1, min(most, int(ray.cluster_resources().get("CPU", 1.0) // compute.cpus_per_actor)))
-    results = ray.data.from_items([{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)).map(
+    results = ray.data.from_items(
+        [{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)
+    ).map(
         _Worker,
         fn_constructor_args=(worker, tuple(arguments)),
         compute=ActorPoolStrategy(min_size=fit, max_size=most),  # more may start where a cluster grows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from configs import UserError
 from infra.artifacts import Artifact
-from infra.storage import Storage
+from infra.storage import FileEntry, Storage
 from tasks.decode import Undecodable, load
 from tasks.latents import is_tensor, to_numpy
 
@@ -33,7 +33,9 @@ class Stretch:
     """Number of the first row within the split."""
 
 
-def stretches(artifact: Artifact, prefix: str, limit: int | None = None, length: int = 1_000) -> list[Stretch]:
+def stretches(
+    artifact: Artifact, prefix: str, limit: int | None = None, length: int = 1_000
+) -> list[Stretch]:
     """The first `limit` rows of a split (files whose names start with `prefix`), cut into stretches.
 
     Raises:
@@ -48,7 +50,9 @@ def stretches(artifact: Artifact, prefix: str, limit: int | None = None, length:
             found.append(Stretch(entry.path, start, min(length, take - start), first + start))
         first += max(take, 0)
     if not found:
-        raise UserError(f"{artifact.uri} has no images in {prefix or 'its parts'}: run stage {artifact.stage} on more images")
+        raise UserError(
+            f"{artifact.uri} has no images in {prefix or 'its parts'}: run stage {artifact.stage} on more images"
+        )
     return found
 
 
@@ -75,6 +79,46 @@ def images(artifact: Artifact, split: str, size: int, limit: int | None = None) 
     prefix = f"{split}/" if split else "part-"
     for stretch in stretches(artifact, prefix, limit):
         yield from read_images(artifact.storage, stretch, size)
+
+
+def read_labels(artifact: Artifact, prefix: str, limit: int) -> NDArray[np.int64]:
+    """Labels of the first `limit` images of a split, (N,)."""
+    found: list[NDArray[np.int64]] = []
+    for stretch in stretches(artifact, prefix, limit, length=limit):
+        with artifact.storage.open(stretch.file) as file:
+            column = pq.ParquetFile(file).read(columns=["label"])["label"]
+        found.append(column.to_numpy()[: stretch.rows].astype(np.int64))
+    return np.concatenate(found)
+
+
+def pick_images(
+    storage: Storage, entries: Sequence[FileEntry], positions: Sequence[int], size: int
+) -> NDArray[np.uint8]:
+    """Images (B, size, size, 3) by their number within the files, in the order asked for.
+
+    Only the row groups that hold them are read, only they are decoded.
+    Raises ValueError for a number beyond the last row.
+    """
+    found: dict[int, NDArray[np.uint8]] = {}
+    first = 0
+    for entry in entries:
+        count = entry.rows or 0
+        if any(first <= position < first + count for position in positions):
+            with storage.open(entry.path) as opened:
+                file, start = pq.ParquetFile(opened), first
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    here = sorted({p for p in positions if start <= p < start + rows})
+                    if here:
+                        table = file.read_row_group(group, columns=["image"]).take([p - start for p in here])
+                        pixels = _pixels(table.combine_chunks().to_batches()[0], size)
+                        found.update(zip(here, pixels, strict=True))
+                    start += rows
+        first += count
+    missing = set(positions) - set(found)
+    if missing:
+        raise ValueError(f"no images number {sorted(missing)[:3]} in {storage.url}: there are {first}")
+    return np.stack([found[position] for position in positions])
 
 
 def _rows(file: pq.ParquetFile, stretch: Stretch, batch: int) -> Iterator[pa.RecordBatch]:

@@ -27,10 +27,17 @@ from models.solvers import sample as solve
 from tasks import pictures
 from tasks.labels import image_labels, image_noise, shown_per_class
 from tasks.latents import Statistics, tensor_array, tensor_field
-from tasks.networks import build_clock, build_dit, channel_groups, default_device, trained_autoencoder, trained_dit
+from tasks.networks import (
+    build_clock,
+    build_dit,
+    channel_groups,
+    default_device,
+    trained_autoencoder,
+    trained_dit,
+)
 from tasks.parts import Receipt, finished, write_receipt
 from tasks.pool import spread
-from tasks.readout import Stretch, read_images
+from tasks.readout import pick_images
 from tasks.stage import Context, Job, Outcome, Stage
 
 GRID = "grid.png"
@@ -47,7 +54,9 @@ def run(context: Context) -> Outcome:
     """
     recipe, out = context.recipe, context.out
     model, latents = context.input("train_dit"), context.input("encode")
-    Statistics.from_facts(latents.manifest.facts, latents.uri).check(model.manifest.facts["statistics_hash"], model.uri)
+    Statistics.from_facts(latents.manifest.facts, latents.uri).check(
+        model.manifest.facts["statistics_hash"], model.uri
+    )
     parts = _parts(recipe)
     made_from = context.job.fingerprint
     done = finished(out, [(part["name"], made_from) for part in parts])
@@ -66,7 +75,10 @@ def run(context: Context) -> Outcome:
     return Outcome(
         files=[*entries, out.write_bytes(GRID, sheet)],
         rows=recipe.sample.images,
-        facts={"shape": [recipe.image.size, recipe.image.size, 3], "guidance": recipe.section("sample")["guidance"]},
+        facts={
+            "shape": [recipe.image.size, recipe.image.size, 3],
+            "guidance": recipe.section("sample")["guidance"],
+        },
         scores={"images_per_second": sampled / seconds} if sampled else {},
     )
 
@@ -174,7 +186,9 @@ def _parts(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def image_table(indices: NDArray[np.int64], labels: NDArray[np.int64], images_BHW3: pictures.Pixels) -> pa.Table:
+def image_table(
+    indices: NDArray[np.int64], labels: NDArray[np.int64], images_BHW3: pictures.Pixels
+) -> pa.Table:
     """index, label, image: pixels as they are, shape and dtype in the field's metadata."""
     schema = pa.schema(
         [
@@ -183,7 +197,9 @@ def image_table(indices: NDArray[np.int64], labels: NDArray[np.int64], images_BH
             tensor_field("image", images_BHW3.shape[1:], "uint8"),
         ]
     )
-    return pa.table([pa.array(indices), pa.array(labels, pa.int32()), tensor_array(images_BHW3)], schema=schema)
+    return pa.table(
+        [pa.array(indices), pa.array(labels, pa.int32()), tensor_array(images_BHW3)], schema=schema
+    )
 
 
 def _grid(context: Context, entries: list[FileEntry]) -> pictures.Pixels:
@@ -193,22 +209,4 @@ def _grid(context: Context, entries: list[FileEntry]) -> pictures.Pixels:
     labels = image_labels(recipe.sample.labels, indices, recipe.data.classes, recipe.sample.seed)
     rows = shown_per_class(labels, GRID_COLUMNS, GRID_ROWS)
     wanted = [index for row in rows for index in row]
-    return pictures.grid(images_at(context.out, entries, wanted, recipe.image.size), columns=len(rows[0]))
-
-
-def images_at(storage: Storage, entries: list[FileEntry], indices: list[int], size: int) -> pictures.Pixels:
-    """Images (B, H, W, 3) of a sample by index, in the order asked for; only the parts that hold them are read."""
-    found: dict[int, pictures.Pixels] = {}
-    first = 0
-    for entry in entries:
-        count = entry.rows or 0
-        here = sorted(index - first for index in set(indices) if first <= index < first + count)
-        if here:
-            stretch = Stretch(entry.path, here[0], here[-1] + 1 - here[0], first + here[0])
-            position = stretch.first
-            for _, images in read_images(storage, stretch, size):
-                for image in images:
-                    found[position] = image
-                    position += 1
-        first += count
-    return np.stack([found[index] for index in indices])
+    return pictures.grid(pick_images(context.out, entries, wanted, recipe.image.size), columns=len(rows[0]))

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from configs import Recipe, load_recipe
-from infra.artifacts import Artifact, Manifest, timestamp
+from infra.artifacts import Artifact, Manifest, library_versions, timestamp
 from infra.storage import FileEntry
 from tasks.latents import statistics_hash
 from tasks.networks import EMA_WEIGHTS, WEIGHTS, build_autoencoder, build_dit
@@ -33,7 +33,9 @@ def small_recipe(*overrides: str) -> Recipe:
     return load_recipe("demo_tiny", [*SMALL, *overrides])
 
 
-def put(root: str, recipe: Recipe, stage: str, files: list[FileEntry], name: str = "", **found: Any) -> Artifact:
+def put(
+    root: str, recipe: Recipe, stage: str, files: list[FileEntry], name: str = "", **found: Any
+) -> Artifact:
     """Complete an artifact, named after its stage where nothing else is said, from files that are in place."""
     artifact = Artifact(root, stage, name or stage)
     manifest = Manifest(
@@ -47,6 +49,7 @@ def put(root: str, recipe: Recipe, stage: str, files: list[FileEntry], name: str
         rows=sum(entry.rows or 0 for entry in files),
         created=timestamp(),
         seconds=1.5,
+        libraries=library_versions(),
         **found,
     )
     artifact.complete(manifest)
@@ -70,7 +73,9 @@ def put_networks(root: str, recipe: Recipe) -> None:
     put_weights(root, recipe, "train_dit", {WEIGHTS: dit, EMA_WEIGHTS: dit}, facts=facts)
 
 
-def put_weights(root: str, recipe: Recipe, stage: str, networks: dict[str, nn.Module], **found: Any) -> Artifact:
+def put_weights(
+    root: str, recipe: Recipe, stage: str, networks: dict[str, nn.Module], **found: Any
+) -> Artifact:
     storage = Artifact(root, stage, stage).storage
     files = [storage.write_bytes(name, save(network.state_dict())) for name, network in networks.items()]
     return put(root, recipe, stage, files, **found)
@@ -92,7 +97,12 @@ def put_shard(root: str, recipe: Recipe, train: int = 200, test: int = 120) -> A
                 }
             )
             files.append(storage.write_table(f"{split}/part-{part:05d}.parquet", table, rows_per_group=32))
-    facts = {"classes": list(CLASSES), "splits": {"train": train, "test": test}, "quarantine": {}, "rows_per_group": 32}
+    facts = {
+        "classes": list(CLASSES),
+        "splits": {"train": train, "test": test},
+        "quarantine": {},
+        "rows_per_group": 32,
+    }
     return put(root, recipe, "shard", files, facts=facts)
 
 
@@ -133,7 +143,9 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def put_sample(root: str, recipe: Recipe, images_BHW3: np.ndarray, labels: np.ndarray, name: str = "sample") -> Artifact:
+def put_sample(
+    root: str, recipe: Recipe, images_BHW3: np.ndarray, labels: np.ndarray, name: str = "sample"
+) -> Artifact:
     """A `sample` artifact of given pictures, in two parts."""
     from tasks.sample import image_table
 

@@ -1,0 +1,254 @@
+"""Stage `report`: one page and a few pictures that say what a run made, how good it is and what it cost.
+
+The page is one HTML file without any outside reference; the pictures are also files of their own, for the tracker.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from configs import UserError
+from infra.artifacts import Artifact, Manifest
+from infra.cluster import connect
+from tasks import pictures
+from tasks.labels import shown_per_class
+from tasks.networks import default_device, trained_autoencoder
+from tasks.readout import pick_images, read_labels
+from tasks.scores import score_name
+from tasks.stage import Context, Outcome, Stage
+
+PAGE = "report.html"
+_STAGES = ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate")
+_LOOKED_THROUGH = 20_000
+"""Images whose labels are read to choose what to show."""
+_RECONSTRUCTED_AT_ONCE = 16
+
+
+def run(context: Context) -> Outcome:
+    """Draw the pictures, fill in the page, attach both to the stage's tracked run."""
+    manifests = {name: context.input(name).manifest for name in _STAGES if name in context.job.inputs}
+    labels, sheets = _sheets(context)
+    chart = pictures.curves_chart({name: _losses(manifest) for name, manifest in manifests.items()})
+    files = {f"{name}.png": pictures.png(sheet) for name, sheet in sheets.items()}
+    if chart is not None:
+        files["curves.png"] = chart
+    files[PAGE] = _page(context, manifests, labels, files).encode()
+    entries = []
+    for name, data in files.items():
+        entries.append(context.out.write_bytes(name, data))
+        context.tracker.file(name, data)
+    return Outcome(files=entries, rows=1)
+
+
+STAGE = Stage(name="report", version=1, sections=("report",), inputs=_STAGES, run=run)
+
+
+# ------------------------------------------------------------------------------------------------------ pictures
+
+
+def _sheets(context: Context) -> tuple[list[int], dict[str, pictures.Pixels]]:
+    """Labels of the columns, and the grids of real, reconstructed and generated images."""
+    recipe, shards, sample = context.recipe, context.input("shard"), context.input("sample")
+    size, section = recipe.image.size, recipe.report
+    made_labels, real_labels = (
+        read_labels(sample, "part-", _LOOKED_THROUGH),
+        read_labels(shards, "test/", _LOOKED_THROUGH),
+    )
+    common = np.intersect1d(made_labels, real_labels)
+    if not len(common):
+        raise UserError(
+            "no label is both in the sample and in the test split: nothing can be shown side by side"
+        )
+    made = shown_per_class(made_labels, section.columns, section.rows, common)
+    real = shown_per_class(real_labels, section.columns, section.rows, common)
+    generated = pick_images(sample.storage, sample.files("part-"), sum(made, []), size)
+    originals = pick_images(shards.storage, shards.files("test/"), sum(real, []), size)
+    again = _reconstructed(context, originals)
+    columns = len(made[0])
+    sheets = {
+        "generated": pictures.grid(generated, columns),
+        "real": pictures.grid(originals, columns),
+        "reconstructed": pictures.grid(again, columns),
+    }
+    return made_labels[made[0]].tolist(), sheets
+
+
+def _reconstructed(context: Context, images_BHW3: pictures.Pixels) -> pictures.Pixels:
+    """The tokenizer's reconstructions, made in one Ray task."""
+    connect()
+    compute = context.recipe.compute.actors
+    task = ray.remote(_reconstruct).options(num_cpus=compute.cpus_per_actor, num_gpus=compute.gpus_per_actor)
+    again: pictures.Pixels = ray.get(
+        task.remote(context.input("train_vavae"), images_BHW3, compute.cpus_per_actor)
+    )
+    return again
+
+
+@torch.inference_mode()
+def _reconstruct(tokenizer: Artifact, images_BHW3: pictures.Pixels, threads: int) -> pictures.Pixels:
+    torch.set_num_threads(threads)
+    network = trained_autoencoder(tokenizer).to(device := default_device())
+    pieces = pictures.to_tensor(images_BHW3).split(_RECONSTRUCTED_AT_ONCE)
+    return np.concatenate(
+        [pictures.to_pixels(network.decode(network.encode(x.to(device)).mean)) for x in pieces]
+    )
+
+
+def _losses(manifest: Manifest) -> dict[str, pictures.Curve]:
+    """A training stage's curves: the sum and its terms, without those per channel group."""
+    curves: dict[str, pictures.Curve] = manifest.facts.get("curves", {})
+    return {name: curve for name, curve in curves.items() if "/" not in name}
+
+
+# ---------------------------------------------------------------------------------------------------------- page
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score beside what real images reach."""
+
+    name: str
+    meaning: str
+    better: str
+    value: str
+    floor: str = ""
+
+
+def _page(
+    context: Context, manifests: dict[str, Manifest], labels: Sequence[int], files: dict[str, bytes]
+) -> str:
+    recipe = context.recipe
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    classes = manifests["shard"].facts["classes"]
+    made, total = manifests["evaluate"], sum(manifest.seconds for manifest in manifests.values())
+    return environment.get_template("report.html.jinja").render(
+        title=recipe.report.title,
+        recipe=recipe,
+        made=max(manifest.created for manifest in manifests.values()),
+        columns=[_class_name(classes, label) for label in labels],
+        pictures={
+            name.removesuffix(".png"): _as_url(data) for name, data in files.items() if name.endswith(".png")
+        },
+        cards=_cards(made),
+        rows=_score_rows(made),
+        network=made.facts["network"],
+        counts=made.facts["images"],
+        by_label=[
+            (_class_name(classes, label), share)
+            for label, share in enumerate(made.facts["consistency_by_label"])
+            if share is not None
+        ][:100],
+        stages=[_stage_row(name, manifest, total) for name, manifest in manifests.items()],
+        total=_duration(total),
+        quarantined=manifests["shard"].facts.get("quarantine", {}),
+        others=_other_scores(manifests),
+        yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        libraries=made.libraries,
+    )
+
+
+def _cards(evaluated: Manifest) -> list[tuple[str, str, str]]:
+    """The figures a reader asks for first: name, value, what it compares with."""
+    scores, network = evaluated.scores, evaluated.facts["network"]
+    cards = []
+    if "class_consistency" in scores:
+        floor = scores["floor_class_consistency"]
+        cards.append(
+            ("Class consistency", f"{100 * scores['class_consistency']:.1f} %", f"real {100 * floor:.1f} %")
+        )
+    name = score_name("frechet", network)
+    cards.append(("Fréchet distance", f"{scores[name]:.2f}", f"real {scores['floor_' + name]:.2f}"))
+    for score in ("precision", "recall"):
+        name = score_name(score, network)
+        cards.append((score.capitalize(), f"{scores[name]:.2f}", f"real {scores['floor_' + name]:.2f}"))
+    if "reconstruction_psnr" in scores:
+        cards.append(("Tokenizer PSNR", f"{scores['reconstruction_psnr']:.1f} dB", "on test images"))
+    return cards
+
+
+def _score_rows(evaluated: Manifest) -> list[Row]:
+    scores, network = evaluated.scores, evaluated.facts["network"]
+    known = [
+        ("class_consistency", "share of images that the judge gives their label", "higher"),
+        (score_name("frechet", network), "distance of the feature distributions", "lower"),
+        (score_name("precision", network), "share of these images that lie among real ones", "higher"),
+        (score_name("recall", network), "share of real images that lie among these", "higher"),
+        ("judge_accuracy", "the judge on the test split", "higher"),
+        ("reconstruction_psnr", "tokenizer on the test split, dB", "higher"),
+        (score_name("reconstruction_frechet", network), "test images against their reconstructions", "lower"),
+    ]
+    return [
+        Row(
+            name,
+            meaning,
+            better,
+            f"{scores[name]:.3f}",
+            f"{scores[floor]:.3f}" if (floor := f"floor_{name}") in scores else "",
+        )
+        for name, meaning, better in known
+        if name in scores
+    ]
+
+
+def _stage_row(name: str, manifest: Manifest, total: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "seconds": _duration(manifest.seconds),
+        "share": manifest.seconds / total if total else 0.0,
+        "rows": f"{manifest.rows:,}",
+        "unit": {"train_vavae": "images seen", "train_semvae": "images seen", "train_dit": "images seen"}.get(
+            name, "images"
+        ),
+        "bytes": _size(manifest.bytes),
+        "fingerprint": manifest.fingerprint,
+        "created": manifest.created,
+    }
+
+
+def _other_scores(manifests: dict[str, Manifest]) -> list[tuple[str, str, str]]:
+    """Every other figure that a stage put on record."""
+    return [
+        (stage, name, f"{value:,.4g}")
+        for stage, manifest in manifests.items()
+        if stage != "evaluate"
+        for name, value in sorted(manifest.scores.items())
+    ]
+
+
+def _class_name(classes: Sequence[str], label: int) -> str:
+    return str(classes[label]) if label < len(classes) else str(label)
+
+
+def _as_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

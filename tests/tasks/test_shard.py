@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from configs import UserError
+from configs.schema import Shard
+from infra.artifacts import MANIFEST
+from tasks import shard
+from tasks.shard import STAGE, plan
+from tasks.sources import Listing, listing_table
+from tests.tasks.piles import encoded, folder_of_classes, folder_recipe, picture, read_rows, run_stage
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def _odd_pile(root: Path) -> Path:
+    """Three classes with spaces and non-ASCII names, one empty; good, odd and bad files."""
+    folder_of_classes(root, {"größe 1": 20, "b": 20})
+    (root / "no images").mkdir()
+    odd = root / "b"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (odd / "turned.jpg").write_bytes(encoded(picture(50), "JPEG", exif=exif.tobytes()))
+    (odd / "cmyk.jpg").write_bytes(encoded(picture(51).convert("CMYK"), "JPEG"))
+    (odd / "deep.png").write_bytes(encoded(Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32))))
+    (odd / "palette.png").write_bytes(encoded(picture(52).quantize(16)))
+    (odd / "glass.png").write_bytes(encoded(picture(53).convert("RGBA")))
+    (odd / "truncated.jpg").write_bytes(encoded(picture(54), "JPEG")[:-300])
+    (odd / "empty.png").write_bytes(b"")
+    (odd / "notes.txt").write_text("not an image at all")
+    (odd / "huge.png").write_bytes(encoded(Image.new("1", (4000, 3000))))
+    return root
+
+
+def test_an_odd_pile_end_to_end(tmp_path: Path) -> None:
+    pile = _odd_pile(tmp_path / "my pile")
+    recipe = folder_recipe(
+        pile, "shard.max_bad_share=0.2", "shard.max_pixels=1000000", "shard.rows_per_shard=10", "shard.limit=null"
+    )
+    artifact = run_stage(STAGE, recipe, str(tmp_path / "root"))
+    facts = artifact.manifest.facts
+    assert facts["classes"] == ["b", "größe 1", "no images"]
+    assert facts["notes"] == [f"class 'no images' has no images in {pile}"]
+    reasons = {"empty file": 1, "not an image": 1, "too many pixels": 1, "truncated image": 1}
+    assert facts["quarantine"] == reasons
+    assert sum(facts["splits"].values()) == 45 and 1 <= facts["splits"]["test"] <= 5
+    quarantine = pq.read_table(pa.BufferReader(artifact.read("quarantine.parquet"))).to_pylist()
+    assert [row["key"] for row in quarantine] == ["b/empty.png", "b/huge.png", "b/notes.txt", "b/truncated.jpg"]
+    rows = read_rows(artifact, "train") + read_rows(artifact, "test")
+    assert len({row["key"] for row in rows}) == 45
+    for row in rows:  # original bytes, right labels
+        assert row["image"] == (pile / row["key"]).read_bytes()
+        assert row["label"] == facts["classes"].index(row["key"].split("/")[0])
+
+
+def test_parts_are_even_shuffled_and_the_same_every_time(tmp_path: Path) -> None:
+    pile = folder_of_classes(tmp_path / "pile", {"a": 30, "b": 30})
+    recipe = folder_recipe(pile, "shard.rows_per_shard=16", "shard.test_share=0.1", "shard.limit=null")
+    first = run_stage(STAGE, recipe, str(tmp_path / "one"))
+    second = run_stage(STAGE, recipe, str(tmp_path / "two"))
+    assert first.manifest.files == second.manifest.files
+    assert [entry.rows for entry in first.files("train/")] == [13, 14, 13, 14]
+    labels = [row["label"] for row in read_rows(first, "train")]
+    assert 5 < sum(labels[:27]) < 22
+    other = run_stage(STAGE, folder_recipe(pile, "shard.seed=1", "shard.limit=null"), str(tmp_path / "three"))
+    assert [row["key"] for row in read_rows(other, "train")] != [row["key"] for row in read_rows(first, "train")]
+
+
+def test_a_killed_run_writes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pile = folder_of_classes(tmp_path / "pile", {"a": 20, "b": 20})
+    recipe = folder_recipe(pile, "shard.rows_per_shard=10")
+    whole = run_stage(STAGE, recipe, str(tmp_path / "root"))
+    storage = whole.storage
+    kept = {entry.path: (Path(storage.path) / entry.path).stat().st_mtime_ns for entry in whole.files("train/")}
+    lost = sorted(kept)[1]
+    (Path(storage.path) / lost).write_bytes(b"half a file")
+    storage.delete(MANIFEST)
+    again = run_stage(STAGE, recipe, str(tmp_path / "root"))
+    assert again.manifest.files == whole.manifest.files
+    for path, modified in kept.items():
+        assert ((Path(storage.path) / path).stat().st_mtime_ns == modified) == (path != lost)
+
+
+def test_too_many_bad_files_fail_and_leave_nothing_complete(tmp_path: Path) -> None:
+    pile = folder_of_classes(tmp_path / "pile", {"a": 10, "b": 10})
+    for name in ("x.png", "y.png"):
+        (pile / "a" / name).write_bytes(b"")
+    (pile / "b" / "words.txt").write_text("words and words")
+    with pytest.raises(UserError) as caught:
+        run_stage(STAGE, folder_recipe(pile, "shard.max_bad_share=0.05"), str(tmp_path / "root"))
+    message = str(caught.value)
+    assert "of 23 images are unusable" in message and "shard.max_bad_share 0.05" in message
+    assert "empty file" in message and "'a/" in message
+    assert not list((tmp_path / "root").rglob(MANIFEST))
+
+
+def test_duplicates_are_reported(tmp_path: Path) -> None:
+    pile = folder_of_classes(tmp_path / "pile", {"a": 10, "b": 10})
+    (pile / "a" / "again.png").write_bytes((pile / "a" / "0003.png").read_bytes())
+    (pile / "b" / "wrong label.png").write_bytes((pile / "a" / "0004.png").read_bytes())
+    artifact = run_stage(STAGE, folder_recipe(pile, "shard.test_share=0.0"), str(tmp_path / "root"))
+    assert artifact.manifest.facts["duplicates"] == {"images": 2, "across_splits": 0, "across_classes": 1}
+    rows = pq.read_table(pa.BufferReader(artifact.read("duplicates.parquet"))).to_pylist()
+    assert {frozenset((row["key"], row["same_as"])) for row in rows} == {
+        frozenset(("a/again.png", "a/0003.png")),
+        frozenset(("b/wrong label.png", "a/0004.png")),
+    }
+    assert artifact.manifest.rows == 22
+
+
+def test_more_classes_than_the_recipe_says(tmp_path: Path) -> None:
+    pile = folder_of_classes(tmp_path / "pile", {"a": 1, "b": 1, "c": 1})
+    with pytest.raises(UserError, match=r"3 classes \('a', 'b', 'c', …\) but data.classes is 2"):
+        run_stage(STAGE, folder_recipe(pile, "data.classes=2", "sample.images=4"), str(tmp_path / "root"))
+
+
+def test_fashion_mnist_splits_and_limit(fashion_mnist: str, tmp_path: Path) -> None:
+    source = f"data.source={{kind: fashion-mnist, path: '{fashion_mnist}'}}"
+    recipe = folder_recipe("-", source, "shard.limit=60", "shard.rows_per_shard=40")
+    artifact = run_stage(STAGE, recipe, str(tmp_path / "root"))
+    assert artifact.manifest.facts["splits"] == {"train": 60, "test": 60}
+    assert len(artifact.manifest.facts["classes"]) == 10
+    assert all(row["key"].startswith("test/") for row in read_rows(artifact, "test"))
+    larger = folder_recipe("-", source, "shard.limit=90")
+    keys = {row["key"] for row in read_rows(artifact, "train")}
+    more = run_stage(STAGE, larger, str(tmp_path / "root"))
+    assert keys < {row["key"] for row in read_rows(more, "train")}
+
+
+def test_a_key_listed_twice_counts_once() -> None:
+    rows = [("a", 0, None, "f", 0, 1), ("b", 0, None, "f", 1, 1), ("a", 1, None, "f", 2, 1)]
+    splits, refused = plan(Listing(listing_table(rows), ("x", "y")), Shard(test_share=0.0))
+    assert sorted(splits["train"]["key"].to_pylist()) == ["a", "b"]
+    assert [(r.key, r.reason) for r in refused] == [("a", "key listed twice")]
+
+
+def test_a_file_too_large_to_be_an_image_is_never_read(tmp_path: Path) -> None:
+    class Forbidden:
+        def read(self, file: str, start: int, length: int) -> bytes:
+            raise AssertionError("read")
+
+    refusal = shard._read(Forbidden(), "k", "f", 0, 10**9, max_pixels=1_000_000)  # type: ignore[arg-type]
+    assert isinstance(refusal, shard.Refusal) and refusal.reason == "file too large"
+
+
+def test_the_revision_stands_for_the_listing(tmp_path: Path) -> None:
+    recipe = folder_recipe(tmp_path / "not there yet", "data.revision=v1")
+    assert shard.external(recipe) == {"source": "v1"}
+    with pytest.raises(UserError, match="does not exist"):
+        STAGE.fingerprint(folder_recipe(tmp_path / "nowhere"), {})
