@@ -44,7 +44,55 @@ class ImageFolder(Section):
     """A second tree for the test split; None takes `shard.test_share` of the first by key hash."""
 
 
-Source = Annotated[FashionMnist | ImageFolder, Field(discriminator="kind")]
+class ImageNet(Section):
+    """ImageNet's own archives, read in place: nothing is unpacked."""
+
+    kind: Literal["imagenet"] = "imagenet"
+    path: str
+    """`ILSVRC2012_img_train.tar`, a tar of one tar per class; class names sort to labels."""
+    test_path: str | None = None
+    """`ILSVRC2012_img_val.tar`, a flat tar, as the test split."""
+    test_labels_path: str | None = None
+    """Its classes: lines of `name class`, or one class per line in the order of names."""
+
+    @model_validator(mode="after")
+    def _labels_for_the_test_tar(self) -> ImageNet:
+        if (self.test_path is None) != (self.test_labels_path is None):
+            raise ValueError("test_path and test_labels_path belong together: give both or neither")
+        return self
+
+
+class WebDataset(Section):
+    """WebDataset tars: files of one name form a sample, an image and `.cls` with its label."""
+
+    kind: Literal["webdataset"] = "webdataset"
+    path: str
+    """A tar, a folder of tars or a glob, local or any fsspec URL."""
+    test_path: str | None = None
+
+
+class ParquetFiles(Section):
+    """Parquet as the Hugging Face hub serves images: a struct column `bytes`, `path` and an integer label."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: str
+    """A file, a folder or a glob, e.g. `…/data/train-*.parquet`."""
+    test_path: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+
+
+class CsvFile(Section):
+    """A CSV with the columns `path` and `label`, and `split` (train or test) where there is one."""
+
+    kind: Literal["csv"] = "csv"
+    path: str
+    """The CSV; paths in it are relative to its folder unless they are absolute or URLs."""
+
+
+Source = Annotated[
+    FashionMnist | ImageFolder | ImageNet | WebDataset | ParquetFiles | CsvFile, Field(discriminator="kind")
+]
 
 
 class Data(Section):
@@ -95,6 +143,17 @@ class Foundation(Section):
 # ------------------------------------------------------------------------------------------------ training
 
 
+class Guard(Section):
+    """What happens when a step's gradient is not finite or explodes; such a step never changes a weight."""
+
+    policy: Literal["skip", "rewind", "stop"] = "skip"
+    """Leave the batch out and go on, go back to the last checkpoint and leave it out from there, or fail."""
+    limit: Annotated[float, Field(gt=1)] | None = 50.0
+    """A gradient longer than this many times the usual one explodes; None minds non-finite ones only."""
+    patience: Positive = 20
+    """Bad steps in a row (skip), or rewinds, after which the stage fails in any case."""
+
+
 class Training(Section):
     """What all trained stages share. Durations are images seen, over all workers."""
 
@@ -112,6 +171,7 @@ class Training(Section):
     clip_norm: Weight | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     ema_decay: Share | None = None
+    guard: Guard = Guard()
     seed: int = 0
     pretrained: str | None = None
     """Path, fsspec URL or hub name of weights: with `images: 0` used as they are, else trained further."""
@@ -340,10 +400,10 @@ class Sample(Section):
 class Classifier(Section):
     """The judge of class consistency, trained on the train split."""
 
-    epochs: Positive = 2
+    epochs: Positive = 3
     batch: Positive = 128
     width: Positive = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     min_accuracy: Share = 0.9
     """The stage fails when the judge itself is worse than this on the test split."""
     seed: int = 0
@@ -373,10 +433,17 @@ class TrainCompute(Section):
     cpus_per_worker: Positive = 8
     micro_batch: Positive | None = None
     """Images per worker and accumulation step; None takes the whole share of the batch at once."""
+    engine: Literal["auto", "deepspeed", "plain"] = "auto"
+    """`auto` is DeepSpeed where it is installed; `plain` trains with torch alone."""
     zero_stage: Literal[0, 1, 2, 3] = 0
+    compile: bool = False
+    recompute: bool = False
+    """Recompute each block's activations in the backward pass instead of keeping them (`train_dit`)."""
     checkpoint_every: Positive = 1_000_000
     """Images between checkpoints."""
     keep_checkpoints: Positive = 3
+    keep_every: Positive | None = None
+    """Checkpoints at multiples of this many images are kept until the stage is done; None keeps the newest only."""
     log_every: Positive = 25_600
     """Images between logged metrics."""
     max_failures: Annotated[int, Field(ge=0)] = 3

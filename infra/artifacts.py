@@ -62,7 +62,8 @@ class Manifest:
     """Prefect and MLflow run ids that made it."""
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes of all files together."""
         return sum(entry.bytes for entry in self.files)
 
     def to_json(self) -> bytes:

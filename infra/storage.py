@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,25 +86,31 @@ class Storage:
     def exists(self, name: str) -> bool:
         with self._explained("look for", name):
             self.fs.invalidate_cache()
-            return bool(self.fs.exists(self.locate(name)))
+            return bool(self._retried(lambda: self.fs.exists(self.locate(name))))
 
     def read_bytes(self, name: str) -> bytes:
         with self._explained("read", name):
-            data: bytes = self.fs.cat_file(self.locate(name))
+            data: bytes = self._retried(lambda: self.fs.cat_file(self.locate(name)))
             return data
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of a file from `start` on; fewer where the file ends earlier."""
         with self._explained("read", name):
-            data: bytes = self.fs.cat_file(self.locate(name), start=start, end=start + length)
+            end = start + length
+            data: bytes = self._retried(lambda: self.fs.cat_file(self.locate(name), start=start, end=end))
             return data
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError where there is none."""
+        with self._explained("look for", name):
+            return int(self._retried(lambda: self.fs.info(self.locate(name)))["size"])
 
     def names(self, prefix: str = "") -> list[str]:
         """Sorted names of all files below `prefix`, relative to this storage; empty if there are none."""
         with self._explained("list", prefix):
             self.fs.invalidate_cache()
             try:
-                found = self.fs.find(self.locate(prefix))
+                found = self._retried(lambda: self.fs.find(self.locate(prefix)))
             except FileNotFoundError:
                 return []
         below = self.path.rstrip("/") + "/"
@@ -112,7 +122,7 @@ class Storage:
         with self._explained("list", prefix):
             self.fs.invalidate_cache()
             try:
-                found = self.fs.find(self.locate(prefix), detail=True)
+                found = self._retried(lambda: self.fs.find(self.locate(prefix), detail=True))
             except FileNotFoundError:
                 return {}
         cut = len(self.path.rstrip("/")) + 1
@@ -121,7 +131,7 @@ class Storage:
     def open(self, name: str) -> Any:
         """A binary file object for reading with seeks (range requests on object storage)."""
         with self._explained("read", name):
-            return self.fs.open(self.locate(name), "rb")
+            return self._retried(lambda: self.fs.open(self.locate(name), "rb"))
 
     # ---------------------------------------------------------------------------------------------- writing
 
@@ -143,7 +153,7 @@ class Storage:
                         os.unlink(partial)
                     raise
             else:
-                self.fs.pipe_file(target, data)
+                self._retried(lambda: self.fs.pipe_file(target, data))
         return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), rows)
 
     def write_table(self, name: str, table: pa.Table, rows_per_group: int, **options: Any) -> FileEntry:
@@ -171,6 +181,19 @@ class Storage:
         self.write_bytes(name, b"latentforge")
         self.delete(name)
 
+    def _retried(self, request: Callable[[], T]) -> T:
+        """Make a request, on remote storage again after transient errors, waiting twice as long each time."""
+        for attempt in range(1 if self.local else _ATTEMPTS):
+            try:
+                return request()
+            except _FINAL:
+                raise
+            except (OSError, _client_errors()):
+                if self.local or attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(_FIRST_WAIT * 2**attempt * (0.5 + random.random()))
+        raise AssertionError("unreachable")
+
     @contextmanager
     def _explained(self, verb: str, name: str) -> Iterator[None]:
         """Turn storage errors into one line that names the file and the way out."""
@@ -195,6 +218,11 @@ class Storage:
 
 
 _PARTIAL = ".partial"
+_ATTEMPTS = 5
+_FIRST_WAIT = 0.1
+"""Seconds, doubled at every attempt and spread by a random factor: 1.5 s in all."""
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+"""Errors that another attempt would only meet again."""
 
 
 def _client_errors() -> type[Exception]:

@@ -33,7 +33,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.proj(x_BCHW).flatten(2).transpose(1, 2)
+        # Contiguous, because a strided token axis would make every linear layer a slow batched product.
+        return self.proj(x_BCHW).flatten(2).transpose(1, 2).contiguous()
 
 
 class TimeEmbedder(nn.Module):

@@ -38,9 +38,7 @@ def run(context: Context) -> Outcome:
             scores |= {"reconstruction_psnr": float(again.psnr.mean())}
             scores |= {score_name("reconstruction_frechet", network): distance}
     except ValueError as error:
-        raise UserError(
-            f"the sets cannot be scored: {error}; see sample.images and evaluate.images"
-        ) from None
+        raise UserError(f"the sets cannot be scored: {error}; see sample.images and evaluate.images") from None
     if judge is not None:
         scores |= judge.manifest.scores
     facts = {
@@ -84,9 +82,7 @@ def _judge(context: Context) -> Artifact | None:
     return artifact
 
 
-def _findings(
-    context: Context, judge: Artifact | None
-) -> tuple[Findings, Findings, Findings, Findings | None]:
+def _findings(context: Context, judge: Artifact | None) -> tuple[Findings, Findings, Findings, Findings | None]:
     """Findings of generated, test, train and reconstructed images; what is on record already is not made again."""
     recipe, limit = context.recipe, context.recipe.evaluate.images
     shards = context.input("shard")
@@ -124,9 +120,7 @@ def _looked_at(context: Context) -> dict[str, Any]:
 def _aside(context: Context, name: str, sections: dict[str, Any], inputs: dict[str, Artifact]) -> Job:
     """The job of an artifact that this stage needs and others of its kind can share."""
     prints = {stage: artifact.fingerprint for stage, artifact in inputs.items()}
-    return Job(
-        name, fingerprint(name, 1, sections, prints), context.job.root, context.job.recipe, prints, sections
-    )
+    return Job(name, fingerprint(name, 1, sections, prints), context.job.root, context.job.recipe, prints, sections)
 
 
 def _kept(found: dict[str, Findings], aside: Context) -> Outcome:

@@ -78,9 +78,7 @@ class ImageSet:
     """Look at what the tokenizer makes of them (the posterior's mean, decoded) instead of at themselves."""
 
 
-def examine(
-    what: str, sets: Mapping[str, ImageSet], networks: Networks, compute: ActorCompute
-) -> dict[str, Findings]:
+def examine(what: str, sets: Mapping[str, ImageSet], networks: Networks, compute: ActorCompute) -> dict[str, Findings]:
     """Findings of every set, all by the same actors.
 
     Args:
@@ -92,7 +90,7 @@ def examine(
     Raises:
         UserError: a set is empty or damaged, or the networks cannot be loaded.
     """
-    plan = [
+    plan: list[dict[str, Any]] = [
         {"name": name, "set": chosen, "stretch": stretch}
         for name, chosen in sets.items()
         for stretch in stretches(chosen.artifact, chosen.prefix, chosen.limit, _LENGTH)
@@ -102,9 +100,7 @@ def examine(
         for name, first, findings in spread(plan, Examiner, (networks, compute.cpus_per_actor), compute):
             found[name][first] = findings
             bar.advance(len(findings.labels))
-    return {
-        name: Findings.joined([pieces[first] for first in sorted(pieces)]) for name, pieces in found.items()
-    }
+    return {name: Findings.joined([pieces[first] for first in sorted(pieces)]) for name, pieces in found.items()}
 
 
 class Examiner:
@@ -117,9 +113,7 @@ class Examiner:
         self.size = networks.size
         self.features = load_foundation(networks.features).to(self.device)
         self.judge = None if networks.judge is None else trained_judge(networks.judge).to(self.device)
-        self.tokenizer = (
-            None if networks.tokenizer is None else trained_autoencoder(networks.tokenizer).to(self.device)
-        )
+        self.tokenizer = None if networks.tokenizer is None else trained_autoencoder(networks.tokenizer).to(self.device)
 
     def __call__(self, item: Mapping[str, Any]) -> tuple[str, int, Findings]:
         stretch, chosen = item["stretch"], item["set"]

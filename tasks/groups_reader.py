@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,10 @@ class Group:
     def keys(self) -> list[str]:
         return self.columns["key"].to_pylist()
 
+    @cached_property
+    def images(self) -> list[bytes]:
+        return self.columns["image"].to_pylist()
+
 
 class GroupReader:
     """Reads any row group of one split; damaged files are refused by name.
@@ -55,7 +60,9 @@ class GroupReader:
             for group in range(-(-(entry.rows or 0) // per_group))
         ]
         """(part, row group in it, rows) of every group, known without opening a file."""
-        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._open: OrderedDict[tuple[int, bool], pq.ParquetFile] = OrderedDict()
+        self._verified: set[int] = set()
+        self._lock = Lock()
 
     @property
     def group_rows(self) -> tuple[int, ...]:
@@ -65,22 +72,25 @@ class GroupReader:
         """Group `number` of :attr:`index`. Raises UserError naming a file that is missing, cut off or damaged."""
         part, group, rows = self.index[number]
         entry = self.parts[part]
-        file = self._file(part, entry)
-        try:
-            table = file.read_row_group(group, columns=self.columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise self._damaged(entry, str(error)) from None
+        # Checksums cost more than the reading itself; what was right once in this process needs no second look.
+        with self._lock:  # a file object has one position: streams of one loader take turns
+            file = self._file(part, entry, verify=number not in self._verified)
+            try:
+                table = file.read_row_group(group, columns=self.columns, use_threads=False)
+            except (OSError, pa.ArrowException) as error:
+                raise self._damaged(entry, str(error)) from None
         if table.num_rows != rows:
             raise self._damaged(entry, f"row group {group} has {table.num_rows} rows, expected {rows}")
+        self._verified.add(number)
         fields = [table.schema.field(name) for name in self.columns]
         tensors = {f.name: to_numpy(table[f.name], f) for f in fields if is_tensor(f)}
         columns = {f.name: _one_chunk(table[f.name]) for f in fields if not is_tensor(f)}
         return Group(tensors, columns)
 
-    def _file(self, part: int, entry: FileEntry) -> pq.ParquetFile:
-        if part in self._open:
-            self._open.move_to_end(part)
-            return self._open[part]
+    def _file(self, part: int, entry: FileEntry, verify: bool) -> pq.ParquetFile:
+        if (part, verify) in self._open:
+            self._open.move_to_end((part, verify))
+            return self._open[part, verify]
         storage = self.artifact.storage
         try:
             if storage.local:
@@ -91,15 +101,15 @@ class GroupReader:
             if size != entry.bytes:
                 raise self._damaged(entry, f"{size} bytes, the manifest says {entry.bytes}")
             if storage.local:
-                file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+                file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=verify)
             else:
-                file = pq.ParquetFile(storage.open(entry.path), pre_buffer=True, page_checksum_verification=True)
+                file = pq.ParquetFile(storage.open(entry.path), pre_buffer=True, page_checksum_verification=verify)
             self._check_schema(file.schema_arrow, entry)
         except FileNotFoundError:
             raise self._damaged(entry, "the file is missing") from None
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(entry, str(error)) from None
-        self._open[part] = file
+        self._open[part, verify] = file
         if len(self._open) > _OPEN_FILES:
             self._open.popitem(last=False)
         return file

@@ -84,8 +84,9 @@ def run(context: Context) -> Outcome:
     compute = context.recipe.compute.actors
     connect()
     cpus = compute.actors * compute.cpus_per_actor if not compute.gpus_per_actor else compute.cpus_per_actor
-    cpus = max(1, min(cpus, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())))
-    task = ray.remote(_train_remotely).options(
+    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
+    cpus = max(1, min(cpus, largest))
+    task: Any = ray.remote(_train_remotely).options(
         num_cpus=cpus, num_gpus=min(1, compute.gpus_per_actor), max_retries=2
     )
     rows = context.input("shard").manifest.facts["splits"]["train"]
@@ -109,7 +110,7 @@ def _train_remotely(job: dict[str, Any], cpus: int) -> Iterator[int | dict[str, 
     assert section is not None
     torch.set_num_threads(cpus)
     torch.manual_seed(section.seed)
-    judge = build_judge(recipe, section).to(default_device(), memory_format=torch.channels_last)
+    judge = build_judge(recipe, section).to(default_device()).to(memory_format=torch.channels_last)
     yield from train(judge, shards, recipe.image.size, section)
     tensors = {name: value.cpu().contiguous() for name, value in judge.state_dict().items()}
     yield {"weights": save(tensors), "accuracy": accuracy(judge, shards, recipe.image.size)}

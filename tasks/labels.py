@@ -31,9 +31,7 @@ def image_labels(plan: Plan, indices: NDArray[np.int64], classes: int, seed: int
     raise ValueError(f"label plan must be 'balanced' or 'random', found {plan!r}")
 
 
-def image_noise(
-    indices: NDArray[np.int64], shape: Sequence[int], seed: int, draw: int = 0
-) -> NDArray[np.float32]:
+def image_noise(indices: NDArray[np.int64], shape: Sequence[int], seed: int, draw: int = 0) -> NDArray[np.float32]:
     """Standard normal noise of images by index, (B,) → (B, *shape); `draw` counts an image's later draws."""
     streams = (_stream(seed, int(index), _NOISE + 2 * draw) for index in indices)
     return np.stack([stream.standard_normal(tuple(shape), dtype=np.float32) for stream in streams])

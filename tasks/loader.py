@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -74,7 +73,7 @@ class Loader:
         pin: bool = False,
     ) -> None:
         self.columns, self.batch, self.flips, self.size = tuple(columns), batch, flips, size
-        self.ahead, self.pin = ahead, pin
+        self.ahead, self.pin, self.split = ahead, pin, split
         images = IMAGE in self.columns
         if images and size is None:
             raise ValueError("a loader of images needs `size`, the side in pixels they are cropped to")
@@ -113,62 +112,59 @@ class Loader:
             else self._batches(cursor, rank, world)
         )
 
+    def keys_at(self, cursor: int) -> list[str]:
+        """Keys of the whole global batch that begins at image number `cursor`."""
+        reader = GroupReader(self.reader.artifact, self.split, ["label", "key"], {})
+        windows, keys = _Windows(reader, self.order, False), list[str]()
+        for epoch, place, length in _by_epoch(cursor, self.batch, self.rows):
+            for span in self.order.spans(place, place + length):
+                keys += windows.get(epoch, span.lane, span.window).keys[span.start : span.stop].tolist()
+        return keys
+
     # ------------------------------------------------------------------------------------------------ parts
 
     def _batches(self, cursor: int, rank: int, world: int) -> Iterator[Batch]:
         share = self.batch // world
-        window = _Windows(self.reader, self.order, world)
+        windows = _Windows(self.reader, self.order, self.flips)
         while True:
             yield self._assemble(
-                window, np.arange(cursor + rank * share, cursor + (rank + 1) * share), cursor + self.batch
+                windows, np.arange(cursor + rank * share, cursor + (rank + 1) * share), cursor + self.batch
             )
             cursor += self.batch
 
     def _assemble(self, windows: _Windows, positions: np.ndarray, images_seen: int) -> Batch:
         count = len(positions)
         arrays = {name: self._empty(count, name) for name in self.columns}
-        labels, keys = np.empty(count, np.int64), [""] * (count if self._keys else 0)
-        pixels: list[Any] = []
-        for epoch, place, filled, length in _by_epoch(positions, self.rows):
-            mirrored = (
-                self.order.flips(epoch, np.arange(place, place + length)) if self.flips else np.zeros(length, bool)
-            )
-            at = 0
-            for group, source, target in windows.gather(epoch, place, place + length):
-                where = filled + target
-                labels[where] = group.labels[source]
-                if self._keys:
-                    for row, slot in zip(source.tolist(), where.tolist(), strict=True):
-                        keys[slot] = group.keys[row]
-                flip = mirrored[target]
+        labels, keys = np.empty(count, np.int64), list[str]()
+        images: list[tuple[np.ndarray, bytes, bool, str]] = []
+        filled = 0
+        for epoch, place, length in _by_epoch(int(positions[0]), count, self.rows):
+            for span in self.order.spans(place, place + length):
+                window = windows.get(epoch, span.lane, span.window)
+                rows, places = slice(span.start, span.stop), slice(filled, filled + span.stop - span.start)
+                labels[places] = window.labels[rows]
+                names = window.keys[rows].tolist() if self._keys else [""] * (span.stop - span.start)
+                keys += names
                 for name in self.columns:
                     if name == IMAGE:
-                        pixels.append((arrays[name], where, group, source, flip))
+                        slots = arrays[name][places]
+                        images += zip(slots, window.images[rows], window.flips[rows], names, strict=True)
                     else:
-                        _take(arrays[name], where, group, name, source, flip)
-                at += len(source)
-        self._decode(pixels)
-        return Batch(images_seen, positions, keys, labels, arrays)
-
-    def _decode(self, wanted: list[Any]) -> None:
-        work = [
-            (pixels, slot, group, row, flip)
-            for pixels, where, group, source, mirrored in wanted
-            for slot, row, flip in zip(where.tolist(), source.tolist(), mirrored.tolist(), strict=True)
-        ]
-        for _ in (self._pool.map if self._pool else map)(self._decode_one, work):
+                        arrays[name][places] = window.tensors[name][rows]
+                filled = places.stop
+        for _ in (self._pool.map if self._pool else map)(self._decode, images):
             pass
+        return Batch(images_seen, positions, keys if self._keys else [], labels, arrays)
 
-    def _decode_one(self, item: Any) -> None:
-        pixels, slot, group, row, flip = item
+    def _decode(self, item: tuple[np.ndarray, bytes, bool, str]) -> None:
+        slot, data, flip, key = item
         try:
-            image = load(group.columns[IMAGE][row].as_py(), self.size or 0)
+            image = load(data, self.size or 0)
         except Undecodable as error:
-            key = group.keys[row] if self._keys else f"row {row}"
             raise UserError(
                 f"{self.reader.artifact.uri}: image {key!r} does not decode ({error}); run shard again"
             ) from None
-        pixels[slot] = image[:, ::-1] if flip else image
+        slot[...] = image[:, ::-1] if flip else image
 
     def _empty(self, count: int, name: str) -> np.ndarray:
         shape = (self.size, self.size, 3) if name == IMAGE else self.shapes[name]
@@ -181,64 +177,88 @@ class Loader:
         return torch.empty((count, *shape), dtype=kind, pin_memory=True).numpy()
 
 
+@dataclass(frozen=True)
+class _Window:
+    """Rows of one window in the order in which they are served; latents are already the chosen flip."""
+
+    labels: np.ndarray
+    keys: np.ndarray
+    images: np.ndarray
+    flips: np.ndarray
+    tensors: dict[str, np.ndarray]
+
+
 class _Windows:
-    """The windows that a stream is in, one per lane, and the row groups that they lie in."""
+    """The windows that a stream is in, one per lane, filled from row groups as it enters them."""
 
-    def __init__(self, reader: GroupReader, order: Order, world: int) -> None:
-        self.reader, self.order = reader, order
-        self._windows: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
-        self._groups: OrderedDict[int, Group] = OrderedDict()
-        # A window lies in as many groups as fit in it and one more at each end; the last batch may still need two.
-        largest = max(order.group_rows)
-        self._kept = (-(-order.lanes // world) + 1) * (order.window // max(1, min(order.group_rows)) + 2)
-        self._kept = max(4, min(self._kept, len(order.group_rows), 2 * order.lanes * (order.window // largest + 2)))
+    def __init__(self, reader: GroupReader, order: Order, flips: bool) -> None:
+        self.reader, self.order, self.flips = reader, order, flips
+        self._held: dict[int, tuple[tuple[int, int], _Window]] = {}
+        self._last: dict[int, tuple[int, Group]] = {}
 
-    def gather(self, epoch: int, start: int, stop: int) -> Iterator[tuple[Group, np.ndarray, np.ndarray]]:
-        """For positions [start, stop) of an epoch: (group, rows in it, places in the slice), together all places."""
-        groups, begins = self.order.tape(epoch)
-        done = 0
-        for span in self.order.spans(start, stop):
-            tape_rows = self._rows(epoch, span.lane, span.window)[span.start : span.stop]
-            owners = np.searchsorted(begins, tape_rows, side="right") - 1
-            places = np.arange(done, done + len(tape_rows))
-            done += len(tape_rows)
-            for owner in np.unique(owners).tolist():
-                mine = owners == owner
-                yield self._group(int(groups[owner])), tape_rows[mine] - begins[owner], places[mine]
-
-    def _rows(self, epoch: int, lane: int, window: int) -> np.ndarray:
-        held = self._windows.get(lane)
+    def get(self, epoch: int, lane: int, window: int) -> _Window:
+        held = self._held.get(lane)
         if held is None or held[0] != (epoch, window):
-            held = ((epoch, window), self.order.window_rows(epoch, lane, window))
-            self._windows[lane] = held
+            buffers = held[1].tensors if held is not None else {}
+            held = self._held[lane] = ((epoch, window), self._filled(epoch, lane, window, buffers))
         return held[1]
 
-    def _group(self, number: int) -> Group:
-        group = self._groups.get(number)
-        if group is None:
-            group = self._groups[number] = self.reader.read(number)
-            if len(self._groups) > self._kept:
-                self._groups.popitem(last=False)
-        else:
-            self._groups.move_to_end(number)
-        return group
+    def _filled(self, epoch: int, lane: int, window: int, buffers: dict[str, np.ndarray]) -> _Window:
+        """A window, in the memory of the one before it: fresh pages cost as much as what is written to them."""
+        groups, begins = self.order.tape(epoch)
+        tape_rows = self.order.window_rows(epoch, lane, window)
+        count, first = len(tape_rows), int(tape_rows.min())
+        places = np.empty(count, np.int64)
+        places[tape_rows - first] = np.arange(count)  # where each row of the tape goes
+        flips = np.zeros(count, bool)
+        if self.flips:
+            flips = self.order.flips(epoch, self.order.window_positions(lane, window, count))
+        whole = buffers if all(len(buffer) == count for buffer in buffers.values()) else {}
+        made = _Window(np.empty(count, np.int64), np.empty(count, object), np.empty(count, object), flips, whole)
+        owner = int(np.searchsorted(begins, first, side="right")) - 1
+        while owner < len(groups) and begins[owner] < first + count:
+            start, stop = max(first, int(begins[owner])), min(first + count, int(begins[owner + 1]))
+            rows = slice(start - int(begins[owner]), stop - int(begins[owner]))
+            self._pour(self._group(lane, int(groups[owner])), rows, made, places[start - first : stop - first])
+            owner += 1
+        return made
+
+    def _pour(self, group: Group, rows: slice, window: _Window, places: np.ndarray) -> None:
+        """Put consecutive rows of a group at their places in a window."""
+        window.labels[places] = group.labels[rows]
+        if "key" in group.columns:
+            window.keys[places] = group.keys[rows]
+        if IMAGE in group.columns:
+            window.images[places] = group.images[rows]
+        flips = window.flips[places]
+        for name, values in group.tensors.items():
+            if name.endswith(FLIP):
+                continue
+            target = window.tensors.get(name)
+            if target is None:
+                target = window.tensors[name] = np.empty((len(window.labels), *values.shape[1:]), values.dtype)
+            if not flips.any():
+                target[places] = values[rows]
+                continue
+            target[places[~flips]] = values[rows][~flips]
+            target[places[flips]] = group.tensors[name + FLIP][rows][flips]
+
+    def _group(self, lane: int, number: int) -> Group:
+        """A row group; the one at a window's end is the next one's first, so each lane keeps its last."""
+        last = self._last.get(lane)
+        if last is None or last[0] != number:
+            self._last.pop(lane, None)
+            last = self._last[lane] = (number, self.reader.read(number))
+        return last[1]
 
 
-def _take(out: np.ndarray, where: np.ndarray, group: Group, name: str, source: np.ndarray, flip: np.ndarray) -> None:
-    """Copy rows of a latent column, mirrored ones from its twin."""
-    for suffix, chosen in (("", ~flip), (FLIP, flip)):
-        if chosen.any():
-            out[where[chosen]] = group.tensors[name + suffix][source[chosen]]
-
-
-def _by_epoch(positions: np.ndarray, rows: int) -> Iterator[tuple[int, int, int, int]]:
-    """(epoch, first position in it, places already filled, length) of a run of consecutive image numbers."""
-    filled = 0
-    while filled < len(positions):
-        epoch, place = divmod(int(positions[filled]), rows)
-        length = min(rows - place, len(positions) - filled)
-        yield epoch, place, filled, length
-        filled += length
+def _by_epoch(first: int, count: int, rows: int) -> Iterator[tuple[int, int, int]]:
+    """(epoch, first position in it, length) of consecutive image numbers."""
+    while count:
+        epoch, place = divmod(first, rows)
+        length = min(rows - place, count)
+        yield epoch, place, length
+        first, count = first + length, count - length
 
 
 def ahead_of(items: Iterator[Batch], depth: int) -> Iterator[Batch]:

@@ -84,6 +84,11 @@ class Order:
         count = min(self.window, self.lane_rows(lane) - window * self.window)
         return first + _random(self.seed, epoch, 1, lane, window).permutation(count)
 
+    def window_positions(self, lane: int, window: int, count: int) -> np.ndarray:
+        """Positions of the epoch that a window's rows are served at: the inverse of :meth:`spans`."""
+        ordinals = window * self.window + np.arange(count)
+        return (ordinals // RUN) * (self.lanes * RUN) + lane * RUN + ordinals % RUN
+
     def flips(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """bool (N,): whether the images at these positions of the epoch are served mirrored."""
         base = _random(self.seed, epoch, 2).integers(2**64, dtype=np.uint64)

@@ -70,15 +70,11 @@ def curves_chart(stages: Mapping[str, Mapping[str, Curve]]) -> bytes | None:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    shown = {
-        stage: curves for stage, curves in stages.items() if any(len(curve) for curve in curves.values())
-    }
+    shown = {stage: curves for stage, curves in stages.items() if any(len(curve) for curve in curves.values())}
     if not shown:
         return None
     figure = Figure(figsize=(4.6 * len(shown), 3.3), dpi=144, layout="constrained")
-    for axes, (stage, curves) in zip(
-        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
-    ):
+    for axes, (stage, curves) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         _panel(axes, stage, curves)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", transparent=True)

@@ -36,10 +36,8 @@ def spread(
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     most = min(compute.actors, len(items))
     fit = max(1, min(most, int(ray.cluster_resources().get("CPU", 1.0) // compute.cpus_per_actor)))
-    results = ray.data.from_items(
-        [{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)
-    ).map(
-        _Worker,
+    results = ray.data.from_items([{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)).map(
+        _Worker,  # type: ignore[arg-type]  # a class, called in its actors
         fn_constructor_args=(worker, tuple(arguments)),
         compute=ActorPoolStrategy(min_size=fit, max_size=most),  # more may start where a cluster grows
         num_cpus=compute.cpus_per_actor,

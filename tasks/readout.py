@@ -33,9 +33,7 @@ class Stretch:
     """Number of the first row within the split."""
 
 
-def stretches(
-    artifact: Artifact, prefix: str, limit: int | None = None, length: int = 1_000
-) -> list[Stretch]:
+def stretches(artifact: Artifact, prefix: str, limit: int | None = None, length: int = 1_000) -> list[Stretch]:
     """The first `limit` rows of a split (files whose names start with `prefix`), cut into stretches.
 
     Raises:
@@ -148,6 +146,7 @@ def _pixels(rows: pa.RecordBatch, size: int) -> NDArray[np.uint8]:
     pixels = to_numpy(column, field)
     if pixels.shape[1:] != (size, size, 3):
         raise UserError(
-            f"stored images have shape {pixels.shape[1:]}, expected ({size}, {size}, 3): sample again at image.size {size}"
+            f"stored images have shape {pixels.shape[1:]}, "
+            f"expected ({size}, {size}, 3): sample again at image.size {size}"
         )
     return pixels

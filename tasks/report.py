@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,11 @@ def _sheets(context: Context) -> tuple[list[int], dict[str, pictures.Pixels]]:
     )
     common = np.intersect1d(made_labels, real_labels)
     if not len(common):
-        raise UserError(
-            "no label is both in the sample and in the test split: nothing can be shown side by side"
-        )
+        raise UserError("no label is both in the sample and in the test split: nothing can be shown side by side")
     made = shown_per_class(made_labels, section.columns, section.rows, common)
     real = shown_per_class(real_labels, section.columns, section.rows, common)
-    generated = pick_images(sample.storage, sample.files("part-"), sum(made, []), size)
-    originals = pick_images(shards.storage, shards.files("test/"), sum(real, []), size)
+    generated = pick_images(sample.storage, sample.files("part-"), [*chain(*made)], size)
+    originals = pick_images(shards.storage, shards.files("test/"), [*chain(*real)], size)
     again = _reconstructed(context, originals)
     columns = len(made[0])
     sheets = {
@@ -88,9 +87,7 @@ def _reconstructed(context: Context, images_BHW3: pictures.Pixels) -> pictures.P
     connect()
     compute = context.recipe.compute.actors
     task = ray.remote(_reconstruct).options(num_cpus=compute.cpus_per_actor, num_gpus=compute.gpus_per_actor)
-    again: pictures.Pixels = ray.get(
-        task.remote(context.input("train_vavae"), images_BHW3, compute.cpus_per_actor)
-    )
+    again: pictures.Pixels = ray.get(task.remote(context.input("train_vavae"), images_BHW3, compute.cpus_per_actor))
     return again
 
 
@@ -99,15 +96,14 @@ def _reconstruct(tokenizer: Artifact, images_BHW3: pictures.Pixels, threads: int
     torch.set_num_threads(threads)
     network = trained_autoencoder(tokenizer).to(device := default_device())
     pieces = pictures.to_tensor(images_BHW3).split(_RECONSTRUCTED_AT_ONCE)
-    return np.concatenate(
-        [pictures.to_pixels(network.decode(network.encode(x.to(device)).mean)) for x in pieces]
-    )
+    return np.concatenate([pictures.to_pixels(network.decode(network.encode(x.to(device)).mean)) for x in pieces])
 
 
 def _losses(manifest: Manifest) -> dict[str, pictures.Curve]:
-    """A training stage's curves: the sum and its terms, without those per channel group."""
+    """A training stage's curves: the sum first, then its terms, without those per channel group."""
     curves: dict[str, pictures.Curve] = manifest.facts.get("curves", {})
-    return {name: curve for name, curve in curves.items() if "/" not in name}
+    names = sorted((name for name in curves if "/" not in name), key=lambda name: (name != "total", name))
+    return {name: curves[name] for name in names}
 
 
 # ---------------------------------------------------------------------------------------------------------- page
@@ -124,9 +120,7 @@ class Row:
     floor: str = ""
 
 
-def _page(
-    context: Context, manifests: dict[str, Manifest], labels: Sequence[int], files: dict[str, bytes]
-) -> str:
+def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int], files: dict[str, bytes]) -> str:
     recipe = context.recipe
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -141,9 +135,7 @@ def _page(
         recipe=recipe,
         made=max(manifest.created for manifest in manifests.values()),
         columns=[_class_name(classes, label) for label in labels],
-        pictures={
-            name.removesuffix(".png"): _as_url(data) for name, data in files.items() if name.endswith(".png")
-        },
+        pictures={name.removesuffix(".png"): _as_url(data) for name, data in files.items() if name.endswith(".png")},
         cards=_cards(made),
         rows=_score_rows(made),
         network=made.facts["network"],
@@ -168,9 +160,7 @@ def _cards(evaluated: Manifest) -> list[tuple[str, str, str]]:
     cards = []
     if "class_consistency" in scores:
         floor = scores["floor_class_consistency"]
-        cards.append(
-            ("Class consistency", f"{100 * scores['class_consistency']:.1f} %", f"real {100 * floor:.1f} %")
-        )
+        cards.append(("Class consistency", f"{100 * scores['class_consistency']:.1f} %", f"real {100 * floor:.1f} %"))
     name = score_name("frechet", network)
     cards.append(("Fréchet distance", f"{scores[name]:.2f}", f"real {scores['floor_' + name]:.2f}"))
     for score in ("precision", "recall"):
@@ -214,7 +204,7 @@ def _stage_row(name: str, manifest: Manifest, total: float) -> dict[str, Any]:
         "unit": {"train_vavae": "images seen", "train_semvae": "images seen", "train_dit": "images seen"}.get(
             name, "images"
         ),
-        "bytes": _size(manifest.bytes),
+        "bytes": _size(manifest.size),
         "fingerprint": manifest.fingerprint,
         "created": manifest.created,
     }

@@ -13,12 +13,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from configs import Recipe, UserError
+from configs import Recipe
 from configs.schema import AutoGuidance as AutoGuidanceSection
 from configs.schema import ClassifierFree as ClassifierFreeSection
 from configs.schema import NoGuidance as NoGuidanceSection
 from infra.progress import Bar
-from infra.storage import FileEntry, Storage
+from infra.storage import FileEntry
 from infra.weights import fetch, load_pretrained
 from models.groups import ChannelGroups
 from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance
@@ -54,9 +54,7 @@ def run(context: Context) -> Outcome:
     """
     recipe, out = context.recipe, context.out
     model, latents = context.input("train_dit"), context.input("encode")
-    Statistics.from_facts(latents.manifest.facts, latents.uri).check(
-        model.manifest.facts["statistics_hash"], model.uri
-    )
+    Statistics.from_facts(latents.manifest.facts, latents.uri).check(model.manifest.facts["statistics_hash"], model.uri)
     parts = _parts(recipe)
     made_from = context.job.fingerprint
     done = finished(out, [(part["name"], made_from) for part in parts])
@@ -186,9 +184,7 @@ def _parts(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def image_table(
-    indices: NDArray[np.int64], labels: NDArray[np.int64], images_BHW3: pictures.Pixels
-) -> pa.Table:
+def image_table(indices: NDArray[np.int64], labels: NDArray[np.int64], images_BHW3: pictures.Pixels) -> pa.Table:
     """index, label, image: pixels as they are, shape and dtype in the field's metadata."""
     schema = pa.schema(
         [
@@ -197,9 +193,7 @@ def image_table(
             tensor_field("image", images_BHW3.shape[1:], "uint8"),
         ]
     )
-    return pa.table(
-        [pa.array(indices), pa.array(labels, pa.int32()), tensor_array(images_BHW3)], schema=schema
-    )
+    return pa.table([pa.array(indices), pa.array(labels, pa.int32()), tensor_array(images_BHW3)], schema=schema)
 
 
 def _grid(context: Context, entries: list[FileEntry]) -> pictures.Pixels:

@@ -77,9 +77,7 @@ def score_name(score: str, network: str) -> str:
 def _checked(features: Features) -> NDArray[np.float64]:
     values = np.ascontiguousarray(features, dtype=np.float64)
     if values.ndim != 2 or len(values) < 2:
-        raise ValueError(
-            f"scores need a matrix of at least two feature vectors, found shape {features.shape}"
-        )
+        raise ValueError(f"scores need a matrix of at least two feature vectors, found shape {features.shape}")
     if not np.isfinite(values).all():
         raise ValueError("features hold values that are not finite: the images or the network are damaged")
     return values

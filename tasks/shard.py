@@ -26,9 +26,10 @@ from infra.progress import Bar
 from infra.storage import FileEntry, Storage
 from tasks.decode import Undecodable, decode
 from tasks.duplicates import find_duplicates
-from tasks.parts import Receipt, finished, part_name, quiet_ray_data, receipt_row, receipts, write_receipt
-from tasks.sources import Listing, Refusal, Source, open_source
+from tasks.parts import RECEIPTS, Receipt, finished, part_name, quiet_ray_data, receipt_row, receipts, write_receipt
+from tasks.sources import Listing, Reader, Refusal, open_source
 from tasks.stage import Context, Outcome, Stage
+from tasks.unpack import BLOBS, Unpacked, unpack
 
 SPLITS = ("train", "test")
 ROWS_PER_GROUP = 64
@@ -59,6 +60,8 @@ def run(context: Context) -> Outcome:
     listing = _acceptable(source.listing(), recipe.data)
     splits, refused = plan(listing, recipe.shard)
     total = len(refused) + sum(table.num_rows for table in splits.values())
+    if hasattr(source, "scan"):
+        splits = unpack(out, recipe.data, splits)
     jobs = _write_plan(out, splits, recipe.shard.rows_per_shard)
     done = finished(out, [(job["part"], job["made_from"]) for job in jobs])
     missing = [job for job in jobs if job["part"] not in done]
@@ -72,7 +75,10 @@ def run(context: Context) -> Outcome:
             refused += _refusals(receipt)
             _stop_if_too_bad(refused, total, recipe.shard)
             bar.advance((receipt.entry.rows or 0) + len(receipt.facts["refused"]))
-    return _outcome(out, listing, [done[job["part"]].entry for job in jobs], sorted(refused))
+    outcome = _outcome(out, listing, [done[job["part"]].entry for job in jobs], sorted(refused))
+    for leftover in (BLOBS, f"{RECEIPTS}/{BLOBS}"):
+        out.delete(leftover)
+    return outcome
 
 
 def plan(listing: Listing, section: ShardSection) -> tuple[dict[str, pa.Table], list[Refusal]]:
@@ -172,11 +178,12 @@ def _write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSec
 def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSection) -> Receipt:
     """Read, check and write one part."""
     source = open_source(data)
+    reader = Unpacked(out) if hasattr(source, "scan") else source
     with out.open(PLAN) as file:
         rows = pq.ParquetFile(file).read_row_group(job["group"])
     kept: list[tuple[str, int, bytes, bytes]] = []
     refused: list[Refusal] = []
-    for key, label, image in _images(source, rows, section.max_pixels):
+    for key, label, image in _images(reader, rows, section.max_pixels):
         if isinstance(image, Refusal):
             refused.append(image)
         else:
@@ -192,7 +199,7 @@ def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSect
     return receipt
 
 
-def _images(source: Source, rows: pa.Table, max_pixels: int) -> Iterator[tuple[str, int, bytes | Refusal]]:
+def _images(source: Reader, rows: pa.Table, max_pixels: int) -> Iterator[tuple[str, int, bytes | Refusal]]:
     """Each row's key, label and checked bytes, in order; threads read ahead while this one decodes."""
     columns = [rows[name].to_pylist() for name in ("key", "label", "file", "start", "length")]
     with ThreadPoolExecutor(_READERS) as readers:
@@ -205,7 +212,7 @@ def _images(source: Source, rows: pa.Table, max_pixels: int) -> Iterator[tuple[s
             yield _checked(*ahead.popleft(), max_pixels)
 
 
-def _read(source: Source, key: str, file: str, start: int, length: int, max_pixels: int) -> bytes | Refusal:
+def _read(source: Reader, key: str, file: str, start: int, length: int, max_pixels: int) -> bytes | Refusal:
     if length > _BYTES_PER_PIXEL * max_pixels:
         return Refusal(key, "file too large", f"{length} bytes for at most {max_pixels} pixels")
     try:

@@ -155,5 +155,5 @@ def _mistake_behind(error: BaseException) -> UserError | None:
 
 def _without_places(data: dict[str, Any]) -> dict[str, Any]:
     """The data section without where the images lie: their identity is in `external`."""
-    source = {key: value for key, value in data["source"].items() if key not in ("path", "test_path")}
+    source = {key: value for key, value in data["source"].items() if key != "path" and not key.endswith("_path")}
     return {**data, "source": source}

@@ -52,8 +52,17 @@ class Listing:
     """Remarks for people, such as a class without images."""
 
 
-class Source(Protocol):
-    """A pile of labelled images."""
+class Reader(Protocol):
+    """Hands out encoded images; called from several threads."""
+
+    def read(self, file: str, start: int, length: int) -> bytes:
+        """The encoded image of one row of the listing. Raises OSError or UserError when it cannot be read."""
+        ...
+
+
+class Source(Reader, Protocol):
+    """A pile of labelled images. A kind whose images have no place of their own also has `scan(file)`, which gives
+    the images of one file row by row; `start` is then the row, and :mod:`tasks.unpack` makes byte ranges of them."""
 
     def identity(self) -> str:
         """A cheap name for this exact content, independent of where it lies. Raises UserError if it is missing."""
@@ -61,10 +70,6 @@ class Source(Protocol):
 
     def listing(self) -> Listing:
         """Every image, in any fixed order. Raises UserError when the source is missing or not of this kind."""
-        ...
-
-    def read(self, file: str, start: int, length: int) -> bytes:
-        """The encoded image of one row of the listing. Raises OSError or UserError when it cannot be read."""
         ...
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from configs.schema import Data, FashionMnist, ImageFolder
+from configs.schema import CsvFile, Data, FashionMnist, ImageFolder, ImageNet, ParquetFiles, WebDataset
 from tasks.sources.base import Source
+from tasks.sources.csv_file import CsvSource
 from tasks.sources.fashion_mnist import FashionMnistSource
 from tasks.sources.folder import FolderSource
+from tasks.sources.parquet import ParquetSource
+from tasks.sources.tars import ImageNetSource, WebDatasetSource
 
 
 def open_source(data: Data) -> Source:
@@ -16,3 +19,11 @@ def open_source(data: Data) -> Source:
             return FashionMnistSource(section.path)
         case ImageFolder():
             return FolderSource(section.path, section.test_path)
+        case ImageNet():
+            return ImageNetSource(section.path, section.test_path, section.test_labels_path)
+        case WebDataset():
+            return WebDatasetSource(section.path, section.test_path)
+        case ParquetFiles():
+            return ParquetSource(section.path, section.test_path, section.image_column, section.label_column)
+        case CsvFile():
+            return CsvSource(section.path)

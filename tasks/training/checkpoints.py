@@ -1,93 +1,130 @@
 """Checkpoints of a training in its artifact's folder: `checkpoints/{images}/`, whole when `complete.json` is there.
 
-Every worker writes its own files (the engine's: weights, optimizer, and what we add), rank 0 then writes the list
-with hashes. The newest whole one is read back; a damaged one is named and skipped for the one before.
+A checkpoint is tensors by name and a few plain values, and knows nothing of workers or ZeRO stages. Rank 0 writes it
+in a thread while training goes on. The newest whole one is read back; a damaged one is named and skipped.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import threading
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch.distributed as dist
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
 
 from infra.storage import FileEntry, Storage
 
 FOLDER = "checkpoints"
 _COMPLETE = "complete.json"
-_TAG = "state"
+_VALUES = "values.json"
 
 
-def save(engine: Any, storage: Storage, images_seen: int, state: Mapping[str, Any], keep: int) -> None:
-    """Write a checkpoint from all workers, then forget all but the newest `keep`."""
-    name = f"{FOLDER}/{images_seen:014d}"
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / _TAG).mkdir()
-        engine.save_checkpoint(folder, tag=_TAG, client_state=dict(state), save_latest=False)
-        written = [
-            storage.upload(str(path), f"{name}/{path.relative_to(folder).as_posix()}")
-            for path in sorted(Path(folder).rglob("*"))
-            if path.is_file()
-        ]
-    gathered: list[list[FileEntry]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, written)  # also the barrier after which every file is there
-    if dist.get_rank() == 0:
-        entries = [asdict(entry) for rank in gathered for entry in rank]
-        storage.write_bytes(f"{name}/{_COMPLETE}", json.dumps(entries).encode())
-        for old in _images(storage)[:-keep]:
-            storage.delete(f"{FOLDER}/{old:014d}")
-    dist.barrier()
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that training needs to go on."""
+
+    images_seen: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """Parts (`weights`, `ema`, `exp_avg`, …), each one file: tensors by parameter name, on the CPU."""
+    values: Mapping[str, Any]
+    """Plain JSON."""
 
 
-def restore(engine: Any, storage: Storage) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint into the engine; its state, or None where there is none."""
-    for images_seen in reversed(_agreed(storage)):
-        name = f"{FOLDER}/{images_seen:014d}"
-        with tempfile.TemporaryDirectory() as folder:
-            fault = _download(storage, name, Path(folder))
-            faults: list[str | None] = [None] * dist.get_world_size()
+class Checkpoints:
+    """The checkpoints of one training. `save` and `wait` are rank 0's, `newest` is for all workers together.
+
+    keep: how many of the newest are kept; every: images, those at multiples of which are kept for good.
+    """
+
+    def __init__(self, storage: Storage, keep: int, every: int | None = None) -> None:
+        self._storage, self._keep, self._every = storage, keep, every
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Begin to write. Raises what the one before failed with."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until everything is written. Raises what writing failed with."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole for every worker; None where there is none."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        found: list[Any] = [whole(self._storage) if rank == 0 else None]
+        dist.broadcast_object_list(found)
+        for images_seen in reversed(found[0]):
+            loaded, fault = read(self._storage, images_seen)
+            faults: list[str | None] = [None] * world
             dist.all_gather_object(faults, fault)
-            if any(faults):
-                if dist.get_rank() == 0:
-                    print(
-                        f"checkpoint {storage.url}/{name} is damaged ({next(filter(None, faults))}): taking the one before"
-                    )
-                continue
-            _, state = engine.load_checkpoint(folder, tag=_TAG)
-            return dict(state)
-    return None
+            if not any(faults):
+                return loaded
+            if rank == 0:
+                print(
+                    f"checkpoint {self._storage.url}/{_name(images_seen)} is damaged "
+                    f"({next(filter(None, faults))}): taking the one before",
+                    flush=True,
+                )
+        return None
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            name = _name(checkpoint.images_seen)
+            entries = [
+                self._storage.write_bytes(f"{name}/{part}.safetensors", to_safetensors(dict(tensors)))
+                for part, tensors in checkpoint.tensors.items()
+            ]
+            entries.append(self._storage.write_bytes(f"{name}/{_VALUES}", json.dumps(checkpoint.values).encode()))
+            listed = json.dumps([asdict(entry) for entry in entries]).encode()
+            self._storage.write_bytes(f"{name}/{_COMPLETE}", listed)
+            for old in whole(self._storage)[: -self._keep]:
+                if not self._every or old % self._every:
+                    self._storage.delete(_name(old))
+        except BaseException as error:
+            self._error = error
 
 
-def _agreed(storage: Storage) -> list[int]:
-    """Images of the whole checkpoints, as rank 0 sees them, so that all workers try the same ones."""
-    found: list[Any] = [_images(storage) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    return list(found[0])
-
-
-def _images(storage: Storage) -> list[int]:
+def whole(storage: Storage) -> list[int]:
+    """Images seen of every complete checkpoint, the oldest first."""
     names = [name for name in storage.names(FOLDER) if name.endswith(f"/{_COMPLETE}")]
     return sorted(int(name.split("/")[1]) for name in names)
 
 
-def _download(storage: Storage, name: str, folder: Path) -> str | None:
-    """Fetch a checkpoint; what is wrong with it, or None."""
+def read(storage: Storage, images_seen: int) -> tuple[Checkpoint | None, str | None]:
+    """A checkpoint, or what is wrong with it."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    values: dict[str, Any] = {}
     try:
-        entries = [FileEntry(**values) for values in json.loads(storage.read_bytes(f"{name}/{_COMPLETE}"))]
-        for entry in entries:
+        for listed in json.loads(storage.read_bytes(f"{_name(images_seen)}/{_COMPLETE}")):
+            entry = FileEntry(**listed)
             data = storage.read_bytes(entry.path)
             if hashlib.sha256(data).hexdigest() != entry.sha256:
-                return f"{entry.path} does not have the hash that was written down"
-            target = folder / entry.path.removeprefix(f"{name}/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+                return None, f"{entry.path} does not have the hash that was written down"
+            file = entry.path.rsplit("/", 1)[1]
+            if file == _VALUES:
+                values = json.loads(data)
+            else:
+                tensors[file.removesuffix(".safetensors")] = from_safetensors(data)
     except FileNotFoundError as error:
-        return f"missing file {error}"
+        return None, f"missing file {error}"
     except (ValueError, KeyError, TypeError) as error:
-        return f"{_COMPLETE}: {error}"
-    return None
+        return None, f"{_COMPLETE}: {error}"
+    return Checkpoint(images_seen, tensors, values), None
+
+
+def _name(images_seen: int) -> str:
+    return f"{FOLDER}/{images_seen:014d}"

@@ -1,29 +1,34 @@
-"""An exponential moving average of a network's weights in float32, beside the network."""
+"""An exponential moving average of weights in float32, beside the network."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Ema:
-    """Starts as a copy and follows after each step: e += (1 - decay) (w - e) (papers.md 1.5)."""
+    """Starts as a copy and follows after each good step: e += (1 - decay) (w - e) (papers.md 1.5).
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    live: the weights as this worker holds them, by name; the averages are held alike.
+    """
+
+    def __init__(self, live: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self._names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-        self._live = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self._averages = [parameter.detach().float().clone() for parameter in self._live]
+        self._live = dict(live)
+        self.averages = {name: tensor.detach().float().clone() for name, tensor in live.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        torch._foreach_lerp_(self._averages, [live.detach().float() for live in self._live], 1 - self.decay)
-
-    def state(self) -> dict[str, Tensor]:
-        return dict(zip(self._names, self._averages, strict=True))
+    def update(self, bad: Tensor) -> None:
+        """Follow the weights, unless `bad` (a scalar on their device, 0 or 1) says that the step was left out."""
+        averages = list(self.averages.values())
+        away = torch._foreach_sub([tensor.detach().float() for tensor in self._live.values()], averages)
+        torch._foreach_mul_(away, (1 - self.decay) * (1 - bad))
+        torch._foreach_add_(averages, away)
 
     @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load(self, averages: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint. Raises KeyError where it lacks a weight."""
-        for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(state[name])
+        for name, average in self.averages.items():
+            average.copy_(averages[name])

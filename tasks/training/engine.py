@@ -1,61 +1,283 @@
-"""The DeepSpeed engine of a training, its configuration derived from the recipe and never written by hand."""
+"""The engine of a training: gradients over accumulation steps and workers, and the optimizer's step.
+
+DeepSpeed does it where it is installed, its configuration derived from the recipe and never written by hand; the
+plain engine does the same with torch alone. Both give and take a whole state by parameter name, which knows nothing
+of workers, accumulation or ZeRO stages: a checkpoint of one layout goes on in any other.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
+from configs.errors import UserError
 from configs.schema import TrainCompute, Training
+from tasks.training.optimizer import GuardedAdamW
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+WHOLE_BUCKET = 500_000_000
 
 
-def deepspeed_config(section: Training, compute: TrainCompute, workers: int) -> dict[str, Any]:
-    """The engine's configuration: batch split, precision, ZeRO stage, clipping."""
-    share = section.batch // workers
-    micro = compute.micro_batch or share
+@dataclass(frozen=True)
+class Split:
+    """How a global batch is cut: `workers` × `accumulation` × `micro` images."""
+
+    workers: int
+    accumulation: int
+    micro: int
+
+    @classmethod
+    def of(cls, batch: int, workers: int, micro: int | None) -> Split:
+        """Raises UserError where the batch does not divide."""
+        share, rest = divmod(batch, workers)
+        if rest:
+            raise UserError(f"batch {batch} does not divide over compute.train.workers {workers}: change one of them")
+        size = min(micro or share, share)
+        if share % size:
+            raise UserError(
+                f"compute.train.micro_batch {size} does not divide a worker's {share} images (batch {batch} over "
+                f"{workers} workers): choose a divisor"
+            )
+        return cls(workers, share // size, size)
+
+
+class Engine(Protocol):
+    """What the loop needs of an engine."""
+
+    optimizer: GuardedAdamW
+
+    def advance(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Forward and backward of one accumulation step, and the optimizer's step with the last; the loss terms."""
+        ...
+
+    def live(self) -> dict[str, Tensor]:
+        """The trainable parameters as this worker holds them, by name: whole, or its part (ZeRO 3)."""
+        ...
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        """A tensor held like parameter `name`, put together from all workers. All workers must call it."""
+        ...
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """This worker's part of a tensor held like parameter `name`: the inverse of `whole`."""
+        ...
+
+    def moments(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(moment, parameter, whole tensor); all workers must iterate together."""
+        ...
+
+    def load_moments(self, values: Mapping[str, Mapping[str, Tensor]]) -> None: ...
+
+
+def build_engine(module: nn.Module, section: Training, compute: TrainCompute, device: torch.device) -> Engine:
+    """The engine that the recipe asks for, in the process group that is already there.
+
+    Raises:
+        UserError: a batch that does not divide, or ZeRO without DeepSpeed.
+    """
+    split = Split.of(section.batch, dist.get_world_size(), compute.micro_batch)
+    wanted = compute.engine
+    if wanted == "auto":
+        wanted = "deepspeed" if find_spec("deepspeed") else "plain"
+    if wanted == "plain" and compute.zero_stage:
+        raise UserError(
+            f"compute.train.zero_stage is {compute.zero_stage}, but only DeepSpeed shards (engine is plain or DeepSpeed "
+            "is not installed): set zero_stage: 0, or install deepspeed"
+        )
+    optimizer = GuardedAdamW(
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
+        limit=section.guard.limit,
+        clip_norm=section.clip_norm or None,
+        sharded=compute.zero_stage > 0,
+        lr=section.learning_rate,
+        betas=section.betas,
+        weight_decay=section.weight_decay,
+    )
+    if wanted == "plain":
+        return PlainEngine(module, optimizer, split, section.precision, device)
+    return DeepSpeedEngine(module, optimizer, deepspeed_config(section, compute, split))
+
+
+def deepspeed_config(section: Training, compute: TrainCompute, split: Split) -> dict[str, Any]:
+    """DeepSpeed's configuration: batch split, precision, ZeRO stage. Clipping is the optimizer's."""
+    zero: dict[str, Any] = {"stage": compute.zero_stage}
+    if compute.zero_stage:
+        zero |= {"overlap_comm": torch.cuda.is_available(), "reduce_bucket_size": WHOLE_BUCKET}
+    if compute.zero_stage == 3:
+        zero["sub_group_size"] = 10**12  # one optimizer step for all, so that the guard judges once
     config: dict[str, Any] = {
         "train_batch_size": section.batch,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": share // micro,
-        "zero_optimization": {"stage": compute.zero_stage},
+        "train_micro_batch_size_per_gpu": split.micro,
+        "gradient_accumulation_steps": split.accumulation,
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": sys.maxsize,
     }
-    if section.clip_norm:
-        config["gradient_clipping"] = section.clip_norm
     if section.precision == "bf16":
         # Autocast over float32 weights, as published: the master copy is the copy.
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     return config
 
 
-def build_optimizer(module: nn.Module, section: Training, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW over what is trainable; fused where the device has it."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(
-        parameters,
-        lr=section.learning_rate,
-        betas=section.betas,
-        weight_decay=section.weight_decay,
-        fused=True if device.type == "cuda" else None,
-    )
+class PlainEngine:
+    """Data parallel with torch alone: gradients of all parameters travel as one bucket."""
+
+    def __init__(
+        self, module: nn.Module, optimizer: GuardedAdamW, split: Split, precision: str, device: torch.device
+    ) -> None:
+        self.optimizer = optimizer
+        self._module, self._split, self._device = module, split, device
+        self._names = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._bf16 = precision == "bf16"
+        self._done = 0
+        optimizer.allocate()
+        optimizer.armed = True
+
+    def advance(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        with torch.autocast(self._device.type, torch.bfloat16) if self._bf16 else nullcontext():
+            terms: dict[str, Tensor] = self._module(**inputs)
+        (terms["total"] / self._split.accumulation).backward()
+        self._done += 1
+        if self._done % self._split.accumulation == 0:
+            if self._split.workers > 1:
+                self._average()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return terms
+
+    def _average(self) -> None:
+        # A parameter that one worker did not use has no gradient there, but all must send the same bucket.
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._names.values()]
+        bucket = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(bucket)
+        bucket /= self._split.workers
+        pieces = bucket.split([gradient.numel() for gradient in gradients])
+        for parameter, piece in zip(self._names.values(), pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+    def live(self) -> dict[str, Tensor]:
+        return dict(self._names)
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        return part
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        return whole
+
+    def moments(self) -> Iterator[tuple[str, str, Tensor]]:
+        yield from _own_moments(self._names, self.optimizer)
+
+    def load_moments(self, values: Mapping[str, Mapping[str, Tensor]]) -> None:
+        _load_own_moments(self._names, self.optimizer, values)
 
 
-def build_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """Wrap a module for distributed steps, in the process group that Ray Train has already made."""
-    # DeepSpeed compiles a small CPU communication op and looks for ninja on PATH, where a virtual environment that
-    # was not activated does not put it.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    from deepspeed.utils import logger
+class DeepSpeedEngine:
+    """DeepSpeed at any ZeRO stage, around an optimizer of ours."""
 
-    logger.setLevel("WARNING")
-    deepspeed.init_distributed(dist_init_required=False, verbose=False)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
-    return engine
+    def __init__(self, module: nn.Module, optimizer: GuardedAdamW, config: dict[str, Any]) -> None:
+        # DeepSpeed compiles a small CPU communication op and looks for ninja on PATH, where a virtual environment
+        # that was not activated does not put it.
+        here = str(Path(sys.executable).parent)
+        if here not in os.environ.get("PATH", "").split(os.pathsep):
+            os.environ["PATH"] = f"{here}{os.pathsep}{os.environ.get('PATH', '')}"
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+        from deepspeed.utils import logger
+
+        logger.setLevel("WARNING")
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)
+        self._names = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.stage = config["zero_optimization"]["stage"]
+        self.optimizer = optimizer
+        rate, optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"], 0.0
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=config, dist_init_required=False
+        )
+        optimizer.param_groups[0]["lr"] = rate
+        group = optimizer.param_groups[0]
+        held = group["params"]
+        if self.stage == 3:  # which hands the optimizer its parameters for the moment of a step only
+            group["params"] = list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        optimizer.allocate()
+        group["params"] = held
+        optimizer.armed = True
+
+    def advance(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = self._engine(**inputs)
+        self._engine.backward(terms["total"])
+        self._engine.step()
+        return terms
+
+    def live(self) -> dict[str, Tensor]:
+        if self.stage < 3:
+            return dict(self._names)
+        return {name: parameter.ds_tensor for name, parameter in self._names.items()}
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        if self.stage < 3:
+            return part
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, part.contiguous())
+        parameter = self._names[name]
+        return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        if self.stage < 3:
+            return whole
+        held = self._names[name].ds_tensor
+        padded = torch.zeros(held.numel() * dist.get_world_size(), dtype=whole.dtype, device=held.device)
+        padded[: whole.numel()] = whole.reshape(-1)
+        return padded.chunk(dist.get_world_size())[dist.get_rank()]
+
+    def moments(self) -> Iterator[tuple[str, str, Tensor]]:
+        if self.stage == 0:
+            yield from _own_moments(self._names, self.optimizer)
+            return
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self._link()
+        for name, parameter in self._names.items():
+            for moment in MOMENTS:
+                yield moment, name, safe_get_full_optimizer_state(parameter, moment)
+
+    def load_moments(self, values: Mapping[str, Mapping[str, Tensor]]) -> None:
+        if self.stage == 0:
+            _load_own_moments(self._names, self.optimizer, values)
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        self._link()
+        for moment in MOMENTS:
+            for name, parameter in self._names.items():
+                safe_set_full_optimizer_state(parameter, values[moment][name], moment)
+
+    def _link(self) -> None:
+        """ZeRO 1 and 2 connect parameters with their moments after the first step; a checkpoint may come before."""
+        if self.stage < 3:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _own_moments(names: Mapping[str, nn.Parameter], optimizer: GuardedAdamW) -> Iterator[tuple[str, str, Tensor]]:
+    for name, parameter in names.items():
+        for moment in MOMENTS:
+            yield moment, name, optimizer.state[parameter][moment]
+
+
+@torch.no_grad()
+def _load_own_moments(
+    names: Mapping[str, nn.Parameter], optimizer: GuardedAdamW, values: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    for moment in MOMENTS:
+        for name, parameter in names.items():
+            optimizer.state[parameter][moment].copy_(values[moment][name])

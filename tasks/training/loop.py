@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict
-from importlib import import_module
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save as to_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from configs.errors import UserError
-from configs.schema import Training
+from configs.schema import TrainCompute, Training
 from infra.storage import Storage
+from models.execution import prepare
 from tasks.loader import Batch, Loader
-from tasks.networks import EMA_WEIGHTS, WEIGHTS, default_device
-from tasks.stage import Context, Job
-from tasks.training import checkpoints
+from tasks.training.checkpoints import FOLDER, Checkpoint, Checkpoints
 from tasks.training.ema import Ema
-from tasks.training.engine import build_engine, build_optimizer, deepspeed_config
+from tasks.training.engine import MOMENTS, Engine, Split, build_engine
+from tasks.training.guard import Guard, Rewind
 from tasks.training.metrics import Metrics
 from tasks.training.schedule import learning_rate
 
-RESULT = "result.json"
+Curves = dict[str, list[list[float]]]
 
 
 class Trainee(Protocol):
@@ -35,7 +33,7 @@ class Trainee(Protocol):
     module: nn.Module
     """Called as `module(**inputs)`; gives named scalars, of which `total` is minimised."""
     network: nn.Module
-    """The part of it that is kept and averaged."""
+    """The part of it that is kept."""
     loader: Loader
     facts: dict[str, Any]
     """Goes into checkpoints, where another value is refused, and into the manifest."""
@@ -49,106 +47,150 @@ class Trainee(Protocol):
         ...
 
 
-def build(context: Context) -> Trainee:
-    """The trainee of the job's stage, with the initial weights that its seed says."""
-    stage = import_module(f"tasks.{context.job.stage}")
-    torch.manual_seed(stage.section(context.recipe).seed)
-    trainee: Trainee = stage.trainee(context)
-    return trainee
+class Finished(Protocol):
+    """What rank 0 does with the end: whole weights and averages by name of the module's parameters."""
+
+    def __call__(self, weights: dict[str, Tensor], averages: dict[str, Tensor] | None, curves: Curves) -> None: ...
 
 
-def work(config: dict[str, Any]) -> None:
-    """One worker from start to end. Restarted after a failure, it goes on from the newest checkpoint."""
+def fit(
+    trainee: Callable[[], Trainee],
+    out: Storage,
+    compute: TrainCompute,
+    device: torch.device,
+    metrics: Metrics | None,
+    finished: Finished,
+) -> None:
+    """One worker from start to end, in the process group that is already there; `metrics` are rank 0's.
+
+    Started again after any failure, it goes on from the newest whole checkpoint in `out`; the rest is as if nothing
+    had happened. Raises UserError when the guard gives up or a checkpoint was made for other data.
+    """
+    guard = Guard()
+    while True:
+        try:
+            return _train(trainee(), out, compute, device, metrics, finished, guard)
+        except Rewind as rewind:
+            guard = rewind.guard
+
+
+def _train(
+    trainee: Trainee,
+    out: Storage,
+    compute: TrainCompute,
+    device: torch.device,
+    metrics: Metrics | None,
+    finished: Finished,
+    guard: Guard,
+) -> None:
     # Set up
-    context = Context(Job(**config["job"]))
-    compute = context.recipe.compute.train
-    rank, world = dist.get_rank(), dist.get_world_size()
-    device = default_device()
-    if device.type == "cpu":
-        torch.set_num_threads(compute.cpus_per_worker)
-    trainee = build(context)
-    section = trainee.section
-    trainee.module.to(device).train()
-    optimizer = build_optimizer(trainee.module, section, device)
-    settings = deepspeed_config(section, compute, world)
-    engine = build_engine(trainee.module, optimizer, settings)
-    ema = Ema(trainee.network, section.ema_decay) if section.ema_decay is not None else None
-    metrics = (
-        Metrics(context.job.stage, section.images, compute.log_every, context.tracker, device) if rank == 0 else None
-    )
+    section, rank, world = trainee.section, dist.get_rank(), dist.get_world_size()
+    checkpoints = Checkpoints(out, compute.keep_checkpoints, compute.keep_every)
+    module = trainee.module.to(device).train()
+    state = checkpoints.newest()
+    if state is not None:
+        _check(state, trainee, out)
+        module.load_state_dict(state.tensors["weights"], strict=False)
+    if hasattr(trainee.network, "blocks"):
+        prepare(trainee.network, compile=compute.compile, checkpoint_activations=compute.recompute)
+    engine = build_engine(module, section, compute, device)
+    split = Split.of(section.batch, world, compute.micro_batch)
+    ema = Ema(engine.live(), section.ema_decay) if section.ema_decay is not None else None
     images_seen = 0
 
     # Resume
-    state = checkpoints.restore(engine, context.out)
     if state is not None:
-        _check(state, trainee, context.out)
-        images_seen = state["images_seen"]
+        images_seen = state.images_seen
+        _restore(state, engine, ema)
+        guard.resume(state.values["left_out"])
         if metrics is not None:
-            metrics.resume(images_seen, state["curves"])
-        if ema is not None:
-            ema.load(state["ema"])
+            metrics.resume(images_seen, state.values["curves"])
+            print(f"going on from the checkpoint at {images_seen:,} images", flush=True)
 
     # Train
-    micro, accumulation = settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]
     stream = trainee.loader.stream(images_seen, rank, world)
-    due = images_seen + compute.checkpoint_every
-    while images_seen < section.images:
-        asked = time.monotonic()
-        batch = next(stream)
-        waited = time.monotonic() - asked
-        rate = learning_rate(section, images_seen)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        for part in range(accumulation):
-            terms = engine(**trainee.inputs(_rows(batch, part * micro, micro), device))
-            engine.backward(terms["total"])
-            engine.step()
-        if ema is not None:
-            ema.update()
-        images_seen = batch.images_seen
-        if metrics is not None:
-            metrics.step(images_seen, section.batch, terms, rate, waited)
-        if images_seen >= due and images_seen < section.images:
-            due = images_seen + compute.checkpoint_every
-            kept = {
-                "images_seen": images_seen,
-                "facts": trainee.facts,
-                "curves": metrics.curves if metrics is not None else {},
-                "ema": ema.state() if ema is not None else {},
-            }
-            checkpoints.save(engine, context.out, images_seen, kept, compute.keep_checkpoints)
+    since_looked = 0
+    try:
+        while images_seen < section.images:
+            asked = time.monotonic()
+            batch = next(stream)
+            waited = time.monotonic() - asked
+            before, images_seen = images_seen, batch.images_seen
+            if before not in guard.left_out:
+                rate = learning_rate(section, before)
+                for group in engine.optimizer.param_groups:
+                    group["lr"] = rate
+                terms = [
+                    engine.advance(trainee.inputs(_rows(batch, part * split.micro, split.micro), device))
+                    for part in range(split.accumulation)
+                ]
+                if ema is not None:
+                    ema.update(engine.optimizer.bad)
+                guard.watch(before, engine.optimizer.bad)
+                if metrics is not None:
+                    metrics.step(images_seen, section.batch, terms, engine.optimizer.norm, rate, waited)
+            saves = images_seen // compute.checkpoint_every > before // compute.checkpoint_every
+            since_looked += section.batch
+            if saves or since_looked >= compute.log_every or images_seen >= section.images:
+                since_looked = 0
+                guard.look(section.guard, trainee.loader)
+            if saves and images_seen < section.images:
+                kept = _gather(images_seen, trainee, engine, ema, guard, metrics)
+                if kept is not None:
+                    checkpoints.save(kept)
+    finally:
+        stream.close()  # type: ignore[attr-defined]  # a generator
+        checkpoints.wait()
 
     # Finish
-    stream.close()  # type: ignore[attr-defined]  # a generator
-    if metrics is not None:
+    end = _gather(images_seen, trainee, engine, ema, guard, metrics, moments=False)
+    if end is not None and metrics is not None:
         metrics.flush()
-        export(context, trainee, ema, metrics.curves, device)
+        finished(dict(end.tensors["weights"]), _or_none(end.tensors.get("ema")), metrics.curves)
     dist.barrier()
 
 
-def export(
-    context: Context, trainee: Trainee, ema: Ema | None, curves: dict[str, list[list[float]]], device: torch.device
-) -> None:
-    """Write weights, scores and facts to storage; `result.json` last."""
-    files = [_write(context.out, WEIGHTS, trainee.network)]
-    if ema is not None:
-        trainee.network.load_state_dict(ema.state(), strict=False)
-        files.append(_write(context.out, EMA_WEIGHTS, trainee.network))
-    trainee.network.to(device).eval()
-    with torch.no_grad():
-        scores = trainee.scores(trainee.network, device)
-    scores |= {f"final/{name}": points[-1][1] for name, points in curves.items() if points}
-    result = {
-        "files": [asdict(entry) for entry in files],
-        "scores": scores,
-        "facts": {**trainee.facts, "curves": curves},
+def _gather(
+    images_seen: int,
+    trainee: Trainee,
+    engine: Engine,
+    ema: Ema | None,
+    guard: Guard,
+    metrics: Metrics | None,
+    moments: bool = True,
+) -> Checkpoint | None:
+    """Everything that goes on, copied to rank 0's memory so that training need not wait for storage."""
+    kept: dict[str, dict[str, Tensor]] = {"weights": {}}
+
+    def keep(part: str, name: str, whole: Tensor) -> None:
+        if metrics is not None:
+            kept.setdefault(part, {})[name] = whole.detach().to("cpu", copy=True).contiguous()
+
+    for name, live in engine.live().items():
+        keep("weights", name, engine.whole(name, live.detach()))
+        if ema is not None:
+            keep("ema", name, engine.whole(name, ema.averages[name]))
+    if moments:
+        for moment, name, whole in engine.moments():
+            keep(moment, name, whole)
+    if metrics is None:
+        return None
+    for name, buffer in trainee.module.named_buffers():
+        keep("weights", name, buffer)
+    values = {
+        "facts": trainee.facts,
+        "curves": {name: list(points) for name, points in metrics.curves.items()},
+        "left_out": sorted(guard.left_out),
+        "optimizer": engine.optimizer.guard_state(),
     }
-    context.out.write_bytes(RESULT, json.dumps(result).encode())
+    return Checkpoint(images_seen, kept, values)
 
 
-def _write(out: Storage, name: str, network: nn.Module) -> Any:
-    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    return out.write_bytes(name, to_safetensors(tensors))
+def _restore(state: Checkpoint, engine: Engine, ema: Ema | None) -> None:
+    engine.load_moments({moment: state.tensors[moment] for moment in MOMENTS})
+    engine.optimizer.load_guard_state(state.values["optimizer"])
+    if ema is not None:
+        ema.load({name: engine.part(name, whole) for name, whole in state.tensors["ema"].items()})
 
 
 def _rows(batch: Batch, start: int, count: int) -> Batch:
@@ -157,12 +199,18 @@ def _rows(batch: Batch, start: int, count: int) -> Batch:
         return batch
     part = slice(start, start + count)
     arrays = {name: values[part] for name, values in batch.arrays.items()}
-    return Batch(batch.images_seen, batch.positions[part], batch.keys[part], batch.labels[part], arrays)
+    return replace(
+        batch, positions=batch.positions[part], keys=batch.keys[part], labels=batch.labels[part], arrays=arrays
+    )
 
 
-def _check(state: dict[str, Any], trainee: Trainee, out: Storage) -> None:
-    if state["facts"] != trainee.facts:
+def _check(state: Checkpoint, trainee: Trainee, out: Storage) -> None:
+    if state.values["facts"] != trainee.facts:
         raise UserError(
-            f"the checkpoint in {out.url} was trained on other data ({state['facts']}, now {trainee.facts}): "
-            f"delete {out.url}/{checkpoints.FOLDER} to begin anew"
+            f"the checkpoint in {out.url} was trained on other data ({state.values['facts']}, now {trainee.facts}): "
+            f"delete {out.url}/{FOLDER} to begin anew"
         )
+
+
+def _or_none(tensors: Any) -> dict[str, Tensor] | None:
+    return None if tensors is None else dict(tensors)

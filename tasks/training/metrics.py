@@ -34,15 +34,19 @@ class Metrics:
         self.curves = curves
         self._due = images_seen + self.every
 
-    def step(self, images_seen: int, images: int, terms: dict[str, Tensor], rate: float, waited: float) -> None:
-        """Take the scalars among a step's terms; read them all at once when it is time to speak.
+    def step(
+        self, images_seen: int, images: int, parts: list[dict[str, Tensor]], norm: Tensor, rate: float, waited: float
+    ) -> None:
+        """Take the scalars among the terms of a step's accumulation parts, and its gradient's norm.
 
-        `waited` are the seconds in which the step had no data.
+        Nothing is read from the device until it is time to speak. `waited` are the seconds without data.
         """
         self._waited += waited
-        for name, value in terms.items():
-            if value.ndim == 0:
-                self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach().clone()
+        for terms in [*parts, {"gradient_norm": norm * len(parts)}]:
+            for name, value in terms.items():
+                if value.ndim == 0:
+                    share = value.detach() / len(parts)
+                    self._sums[name] = self._sums[name] + share if name in self._sums else share
         self._steps += 1
         self._images += images
         if images_seen >= self._due:

@@ -51,7 +51,7 @@ def test_a_recipe_extends_another() -> None:
         ("sample.guidance.scale=0.5", ["sample.guidance", "scale", "0.5"]),
         ("sample.guidance.channels=13", ["sample.guidance.channels", "13", "12 channels"]),
         ("data.source.kind=fodler", ["data.source", "fodler", "folder"]),
-        ("train_vavae.model.norm_groups=7", ["norm_groups 7", "16"]),
+        ("train_vavae.model.norm_groups=7", ["norm_groups 7", "width 8"]),
         ("image.flips=1", ["image.flips", "boolean"]),
         ("train_dit.images", ["--set", "section.field=value"]),
     ],

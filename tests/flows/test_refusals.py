@@ -54,7 +54,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 1 MiB, where this user may mount one."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting a small file system needs privileges that this user lacks")
     yield folder
@@ -62,7 +64,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_stops_the_run_and_leaves_nothing_to_trust(workplace: Workplace, small_disk: Path) -> None:
-    refused = workplace.run("--set", "shard.limit=4000", "--set", "shard.rows_per_shard=4000", root=str(small_disk), check=False)
+    refused = workplace.run(
+        "--set", "shard.limit=4000", "--set", "shard.rows_per_shard=4000", root=str(small_disk), check=False
+    )
     assert refused.returncode == 1
     assert "No space left on device" in refused.stderr.splitlines()[-1]
     assert "Traceback" not in refused.stderr

@@ -25,7 +25,7 @@ def test_a_manifest_makes_an_artifact(tmp_path: Path) -> None:
     artifact = _make(tmp_path)
     assert artifact.is_complete()
     assert artifact.manifest.rows == 3
-    assert artifact.manifest.bytes == 7
+    assert artifact.manifest.size == 7
     assert artifact.read("a/b.bin") == b"content"
     assert [entry.path for entry in artifact.files(prefix="a/")] == ["a/b.bin"]
     artifact.discard()

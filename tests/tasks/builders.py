@@ -33,9 +33,7 @@ def small_recipe(*overrides: str) -> Recipe:
     return load_recipe("demo_tiny", [*SMALL, *overrides])
 
 
-def put(
-    root: str, recipe: Recipe, stage: str, files: list[FileEntry], name: str = "", **found: Any
-) -> Artifact:
+def put(root: str, recipe: Recipe, stage: str, files: list[FileEntry], name: str = "", **found: Any) -> Artifact:
     """Complete an artifact, named after its stage where nothing else is said, from files that are in place."""
     artifact = Artifact(root, stage, name or stage)
     manifest = Manifest(
@@ -73,9 +71,7 @@ def put_networks(root: str, recipe: Recipe) -> None:
     put_weights(root, recipe, "train_dit", {WEIGHTS: dit, EMA_WEIGHTS: dit}, facts=facts)
 
 
-def put_weights(
-    root: str, recipe: Recipe, stage: str, networks: dict[str, nn.Module], **found: Any
-) -> Artifact:
+def put_weights(root: str, recipe: Recipe, stage: str, networks: dict[str, nn.Module], **found: Any) -> Artifact:
     storage = Artifact(root, stage, stage).storage
     files = [storage.write_bytes(name, save(network.state_dict())) for name, network in networks.items()]
     return put(root, recipe, stage, files, **found)

@@ -37,9 +37,7 @@ def test_features_do_not_depend_on_how_many_images_come_at_once(tmp_path: Path) 
     images = pictures(labels, seed=3)
     whole = examiner.look(labels, images, reconstruct=True)
     starts = range(0, 20, 3)
-    pieces = Findings.joined(
-        [examiner.look(labels[i : i + 3], images[i : i + 3], reconstruct=True) for i in starts]
-    )
+    pieces = Findings.joined([examiner.look(labels[i : i + 3], images[i : i + 3], reconstruct=True) for i in starts])
     assert whole.features.shape == (20, 320)
     assert np.array_equal(whole.features, pieces.features)
     assert whole.psnr is not None and np.array_equal(whole.psnr, pieces.psnr)  # type: ignore[arg-type]
@@ -61,7 +59,7 @@ def test_psnr_in_closed_form() -> None:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[str, Artifact, Artifact]:
-    """Evaluations of pictures as good as real ones and of the same under noise and wrong labels, one after the other."""
+    """Evaluations of pictures as good as real ones, and of the same under noise and wrong labels."""
     root = at(tmp_path_factory.mktemp("evaluated"))
     put_shard(root, RECIPE, train=240, test=100)
     put_networks(root, RECIPE)

@@ -38,9 +38,7 @@ def test_it_learns_and_counts_every_image(tmp_path: Path) -> None:
 
 def test_the_same_seed_trains_the_same_judge(tmp_path: Path) -> None:
     one, other = trained(tmp_path)[0], trained(tmp_path)[0]
-    assert all(
-        torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("size", [16, 28, 32, 256])

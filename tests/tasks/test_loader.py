@@ -188,7 +188,7 @@ def test_a_worker_reads_little_more_than_its_share(tmp_path: Path) -> None:
     for _ in itertools.islice(loader.stream(0, 3, 8), 32_000 // 1024):
         pass
     groups = len(loader.reader.index)
-    assert groups / 8 <= len(read) < 2 * groups / 8
+    assert groups // 8 <= len(read) < 2 * groups / 8
 
 
 def test_images_are_decoded_cropped_and_mirrored(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(latents: tuple[Artifact, dict[str, np.ndarray]], tmp_path: Path) -> None:
     artifact, _ = latents
-    with pytest.raises(UserError, match=r"has no columns f, f_flip \(it has z, z_flip, s, s_flip\)"):
+    with pytest.raises(UserError, match=r"has no columns f, f_flip \(it has s, s_flip, z, z_flip\)"):
         Loader(artifact, "train", ("z", "f"), 8, 0, flips=True)
     with pytest.raises(UserError, match="split 'test' has no rows"):
         Loader(artifact, "test", ("z",), 8, 0)

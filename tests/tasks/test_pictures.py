@@ -40,9 +40,7 @@ def test_grid_keeps_order_and_enlarges_small_images() -> None:
 def test_chart_has_a_panel_per_stage_with_curves() -> None:
     curve = [[float(step), 1.0 / (step + 1)] for step in range(50)]
     one = Picture.open(io.BytesIO(curves_chart({"a": {"total": curve}, "b": {}}) or b""))
-    two = Picture.open(
-        io.BytesIO(curves_chart({"a": {"total": curve}, "b": {"total": curve, "none": []}}) or b"")
-    )
+    two = Picture.open(io.BytesIO(curves_chart({"a": {"total": curve}, "b": {"total": curve, "none": []}}) or b""))
     assert two.width == 2 * one.width and two.mode == "RGBA"
     assert np.asarray(one)[0, 0, 3] == 0, "no background of its own"
     assert curves_chart({"a": {}}) is None

@@ -16,10 +16,19 @@ from infra.artifacts import Artifact
 from tasks.labels import shown_per_class
 from tasks.networks import WEIGHTS, build_semantic_vae
 from tasks.readout import images, pick_images, read_labels
-from tasks.report import STAGE
+from tasks.report import STAGE, _losses
 from tasks.stage import Context, perform
-from tests.tasks.builders import at, context, drawing, put, put_networks, put_sample, put_shard, put_weights
-from tests.tasks.builders import small_recipe
+from tests.tasks.builders import (
+    at,
+    context,
+    drawing,
+    put,
+    put_networks,
+    put_sample,
+    put_shard,
+    put_weights,
+    small_recipe,
+)
 
 CURVES = {
     "total": [[64 * step, 2.0 / step] for step in range(1, 20)],
@@ -72,9 +81,7 @@ class References(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.found += [
-            value or "" for name, value in attributes if name in ("src", "href", "srcset", "data", "action")
-        ]
+        self.found += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
         if tag not in ("meta", "img", "br", "link"):
             self.open.append(tag)
 
@@ -116,6 +123,12 @@ def test_pictures_are_files_of_their_own(reported: Artifact) -> None:
     assert Picture.open(io.BytesIO(reported.read("curves.png"))).mode == "RGBA"
 
 
+def test_the_sum_leads_its_terms(tmp_path: Path) -> None:
+    curves = {"kl": CURVES["kl"], "total": CURVES["total"], "velocity/texture": CURVES["kl"], "alignment": CURVES["kl"]}
+    manifest = put(at(tmp_path), small_recipe(), "train_dit", [], facts={"curves": curves}).manifest
+    assert list(_losses(manifest)) == ["total", "alignment", "kl"]
+
+
 def test_a_plain_recipe_without_semantics_or_judge_is_reported(tmp_path: Path, local_ray: None) -> None:
     recipe = small_recipe(
         "train_semvae=null",
@@ -127,9 +140,7 @@ def test_a_plain_recipe_without_semantics_or_judge_is_reported(tmp_path: Path, l
     page = perform(STAGE, prepared(tmp_path, recipe, judged=False).job).read("report.html").decode()
     assert "no guidance" in page
     assert (
-        "Class consistency" not in page
-        and "Consistency by class" not in page
-        and "<th>train_semvae</th>" not in page
+        "Class consistency" not in page and "Consistency by class" not in page and "<th>train_semvae</th>" not in page
     )
 
 
@@ -157,7 +168,7 @@ def test_missing_and_foreign_images_are_refused(tmp_path: Path) -> None:
         list(images(shards, "valid", 32))
     labels = np.arange(10)
     sample = put_sample(at(tmp_path), small_recipe(), np.zeros((10, 32, 32, 3), np.uint8), labels)
-    with pytest.raises(UserError, match="expected .64, 64, 3."):
+    with pytest.raises(UserError, match=r"expected .64, 64, 3."):
         list(images(sample, "", 64))
     part = Path(sample.uri.removeprefix("file://")) / "part-00001.parquet"
     part.write_bytes(part.read_bytes()[:200])

@@ -113,9 +113,7 @@ def test_autoguidance_by_the_model_itself_is_no_guidance(tmp_path: Path) -> None
     weights.write_bytes(main)
     model = recipe.train_dit.model.model_dump(mode="json")
     guidance = {"method": "autoguidance", "scale": 3.0, "weights": str(weights), "model": model}
-    guided = sampler(
-        tmp_path, f"sample.guidance={guidance!r}".replace("None", "null").replace("True", "true")
-    )
+    guided = sampler(tmp_path, f"sample.guidance={guidance!r}".replace("None", "null").replace("True", "true"))
     expected, found = (each.images(np.arange(3))[1].astype(int) for each in (plain, guided))
     assert np.abs(expected - found).max() <= 1
 
@@ -123,9 +121,7 @@ def test_autoguidance_by_the_model_itself_is_no_guidance(tmp_path: Path) -> None
     other = build_dit(recipe, recipe.train_dit.model)
     torch.nn.init.normal_(next(iter(other.final_layer.parameters())))
     save_file(other.state_dict(), weights)
-    changed = sampler(
-        tmp_path, f"sample.guidance={guidance!r}".replace("None", "null").replace("True", "true")
-    )
+    changed = sampler(tmp_path, f"sample.guidance={guidance!r}".replace("None", "null").replace("True", "true"))
     assert not np.array_equal(changed.images(np.arange(3))[1], guided.images(np.arange(3))[1])
 
 
@@ -138,7 +134,7 @@ def test_another_weak_guide_is_another_sample(tmp_path: Path) -> None:
     weights.write_bytes(b"two")
     assert STAGE.fingerprint(recipe, {})[0] != one
     weights.unlink()
-    with pytest.raises(UserError, match="weak.safetensors: does not exist"):
+    with pytest.raises(UserError, match=r"weak\.safetensors: does not exist"):
         STAGE.fingerprint(recipe, {})
 
 

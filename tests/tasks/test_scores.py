@@ -96,7 +96,4 @@ def test_sets_that_cannot_be_compared_are_refused() -> None:
 
 def test_scores_are_called_after_their_network() -> None:
     assert score_name("frechet", "efficientnet_lite0") == "frechet_efficientnet_lite0"
-    assert (
-        score_name("recall", "vit_base_patch14_reg4_dinov2.lvd142m")
-        == "recall_vit_base_patch14_reg4_dinov2_lvd142m"
-    )
+    assert score_name("recall", "vit_base_patch14_reg4_dinov2.lvd142m") == "recall_vit_base_patch14_reg4_dinov2_lvd142m"
