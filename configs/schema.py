@@ -305,7 +305,7 @@ class DitModel(Section):
             raise ValueError("give either size, or all of hidden_size, depth and heads")
         if self.hidden_size and self.heads and self.hidden_size % (4 * self.heads):
             raise ValueError(
-                f"hidden_size {self.hidden_size} with {self.heads} heads: the head width must be a multiple of 4 (rotary)"
+                f"hidden_size {self.hidden_size} with {self.heads} heads: the head width must be a multiple of 4"
             )
         return self
 

@@ -12,7 +12,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -170,10 +170,8 @@ class Storage:
     def delete(self, name: str = "") -> None:
         """Delete a file or everything below a name; nothing there is fine."""
         with self._explained("delete", name):
-            try:
+            with suppress(FileNotFoundError):
                 self.fs.rm(self.locate(name), recursive=True)
-            except FileNotFoundError:
-                pass
 
     def check_writable(self) -> None:
         """Write and delete a probe, so that a wrong root is refused before anything starts."""

@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from configs.errors import UserError
 from infra.artifacts import Artifact
+from infra.home import home
 from infra.storage import FileEntry
+from tasks.cache import local_copy
 from tasks.latents import is_tensor, tensor_shape, to_numpy
 
 _OPEN_FILES = 64
@@ -46,10 +48,16 @@ class GroupReader:
 
     columns: names to read; `label` should be among them.
     shapes: what tensor columns must be, from the manifest.
+    cache_bytes: keep remote parts on local disk up to this size; 0 reads them in place.
     """
 
     def __init__(
-        self, artifact: Artifact, split: str, columns: Sequence[str], shapes: dict[str, tuple[int, ...]]
+        self,
+        artifact: Artifact,
+        split: str,
+        columns: Sequence[str],
+        shapes: dict[str, tuple[int, ...]],
+        cache_bytes: int = 0,
     ) -> None:
         self.artifact, self.columns, self.shapes = artifact, list(columns), shapes
         self.parts = [e for e in artifact.files(f"{split}/", ".parquet") if e.rows]
@@ -62,6 +70,7 @@ class GroupReader:
         """(part, row group in it, rows) of every group, known without opening a file."""
         self._open: OrderedDict[tuple[int, bool], pq.ParquetFile] = OrderedDict()
         self._verified: set[int] = set()
+        self._cache_bytes = cache_bytes
         self._lock = Lock()
 
     @property
@@ -93,17 +102,17 @@ class GroupReader:
             return self._open[part, verify]
         storage = self.artifact.storage
         try:
-            if storage.local:
-                path = storage.locate(entry.path)
-                size = Path(path).stat().st_size
-            else:
-                size = int(storage.fs.info(storage.locate(entry.path))["size"])
+            size = storage.size(entry.path)
             if size != entry.bytes:
                 raise self._damaged(entry, f"{size} bytes, the manifest says {entry.bytes}")
             if storage.local:
-                file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=verify)
+                source: Any = storage.locate(entry.path)
+            elif self._cache_bytes:
+                source = str(local_copy(self.artifact, entry, home() / "cache", self._cache_bytes))
             else:
-                file = pq.ParquetFile(storage.open(entry.path), pre_buffer=True, page_checksum_verification=verify)
+                source = storage.open(entry.path)
+            mapped = isinstance(source, str)
+            file = pq.ParquetFile(source, memory_map=mapped, pre_buffer=not mapped, page_checksum_verification=verify)
             self._check_schema(file.schema_arrow, entry)
         except FileNotFoundError:
             raise self._damaged(entry, "the file is missing") from None

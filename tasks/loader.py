@@ -51,6 +51,7 @@ class Loader:
     flips: serve each image mirrored in half of the epochs, as the seed says: latents from their `_flip` column.
     threads: image decoders of this process.
     ahead: batches prepared before they are asked for; 0 prepares them in the caller's thread.
+    cache_gib: keep remote parts on this machine's disk, up to this size; 0 reads them in place.
     pin: put batches into page-locked memory, from which copies to an accelerator overlap with compute.
 
     Raises:
@@ -71,6 +72,7 @@ class Loader:
         ahead: int = 4,
         keys: bool = True,
         pin: bool = False,
+        cache_gib: float = 0.0,
     ) -> None:
         self.columns, self.batch, self.flips, self.size = tuple(columns), batch, flips, size
         self.ahead, self.pin, self.split = ahead, pin, split
@@ -86,7 +88,9 @@ class Loader:
                 f"{artifact.uri} has no columns {', '.join(missing)} (it has {', '.join(self.shapes) or 'images'}): "
                 "check encode.align_features, image.flips and train_semvae in its recipe"
             )
-        self.reader = GroupReader(artifact, split, ["label", *(["key"] * keys), *stored], self.shapes)
+        self.reader = GroupReader(
+            artifact, split, ["label", *(["key"] * keys), *stored], self.shapes, int(cache_gib * 2**30)
+        )
         if not self.reader.index:
             raise UserError(f"{artifact.uri}: split {split!r} has no rows")
         self.order = Order(self.reader.group_rows, seed, _SHUFFLED_IMAGES if images else _SHUFFLED_LATENTS)

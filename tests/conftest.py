@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -69,10 +70,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     """A real S3 server (SeaweedFS) on loopback with one bucket `latents`; gives the environment that reaches it."""
     folder = tmp_path_factory.mktemp("weed")
     key, secret = "tester", "not-a-secret-outside-tests"
-    (folder / "s3.json").write_text(
-        '{"identities": [{"name": "tester", "credentials": [{"accessKey": "%s", "secretKey": "%s"}], '
-        '"actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}' % (key, secret)
-    )
+    identity = {
+        "name": "tester",
+        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     ports = {name: str(free_port()) for name in ("master", "volume", "filer", "s3", "grpc1", "grpc2", "grpc3", "grpc4")}
     weed = shutil.which("weed") or str(Path(os.sys.executable).parent / "weed")  # type: ignore[attr-defined]
     command = [weed, f"-logdir={folder}", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]

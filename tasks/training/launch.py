@@ -73,10 +73,10 @@ def export(
 ) -> None:
     """Write networks, scores and facts to storage; `result.json` last."""
     trainee, device = build(context), default_device()  # a fresh one: the engine may hold the other in parts
-    trainee.module.load_state_dict(weights, strict=not context.job.recipe[context.job.stage]["images"] == 0)
+    trainee.module.load_state_dict(weights, strict=context.job.recipe[context.job.stage]["images"] != 0)
     files = [_write(context.out, WEIGHTS, trainee.network)]
     if averages is not None:
-        trainee.module.load_state_dict(averages, strict=False)
+        _load(trainee.module, averages)
         files.append(_write(context.out, EMA_WEIGHTS, trainee.network))
     trainee.network.to(device).eval()
     with torch.no_grad():
@@ -85,6 +85,14 @@ def export(
     facts = {**trainee.facts, "curves": curves}
     result = {"files": [asdict(entry) for entry in files], "scores": scores, "facts": facts}
     context.out.write_bytes(RESULT, json.dumps(result).encode())
+
+
+def _load(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """All that was trained; what is frozen is the same in every trainee. Raises KeyError where something is missing."""
+    for name in (name for name, parameter in module.named_parameters() if parameter.requires_grad):
+        if name not in weights:
+            raise KeyError(f"training gave no weight {name}")
+    module.load_state_dict(weights, strict=False)
 
 
 def _write(out: Storage, name: str, network: nn.Module) -> FileEntry:

@@ -29,12 +29,25 @@ def test_a_deployment_does_the_same_work(finished: Workplace, monkeypatch: pytes
             command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=500, check=False
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert finished.rebuilt_since(before) == {"sample", "evaluate", "report"}
+        assert finished.rebuilt_since(before) == {"sample", "evaluate", "report"}, "another guidance scale, no more"
         states = _task_states(environment["PREFECT_API_URL"])
         assert states["sample"] == "Completed"
         assert {"shard", "train_vavae", "train_semvae", "encode", "train_dit"} <= states.keys()
+        assert _tracked_scales(environment["MLFLOW_TRACKING_URI"]) >= {1.5, 2.0}, "both runs compare in the MLflow UI"
         deployments = _post(environment["PREFECT_API_URL"], "deployments/filter")
         assert {"demo", "shard", "train-dit", "sample"} <= {each["name"] for each in deployments}
+
+
+def _tracked_scales(uri: str) -> set[float]:
+    """Guidance scales of the flow runs that have scores, asked of the real MLflow server."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("latentforge")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.flow = 'sfd-full'", max_results=1000)
+    scored = [run for run in runs if "evaluate/frechet_efficientnet_lite0" in run.data.metrics]
+    return {json.loads(run.data.params["sample.guidance.scale"]) for run in scored}
 
 
 def _task_states(api: str) -> dict[str, str]:

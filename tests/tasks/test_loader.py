@@ -248,3 +248,18 @@ def test_what_does_not_fit_is_refused(latents: tuple[Artifact, dict[str, np.ndar
     other.manifest.facts["shapes"]["z"] = [2, 2, 2]
     with pytest.raises(UserError, match=r"column 'z' has shape \(2, 4, 4\) but the manifest says \(2, 2, 2\)"):
         next(Loader(other, "train", ("z",), 8, 0).stream())
+
+
+def test_from_s3_with_and_without_the_local_cache(s3_root: str, home: Path) -> None:
+    artifact, _ = put_latents(s3_root, (100, 60), {"z": (2, 4, 4)})
+    plain = _take(Loader(artifact, "train", ("z",), 32, 0), 320)
+    limit = 1.2 * max(entry.bytes for entry in artifact.manifest.files)
+    loader = Loader(artifact, "train", ("z",), 32, 0, cache_gib=limit / 2**30)
+    assert _same(_take(loader, 320), plain)
+    kept = list((home / "cache").iterdir())
+    assert kept and sum(path.stat().st_size for path in kept) <= limit
+    artifact.storage.write_bytes(artifact.files("train/")[0].path, b"\0" * artifact.files("train/")[0].bytes)
+    for path in kept:
+        path.unlink()
+    with pytest.raises(UserError, match=r"part-00000\.parquet is damaged"):
+        _take(Loader(artifact, "train", ("z",), 32, 0, cache_gib=1.0), 320)
