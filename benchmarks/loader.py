@@ -72,9 +72,11 @@ def make(root: str, plain: Path | None, rows: int) -> Artifact:
     return artifact
 
 
-def ours(artifact: Artifact, rows: int, cache_gib: float = 0.0) -> float:
+def ours(artifact: Artifact, rows: int, cache_gib: float = 0.0, cold: bool = False) -> float:
     loader = Loader(artifact, "train", ("z",), BATCH, 0, keys=False, cache_gib=cache_gib)
     stream = loader.stream()
+    for _ in range(0 if cold else loader.rows // BATCH):  # the first epoch verifies checksums, later ones do not
+        next(stream)
     seen = 0
     started = time.perf_counter()
     while seen < rows:
@@ -129,7 +131,8 @@ def main() -> None:
         artifact = make(folder, plain, chosen.rows)
         found = {
             "sequential": best(lambda: sequential(artifact)),
-            "loader": best(lambda: ours(artifact, 2 * chosen.rows)),
+            "loader": best(lambda: ours(artifact, chosen.rows)),
+            "first_epoch": ours(artifact, chosen.rows, cold=True),
             "per_sample": best(lambda: per_sample(plain, chosen.rows), 2),
         }
         for name, rate in found.items():
@@ -138,14 +141,15 @@ def main() -> None:
             "vs_per_sample": round(found["loader"] / found["per_sample"], 2),
             "vs_sequential": round(found["loader"] / found["sequential"], 3),
             "rows_per_second": round(found["loader"]),
+            "rows_per_second_first_epoch": round(found["first_epoch"]),
             "restart_seconds": round(restart(artifact), 3),
             "cores": os.cpu_count(),
         }
         if chosen.s3:
             remote = make(chosen.s3, None, chosen.rows)
-            result["s3_rows_per_second"] = round(ours(remote, chosen.rows))
+            result["s3_rows_per_second"] = round(ours(remote, chosen.rows, cold=True))
             os.environ["LATENTFORGE_HOME"] = str(Path(folder) / "home")
-            result["s3_rows_per_second_cache_cold"] = round(ours(remote, chosen.rows, 4.0))
+            result["s3_rows_per_second_cache_cold"] = round(ours(remote, chosen.rows, 4.0, cold=True))
             result["s3_rows_per_second_cache_warm"] = round(ours(remote, chosen.rows, 4.0))
         print(json.dumps(result))
 

@@ -169,9 +169,8 @@ class Storage:
 
     def delete(self, name: str = "") -> None:
         """Delete a file or everything below a name; nothing there is fine."""
-        with self._explained("delete", name):
-            with suppress(FileNotFoundError):
-                self.fs.rm(self.locate(name), recursive=True)
+        with self._explained("delete", name), suppress(FileNotFoundError):
+            self.fs.rm(self.locate(name), recursive=True)
 
     def check_writable(self) -> None:
         """Write and delete a probe, so that a wrong root is refused before anything starts."""

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -91,8 +90,8 @@ def build_engine(module: nn.Module, section: Training, compute: TrainCompute, de
         wanted = "deepspeed" if find_spec("deepspeed") else "plain"
     if wanted == "plain" and compute.zero_stage:
         raise UserError(
-            f"compute.train.zero_stage is {compute.zero_stage}, but only DeepSpeed shards (engine is plain or DeepSpeed "
-            "is not installed): set zero_stage: 0, or install deepspeed"
+            f"compute.train.zero_stage is {compute.zero_stage}, but only DeepSpeed shards (engine is plain or "
+            "DeepSpeed is not installed): set zero_stage: 0, or install deepspeed"
         )
     optimizer = GuardedAdamW(
         [parameter for parameter in module.parameters() if parameter.requires_grad],
@@ -119,6 +118,7 @@ def deepspeed_config(section: Training, compute: TrainCompute, split: Split) -> 
         "train_batch_size": section.batch,
         "train_micro_batch_size_per_gpu": split.micro,
         "gradient_accumulation_steps": split.accumulation,
+        "gradient_clipping": 0.0,  # its default is 1
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": sys.maxsize,
@@ -185,19 +185,18 @@ class DeepSpeedEngine:
     """DeepSpeed at any ZeRO stage, around an optimizer of ours."""
 
     def __init__(self, module: nn.Module, optimizer: GuardedAdamW, config: dict[str, Any]) -> None:
-        # DeepSpeed compiles a small CPU communication op and looks for ninja on PATH, where a virtual environment
-        # that was not activated does not put it.
-        here = str(Path(sys.executable).parent)
-        if here not in os.environ.get("PATH", "").split(os.pathsep):
-            os.environ["PATH"] = f"{here}{os.pathsep}{os.environ.get('PATH', '')}"
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
+        import deepspeed.comm.torch
         from deepspeed.utils import logger
 
         logger.setLevel("WARNING")
+        # A CPU op for inference that DeepSpeed compiles at start: 24 s, and a worker killed meanwhile leaves a lock
+        # for which every later one waits without end. Training does not use it; DeepSpeed goes on where it is None.
+        deepspeed.comm.torch.build_shm_op = lambda: None
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
-        self._names = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._names: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.stage = config["zero_optimization"]["stage"]
         self.optimizer = optimizer
         rate, optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"], 0.0

@@ -68,9 +68,7 @@ def work(config: dict[str, Any]) -> None:
     fit(lambda: build(context), context.out, compute, device, metrics, finished)
 
 
-def export(
-    context: Context, weights: dict[str, Tensor], averages: dict[str, Tensor] | None, curves: Curves
-) -> None:
+def export(context: Context, weights: dict[str, Tensor], averages: dict[str, Tensor] | None, curves: Curves) -> None:
     """Write networks, scores and facts to storage; `result.json` last."""
     trainee, device = build(context), default_device()  # a fresh one: the engine may hold the other in parts
     trainee.module.load_state_dict(weights, strict=context.job.recipe[context.job.stage]["images"] != 0)

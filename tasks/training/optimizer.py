@@ -28,7 +28,13 @@ class GuardedAdamW(torch.optim.AdamW):
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, limit: float | None, clip_norm: float | None, sharded: bool, **adam: Any
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        limit: float | None,
+        clip_norm: float | None,
+        sharded: bool,
+        **adam: Any,
     ) -> None:
         super().__init__(parameters, fused=True, **adam)
         self.limit, self.clip_norm, self.sharded = limit, clip_norm, sharded
@@ -37,6 +43,8 @@ class GuardedAdamW(torch.optim.AdamW):
         """Of the last step: the gradient's norm before clipping, and 1 where it was left out."""
         self.usual, self.good = torch.zeros((), device=device), torch.zeros((), device=device)
         """Running mean of good norms, and how many there were."""
+        self.found_inf: Tensor | None = None
+        self.grad_scale: Tensor | None = None
         self.armed = False
         """Whether steps are judged; not while an engine steps to allocate the moments."""
 

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from configs import UserError
+from infra import storage as storage_module
+from infra.storage import Storage
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Storage]:
+    """Storage on which only every n-th request of reading and writing succeeds."""
+
+    def make(every: int) -> Storage:
+        monkeypatch.setattr(storage_module, "_FIRST_WAIT", 0.001)
+        count = 0
+
+        def unreliable(name: str) -> Any:
+            whole = getattr(MemoryFileSystem, name)
+
+            def request(*arguments: Any, **options: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count % every:
+                    raise ConnectionResetError("connection reset by peer")
+                return whole(*arguments, **options)
+
+            return request
+
+        for name in ("cat_file", "pipe_file"):
+            monkeypatch.setattr(MemoryFileSystem, name, unreliable(name))
+        return Storage.at("memory://flaky")
+
+    return make
+
+
+def test_transient_errors_are_tried_again(flaky: Callable[[int], Storage]) -> None:
+    storage = flaky(3)
+    storage.write_bytes("a", b"content")
+    assert storage.read_bytes("a") == b"content"
+    assert storage.read_range("a", 2, 3) == b"nte"
+
+
+def test_an_outage_ends_in_one_clear_line(flaky: Callable[[int], Storage]) -> None:
+    storage = flaky(1000)
+    with pytest.raises(UserError, match=r"cannot write memory://flaky/a: connection reset by peer; check that"):
+        storage.write_bytes("a", b"content")
+
+
+def test_what_is_not_there_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(storage_module.time, "sleep", lambda seconds: asked.append("again"))
+    with pytest.raises(FileNotFoundError):
+        Storage.at("memory://flaky").read_bytes("nothing here")
+    assert not asked
