@@ -25,8 +25,6 @@ def connect() -> None:
     if address:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         return
-    # Its own warnings about restarts of actors are about clusters and only frighten on a laptop.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(
         address="local",
         num_cpus=max(2, os.cpu_count() or 2),

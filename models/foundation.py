@@ -6,12 +6,14 @@ CLIP and SigLIP differ. Source: papers.md 1.2 and 2.2 for sizes and interpolatio
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 # The packaged EfficientNet-Lite0 is the TensorFlow one: timm's `tf_` variant (asymmetric padding, wider batch-norm
 # epsilon) with mean = std = 0.5. See docs/faithfulness.md for the measurement.
@@ -59,6 +61,9 @@ class FoundationModel(nn.Module):
         if weights is not None:
             _load(self.network, weights, self.name)
         self.patch = _patch_size(self.network)
+        if self.patch is None:
+            _fold_norms(self.network)
+            self.network.to(memory_format=torch.channels_last)
         self.layer = layer
         config = self.network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
@@ -157,6 +162,22 @@ def _create(name: str, *, pretrained: bool) -> Any:
             f"could not fetch the weights of '{name}' from the hub ({type(error).__name__}); without a "
             f"network give `weights`: a state dict read from a local safetensors file"
         ) from error
+
+
+def _fold_norms(network: nn.Module) -> None:
+    """Multiply each frozen batch norm into the convolution before it: the same function to rounding (5e-5 of 23 for
+    EfficientNet-Lite0), and with channels last more than twice as fast on a CPU.
+    """
+    for parent in list(network.modules()):
+        children = list(parent.named_children())
+        for (_, conv), (name, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                mean, variance = norm.running_mean, norm.running_var
+                assert mean is not None and variance is not None  # a batch norm of a trained network tracks them
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
+                )
+                setattr(parent, name, getattr(norm, "act", nn.Identity()))  # timm's norms carry their activation
 
 
 def _patch_size(network: nn.Module) -> int | None:
