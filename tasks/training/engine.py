@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -188,13 +189,14 @@ class DeepSpeedEngine:
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
-        import deepspeed.comm.torch
         from deepspeed.utils import logger
 
         logger.setLevel("WARNING")
         # A CPU op for inference that DeepSpeed compiles at start: 24 s, and a worker killed meanwhile leaves a lock
         # for which every later one waits without end. Training does not use it; DeepSpeed goes on where it is None.
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        # (By import_module: `deepspeed.comm.torch` as an attribute is torch itself.)
+        backend: Any = import_module("deepspeed.comm.torch")
+        backend.build_shm_op = lambda: None
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         self._names: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.stage = config["zero_optimization"]["stage"]
