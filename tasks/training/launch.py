@@ -71,7 +71,7 @@ def work(config: dict[str, Any]) -> None:
 def export(context: Context, weights: dict[str, Tensor], averages: dict[str, Tensor] | None, curves: Curves) -> None:
     """Write networks, scores and facts to storage; `result.json` last."""
     trainee, device = build(context), default_device()  # a fresh one: the engine may hold the other in parts
-    trainee.module.load_state_dict(weights, strict=context.job.recipe[context.job.stage]["images"] != 0)
+    _load_trained(trainee.module, weights)
     files = [_write(context.out, WEIGHTS, trainee.network)]
     if averages is not None:
         _load(trainee.module, averages)
@@ -91,6 +91,19 @@ def _load(module: nn.Module, weights: dict[str, Tensor]) -> None:
         if name not in weights:
             raise KeyError(f"training gave no weight {name}")
     module.load_state_dict(weights, strict=False)
+
+
+def _load_trained(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load what training changed. Frozen parameters (position tables) are as every fresh network has them; without
+    any weights, nothing was trained and the network stays as it was built.
+    """
+    if not weights:
+        return
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    lost = trained.intersection(missing)
+    if lost or unexpected:
+        raise RuntimeError(f"the engine gave back other tensors than it was given: lost {lost}, new {unexpected}")
 
 
 def _write(out: Storage, name: str, network: nn.Module) -> FileEntry:

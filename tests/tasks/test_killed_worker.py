@@ -19,7 +19,7 @@ from tasks.networks import EMA_WEIGHTS, WEIGHTS
 from tasks.train_dit import STAGE
 from tests.tasks.builders import at, context, put, small_recipe
 
-ROWS = 96
+ROWS, ROWS_PER_GROUP = 96, 16
 
 
 def put_latents(root: str, recipe: Recipe) -> Artifact:
@@ -30,9 +30,14 @@ def put_latents(root: str, recipe: Recipe) -> Artifact:
     columns = {name: random.normal(size=(ROWS, *shape)).astype(np.float16) for name, shape in shapes.items()}
     table = latent_table([str(row) for row in range(ROWS)], np.arange(ROWS) % recipe.data.classes, columns)
     place = Artifact(root, "encode", "encode").storage
-    entry = place.write_table("train/part-00000.parquet", table, 16, **WRITE_OPTIONS)
+    entry = place.write_table("train/part-00000.parquet", table, ROWS_PER_GROUP, **WRITE_OPTIONS)
     statistics = {name: Sums.of(values).moments() for name, values in columns.items()}
-    facts = {"statistics": statistics, "statistics_hash": statistics_hash(statistics), "shapes": shapes}
+    facts = {
+        "statistics": statistics,
+        "statistics_hash": statistics_hash(statistics),
+        "shapes": shapes,
+        "rows_per_group": ROWS_PER_GROUP,
+    }
     return put(root, recipe, "encode", [entry], facts=facts)
 
 
