@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ class Workplace:
     home: Path
     root: str
     environment: Mapping[str, str]
+    first: dict[str, str] = field(default_factory=dict)
+    """Fingerprint by stage of the first undisturbed run."""
 
     def run(self, *arguments: str, root: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`python -m flows run sfd-full --recipe demo_tiny` with further arguments."""
@@ -71,4 +73,5 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str) -> W
 def finished(workplace: Workplace) -> Workplace:
     """The workplace after one undisturbed run of the whole DAG."""
     workplace.run()
+    workplace.first.update({stage: next(iter(prints)) for stage, prints in workplace.manifests().items()})
     return workplace

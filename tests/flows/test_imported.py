@@ -39,5 +39,6 @@ def test_a_checkpoint_of_another_network_is_refused(finished: Workplace, tmp_pat
     torch.save({"model": {"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}}, theirs)
     refused = finished.run("--set", "train_dit.images=0", "--set", f"train_dit.pretrained={theirs}", check=False)
     assert refused.returncode == 1
-    assert "theirs.pt" in refused.stderr.splitlines()[-1]
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert "theirs.pt" in line
     assert "Traceback" not in refused.stderr

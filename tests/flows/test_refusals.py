@@ -88,7 +88,8 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_to_trust(workplace: Workpl
         "--set", "shard.limit=4000", "--set", "shard.rows_per_shard=4000", root=str(small_disk), check=False
     )
     assert refused.returncode == 1
-    assert "No space left on device" in refused.stderr.splitlines()[-1]
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert "No space left on device" in line
     assert "Traceback" not in refused.stderr
     assert not list(small_disk.rglob("manifest.json"))
 

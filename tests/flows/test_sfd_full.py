@@ -17,8 +17,7 @@ ALL = {stage.name for stage in STAGES}
 
 
 def _artifact(workplace: Workplace, stage: str) -> Artifact:
-    (fingerprint,) = workplace.manifests()[stage]
-    return Artifact(f"file://{workplace.root}", stage, fingerprint)
+    return Artifact(f"file://{workplace.root}", stage, workplace.first[stage])
 
 
 def test_the_whole_dag_runs(finished: Workplace) -> None:
@@ -94,7 +93,8 @@ def test_runs_are_tracked_and_compare(finished: Workplace) -> None:
     parent = whole[0].info.run_id
     children = {run.data.tags["stage"] for run in runs if run.data.tags.get("mlflow.parentRunId") == parent}
     assert children == ALL
-    (training,) = [r for r in runs if r.data.tags.get("stage") == "train_dit"]
+    mine = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
+    (training,) = [run for run in mine if run.data.tags["stage"] == "train_dit"]
     assert len(client.get_metric_history(training.info.run_id, "loss/total")) > 1
     assert "evaluate/frechet_efficientnet_lite0" in whole[0].data.metrics
     assert json.loads(whole[0].data.params["sample.guidance.scale"]) == 2.0
