@@ -217,6 +217,7 @@ class DeepSpeedEngine:
     def advance(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = self._engine(**inputs)
         self._engine.backward(terms["total"])
+        self.optimizer.expect_nothing()
         self._engine.step()
         return terms
 

@@ -48,6 +48,10 @@ class GuardedAdamW(torch.optim.AdamW):
         self.armed = False
         """Whether steps are judged; not while an engine steps to allocate the moments."""
 
+    def expect_nothing(self) -> None:
+        """Take the coming step as left out until it is judged: ZeRO drops a non-finite one before it gets here."""
+        self.norm, self.bad = torch.full_like(self.norm, torch.inf), torch.ones_like(self.bad)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         if self.armed:
