@@ -1,0 +1,232 @@
+"""`python -m flows plan`: what a run will take, stage by stage, before anything runs; afterwards, plan against actual.
+
+Imports nothing that computes (no torch, no Ray), so that a plan of any size prints at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from configs import UserError, load_recipe
+from configs.cluster import Cluster, load_cluster
+from infra.home import default_root
+from tasks.plan.data import images_of
+from tasks.plan.figures import Figure
+from tasks.plan.schedule import Plan, Rate, StagePlan, schedule
+from tasks.plan.work import works
+
+if TYPE_CHECKING:
+    from tasks.plan.actual import Actual  # reads Parquet's library, which a plan alone does not need
+
+_WIDTH = 170
+
+
+def command(
+    flow: Annotated[str, typer.Argument(help="The flow: sfd-full.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's name (see `recipes`) or a path to a YAML file.")] = "demo",
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Lay a value upon the recipe; repeatable.")
+    ] = [],  # noqa: B006  # Typer copies it
+    cluster: Annotated[str, typer.Option(help="A file in configs/clusters by its name, or a YAML file.")] = "local",
+    nodes: Annotated[
+        list[str], typer.Option(metavar="POOL=NODES", help="Nodes of a pool, in place of its max_nodes; repeatable.")
+    ] = [],  # noqa: B006
+    images: Annotated[int | None, typer.Option(min=1, help="Images of the source, all splits together.")] = None,
+    image_bytes: Annotated[float | None, typer.Option(min=1, help="Mean size of an encoded image.")] = None,
+    measured: Annotated[
+        str | None,
+        typer.Option(help="Take rates from finished runs on this cluster: a root of artifacts or an MLflow run id."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Compare with a finished run: a root of artifacts or an MLflow run id.")
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(help="Where the artifacts of an MLflow run lie; this machine's default if unset.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Print rows, bytes, requests, FLOPs, GPU-hours, wall time, dollars and storage of a run that has not begun."""
+    if flow != "sfd-full":
+        raise UserError(f"no flow {flow!r}: choose one of sfd-full")
+    plan = make_plan(recipe, overrides, cluster, nodes, images, image_bytes, measured, root)
+    found: dict[str, Actual] = {}
+    if against:
+        from tasks.plan.actual import actuals
+
+        found = actuals(against, root or default_root(), plan.recipe)
+    if as_json:
+        print(json.dumps(plain(plan, found), indent=1))
+        return
+    console = Console()
+    console.width = max(console.width, _WIDTH)
+    for line in render(plan):
+        console.print(line)
+    if found:
+        console.print(compared(plan, found))
+
+
+def make_plan(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    cluster: str = "local",
+    nodes: Sequence[str] = (),
+    images: int | None = None,
+    image_bytes: float | None = None,
+    measured: str | None = None,
+    root: str | None = None,
+) -> Plan:
+    """The plan of a run. Arguments as the command's.
+
+    Raises:
+        UserError: an unknown recipe, cluster or pool, or a source that is neither known nor here.
+    """
+    loaded, place = load_recipe(recipe, overrides), load_cluster(cluster)
+    planned = works(loaded, images_of(loaded, images, image_bytes), place.assumed.dopri5_evaluations)
+    reached: dict[str, Rate] = {}
+    if measured:
+        from tasks.plan.actual import actuals, rates
+
+        reached = rates(actuals(measured, root or default_root(), loaded.name), place)
+    return schedule(loaded.name, planned, place, _nodes(nodes, place), reached)
+
+
+def _nodes(given: Sequence[str], cluster: Cluster) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for each in given:
+        pool, _, count = each.partition("=")
+        if pool not in cluster.pools or not count.isdigit() or int(count) < 1:
+            raise UserError(
+                f"--nodes {each!r}: expected POOL=NODES, for example {next(iter(cluster.pools))}=2; cluster "
+                f"{cluster.name} has the pools {', '.join(cluster.pools)}"
+            )
+        found[pool] = int(count)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- printing
+
+
+def render(plan: Plan) -> list[Table | str]:
+    """Tables and lines for a terminal; every figure carries the number of its source."""
+    sources: list[str] = []
+
+    def cell(figure: Figure, shown: str) -> str:
+        if figure.source not in sources:
+            sources.append(figure.source)
+        return f"{shown} [dim]{sources.index(figure.source) + 1}[/dim]"
+
+    title = f"sfd-full, recipe {plan.recipe}, on {plan.cluster.name}"
+    columns = ("rows", "bytes", "reads", "writes", "FLOPs", "GPU-hours", "wall time", "bound by", "nodes", "dollars")
+    table = Table("stage", *columns, "storage at most", title=title)
+    for stage in plan.stages:
+        work = stage.work
+        table.add_row(
+            work.stage,
+            cell(work.rows, f"{work.rows.value:,.0f}"),
+            cell(work.written, size(work.written.value)),
+            cell(work.reads, count(work.reads.value)),
+            cell(work.writes, count(work.writes.value)),
+            cell(work.flops, count(work.flops.value)),
+            cell(stage.gpu_hours, f"{stage.gpu_hours.value:,.1f}"),
+            cell(stage.seconds, duration(stage.seconds.value)),
+            stage.bound,
+            _where(stage),
+            cell(stage.dollars, f"{stage.dollars.value:,.2f}"),
+            cell(stage.storage, size(stage.storage.value)),
+        )
+    total = ["", "", size(plan.kept), "", "", "", f"{plan.gpu_hours:,.1f}", duration(plan.seconds), "", ""]
+    table.add_section()
+    table.add_row("all", *total[1:], f"{plan.dollars:,.2f}", size(plan.peak))
+    lines: list[Table | str] = [table]
+    lines += [f"[bold red]does not fit:[/bold red] {problem}" for problem in plan.problems]
+    lines += [f"note: {note}" for note in plan.notes]
+    if plan.cluster.storage.dollars_per_gb_month:
+        lines.append(f"keeping the artifacts: {plan.dollars_per_month:,.2f} dollars a month")
+    lines += [f"[dim]{number}[/dim] {source}" for number, source in enumerate(sources, start=1)]
+    machines = f"machines of {plan.cluster.name}: {plan.cluster.sources.machines}"
+    return [
+        *lines,
+        machines,
+        "spot machines are priced as if none were lost; images that the source keeps are not counted",
+    ]
+
+
+def compared(plan: Plan, found: Mapping[str, Actual]) -> Table:
+    """Plan against actual, for every stage that has finished."""
+    columns = ("planned", "actual", "off by") * 3
+    table = Table("stage", *columns, "actual from", title="rows, bytes and wall time: plan against actual")
+    for stage in plan.stages:
+        actual = found.get(stage.work.stage)
+        if actual is None:
+            continue
+        pairs = [
+            (stage.work.rows.value, actual.rows, lambda rows: f"{rows:,.0f}"),
+            (stage.work.written.value, actual.bytes, size),
+            (stage.seconds.value, actual.seconds, duration),
+        ]
+        row: list[str] = []
+        for planned, real, show in pairs:
+            row += [show(planned), "unknown" if real is None else show(real), _off(planned, real)]
+        if actual.source in stage.seconds.source:
+            row[-1] = "its own rate"  # measured on this very run: equal by construction
+        table.add_row(stage.work.stage, *row, actual.source)
+    return table
+
+
+def plain(plan: Plan, found: Mapping[str, Actual]) -> dict[str, Any]:
+    """Everything as plain values."""
+    stages = [
+        {**asdict(stage.work), **{k: v for k, v in asdict(stage).items() if k != "work"}} for stage in plan.stages
+    ]
+    actual = {
+        name: {key: value for key, value in vars(each).items() if key != "recipe"} for name, each in found.items()
+    }
+    names = ("dollars", "seconds", "gpu_hours", "kept", "peak", "dollars_per_month")
+    return {
+        "recipe": plan.recipe,
+        "cluster": plan.cluster.model_dump(mode="json"),
+        "stages": stages,
+        "totals": {name: getattr(plan, name) for name in names},
+        "problems": plan.problems,
+        "notes": plan.notes,
+        "actual": actual,
+    }
+
+
+def size(value: float) -> str:
+    return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def count(value: float) -> str:
+    return _scaled(value, ("", "k", "M", "G", "T", "P", "E", "Z")).strip()
+
+
+def duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 1.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if hours < 1.5 else f"{hours:,.1f} h"
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    scaled, place = value, 0
+    while scaled >= 999.5 and place < len(units) - 1:
+        scaled, place = scaled / 1000, place + 1
+    return f"{scaled:.3g} {units[place]}"
+
+
+def _where(stage: StagePlan) -> str:
+    return ", ".join(f"{nodes} {pool}" for pool, nodes in stage.nodes.items()) or "head"
+
+
+def _off(planned: float, real: float | None) -> str:
+    if not real:
+        return ""
+    return f"{100 * (planned / real - 1):+.1f} %"

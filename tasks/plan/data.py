@@ -1,0 +1,115 @@
+"""How many images a run will see and how large they are: given, known, or listed; never decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from configs import Recipe, UserError
+from configs.schema import CsvFile, FashionMnist, ParquetFiles, Shard
+
+_SAMPLED = 200
+_JPEG, _ASPECT = 0.6, 4 / 3
+"""Bytes a pixel and longer over shorter side of what `shard.reencode` writes at quality 95; of photographs, ours."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a recipe after `shard.limit`, by split."""
+
+    train: int
+    test: int
+    mean_bytes: float
+    """Of one encoded image."""
+    key_bytes: float
+    """Of one image's key."""
+    source: str
+    """Where the counts come from."""
+    bytes_source: str
+
+    @property
+    def all(self) -> int:
+        return self.train + self.test
+
+
+_KNOWN = {
+    "fashion-mnist": (60_000, 10_000, 525.3, 10.9, "mean of the 70,000 PNGs that stage shard writes"),
+    "imagenet-1k": (1_281_167, 50_000, 110_000.0, 36.0, "mean assumed as in docs/scale.md"),
+}
+"""Train and test images, bytes of an image and of a key, and where the bytes come from."""
+
+
+def images_of(recipe: Recipe, count: int | None = None, mean_bytes: float | None = None) -> Images:
+    """The images that `shard` would find.
+
+    Args:
+        recipe: names the source; a local one is listed where it is not a known set.
+        count: take this many images instead, `shard.test_share` of them for testing.
+        mean_bytes: take this size of an encoded image instead.
+
+    Raises:
+        UserError: the source is neither known nor here, and no count was given.
+    """
+    known = _KNOWN.get(_name(recipe))
+    if count is not None:
+        test = round(recipe.shard.test_share * count)
+        size, key = (known[2], known[3]) if known else (110_000.0, 36.0)
+        found = Images(count - test, test, size, key, "given (--images)", known[4] if known else "assumed: 110 kB")
+    elif known is not None:
+        found = Images(*known[:4], f"the published set {_name(recipe)}", known[4])
+    else:
+        found = _listed(recipe)
+    if mean_bytes is not None:
+        found = replace(found, mean_bytes=mean_bytes, bytes_source="given (--image-bytes)")
+    if recipe.shard.reencode is not None and mean_bytes is None:
+        pixels = _ASPECT * recipe.shard.reencode.size**2
+        found = replace(found, mean_bytes=_JPEG * pixels, bytes_source=f"assumed: {_JPEG} bytes a pixel of a JPEG")
+    if recipe.shard.limit is None:
+        return found
+    train, test = min(recipe.shard.limit, found.train), min(recipe.shard.limit, found.test)
+    return replace(found, train=train, test=test, source=f"{found.source}, shard.limit")
+
+
+def _name(recipe: Recipe) -> str:
+    return "fashion-mnist" if isinstance(recipe.data.source, FashionMnist) else recipe.data.revision or ""
+
+
+def _listed(recipe: Recipe) -> Images:
+    from infra.storage import Storage
+    from tasks.sources import open_source
+
+    section = recipe.data.source
+    path = getattr(section, "path", None) or ""
+    if not Storage.at(path).local:
+        raise UserError(
+            f"data.source {path} is remote and listing it may take long: say how many images it has with --images "
+            "and how large they are with --image-bytes"
+        )
+    try:
+        source = open_source(recipe.data)
+        table = source.listing().images
+    except UserError as error:
+        raise UserError(f"{error}; to plan without the images give --images and --image-bytes") from None
+    rows = table.num_rows
+    if not rows:
+        raise UserError(f"data.source {path} holds no images: give --images and --image-bytes")
+    train, test = _split(table["split"].to_pylist(), recipe.shard)
+    keys = sum(len(key.encode()) for key in table["key"].to_pylist()) / rows
+    lengths = table["length"].to_pylist()
+    if isinstance(section, CsvFile | ParquetFiles) or not all(lengths):
+        if hasattr(source, "scan"):
+            size, how = Storage.at(path), "size of the Parquet files over their rows"
+            total = sum(size.sizes().values()) or size.size("")
+            return Images(train, test, total / rows, keys, f"listed: {path}", how)
+        chosen = table.take(list(range(0, rows, max(1, rows // _SAMPLED)))).to_pylist()
+        lengths = [len(source.read(row["file"], row["start"], row["length"])) for row in chosen]
+        return Images(train, test, sum(lengths) / len(lengths), keys, f"listed: {path}", f"mean of {len(lengths)} read")
+    return Images(train, test, sum(lengths) / rows, keys, f"listed: {path}", "listed: sizes of all files")
+
+
+def _split(splits: list[str | None], section: Shard) -> tuple[int, int]:
+    """Train and test images, as stage `shard` cuts them."""
+    loose = sum(split is None for split in splits)
+    cut = round(section.test_share * loose)
+    if section.test_share > 0 and loose > 1:
+        cut = max(1, cut)
+    return splits.count("train") + loose - cut, splits.count("test") + cut

@@ -1,0 +1,246 @@
+"""Parameters and FLOPs of every network a recipe names, from its dimensions alone: no torch, nothing is built.
+
+A plan must print at once, so these are the formulas of `models/flops.py` written over recipe sections; the tests hold
+both equal, and hold parameters and tensors equal to those of built networks. FLOPs are of one image's forward pass,
+two per multiply-add of matrix products and convolutions (papers.md 1.4).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from configs.recipe import Recipe
+from configs.schema import AutoencoderModel, Classifier, DitModel, Foundation, SemvaeModel
+
+SIZES = {
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+    "1p0B": (1536, 24, 24),
+    "1p6B": (1792, 28, 28),
+}
+"""Width, depth and heads of the published LightningDiTs (papers.md 1.4)."""
+_VITS = {"small": (384, 12), "base": (768, 12), "large": (1024, 24)}
+"""Width and depth of timm's vision transformers with a plain feed-forward of four times the width."""
+_TIME_FREQUENCIES = 256
+_JUDGE_GRID = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one part of a network costs."""
+
+    values: int = 0
+    """Numbers in its state dict: parameters and buffers."""
+    tensors: int = 0
+    flops: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.values + other.values, self.tensors + other.tensors, self.flops + other.flops)
+
+    def times(self, count: int) -> Cost:
+        return Cost(count * self.values, count * self.tensors, count * self.flops)
+
+
+def dit(recipe: Recipe, section: DitModel) -> tuple[Cost, Cost]:
+    """LightningDiT on the recipe's latents, and its alignment head (nothing where it has none); papers.md 1.4, 2.4."""
+    width, depth, heads = SIZES[section.size] if section.size else _explicit(section)
+    tokens, head_width = (recipe.latent_size // section.patch_size) ** 2, width // heads
+    groups, channels = len(recipe.channel_groups), recipe.latent_channels
+    norm = _table(width) if section.rmsnorm else Cost()
+    head_norm = _table(head_width) if section.rmsnorm else _norm(head_width)
+    hidden = int(2 / 3 * 4 * width)
+    mlp = (
+        [_linear(width, 2 * hidden, tokens), _linear(hidden, width, tokens)]
+        if section.swiglu
+        else [_linear(width, 4 * width, tokens), _linear(4 * width, width, tokens)]
+    )
+    block = _sum(
+        [
+            norm.times(2),
+            _linear(width, 3 * width, tokens),
+            head_norm.times(2 if section.qk_norm else 0),
+            _attention(tokens, width),
+            _linear(width, width, tokens),
+            *mlp,
+            _linear(width, (6 if section.shift else 4) * width),
+        ]
+    )
+    clock = _linear(_TIME_FREQUENCIES, width // groups) + _linear(width // groups, width // groups)
+    out = section.patch_size**2 * channels * (2 if section.learn_sigma else 1)
+    network = _sum(
+        [
+            _convolution(channels, width, section.patch_size, tokens),
+            clock.times(groups),
+            _table((recipe.data.classes + 1) * width),
+            _table(tokens * width),
+            _table(tokens * head_width).times(2 if section.rope else 0),
+            block.times(depth),
+            norm + _linear(width, out, tokens) + _linear(width, 2 * width),
+        ]
+    )
+    if section.align_depth is None or recipe.foundation is None:
+        return network, Cost()
+    wide = section.align_hidden
+    return network, _sum(
+        [
+            _linear(width, wide, tokens),
+            _linear(wide, wide, tokens),
+            _linear(wide, recipe.foundation.feature_dim, tokens),
+        ]
+    )
+
+
+def blocks_flops(recipe: Recipe, section: DitModel) -> int:
+    """Of all blocks, which a training with `recompute` runs once more."""
+    width, depth, _ = SIZES[section.size] if section.size else _explicit(section)
+    one = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 1, "heads": 1}))[0]
+    none = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 0, "heads": 1}))[0]
+    return depth * (one.flops - none.flops)
+
+
+def autoencoder(section: AutoencoderModel, side: int) -> tuple[Cost, Cost]:
+    """Encoder to the posterior's moments, and decoder, for images of side × side pixels (papers.md 1.1)."""
+    widths = [section.base_channels * multiplier for multiplier in section.channel_multipliers]
+    z, last, blocks = section.z_channels, len(widths) - 1, section.blocks_per_level
+    encoder, cells = [_convolution(3, section.base_channels, 3, side**2)], side**2
+    for level, width in enumerate(widths):
+        before = widths[level - 1] if level else section.base_channels
+        encoder += _level(before, width, blocks, level in section.attention_levels, cells)
+        if level != last:
+            cells //= 4
+            encoder.append(_convolution(width, width, 3, cells))
+    encoder += [*_middle(widths[-1], cells), _norm(widths[-1]), _convolution(widths[-1], 2 * z, 3, cells)]
+    encoder.append(_convolution(2 * z, 2 * z, 1, cells))
+    decoder = [_convolution(z, z, 1, cells), _convolution(z, widths[-1], 3, cells), *_middle(widths[-1], cells)]
+    for level in reversed(range(len(widths))):
+        attends = section.decoder_attention and level in section.attention_levels
+        decoder += _level(widths[min(level + 1, last)], widths[level], blocks + 1, attends, cells)
+        if level:
+            cells *= 4
+            decoder.append(_convolution(widths[level], widths[level], 3, cells))
+    decoder += [_norm(widths[0]), _convolution(widths[0], 3, 3, cells)]
+    return _sum(encoder), _sum(decoder)
+
+
+def semantic_vae(section: SemvaeModel, feature_dim: int, tokens: int) -> tuple[Cost, Cost]:
+    """Encoder and decoder for a grid of `tokens` features (papers.md 2.2)."""
+    width = section.width
+
+    def stack(inward: int, outward: int) -> Cost:
+        attention = [_linear(width, 3 * width, tokens), _attention(tokens, width), _linear(width, width, tokens)]
+        mlp = [_linear(width, 4 * width, tokens), _linear(4 * width, width, tokens)]
+        block = _sum([_norm(width).times(2), *attention, *mlp])
+        ends = [_linear(inward, width, tokens), _norm(width), _linear(width, outward, tokens)]
+        return _sum([*ends, block.times(section.depth)])
+
+    return stack(feature_dim, 2 * section.channels), stack(section.channels, feature_dim)
+
+
+def judge(section: Classifier, size: int, classes: int) -> Cost:
+    """The classifier that `evaluate` trains on images of size × size pixels."""
+    channels, side = 2 * section.width, size // 4
+    parts = [_convolution(3, channels, 6, (size // 2) ** 2, bias=False), _batch_norm(channels)]
+    while side > _JUDGE_GRID:
+        wider = min(2 * channels, 8 * section.width)
+        parts += [_convolution(channels, wider, 3, side**2, bias=False), _batch_norm(wider)]
+        side, channels = side // 2, wider
+    return _sum([*parts, _linear(channels * _JUDGE_GRID**2, classes)])
+
+
+def foundation_flops(section: Foundation) -> tuple[int, str]:
+    """Of a frozen timm network, and where the figure comes from: a formula for plain vision transformers, else torch's
+    own count on the meta device (which has to import torch).
+    """
+    found = re.match(r"(?:timm/)?vit_(small|base|large)_patch(\d+)(_reg4)?_", section.name)
+    if found is None or section.layer is not None:
+        return _counted(section), f"counted by torch: {section.name}"
+    (width, depth), patch = _VITS[found[1]], int(found[2])
+    cells = (section.input_size // patch) ** 2
+    tokens = cells + 1 + (4 if found[3] else 0)
+    block = _sum(
+        [
+            _linear(width, 3 * width, tokens),
+            _attention(tokens, width),
+            _linear(width, width, tokens),
+            _linear(width, 4 * width, tokens),
+            _linear(4 * width, width, tokens),
+        ]
+    )
+    return _convolution(3, width, patch, cells).flops + depth * block.flops, f"formula: {section.name}"
+
+
+def _counted(section: Foundation) -> int:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from models.foundation import FoundationModel
+
+    with torch.device("meta"):
+        network = FoundationModel(section.name, input_size=section.input_size, layer=section.layer)
+        pixels = torch.empty(1, 3, section.input_size, section.input_size)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(pixels)
+    return int(counter.get_total_flops())
+
+
+# --------------------------------------------------------------------------------------------------------- parts
+
+
+def _explicit(section: DitModel) -> tuple[int, int, int]:
+    assert section.hidden_size is not None and section.depth is not None and section.heads is not None
+    return section.hidden_size, section.depth, section.heads
+
+
+def _level(inward: int, width: int, blocks: int, attends: bool, cells: int) -> list[Cost]:
+    residuals = [_residual(inward if number == 0 else width, width, cells) for number in range(blocks)]
+    return [*residuals, *([_self_attention(width, cells)] * (blocks if attends else 0))]
+
+
+def _middle(width: int, cells: int) -> list[Cost]:
+    return [_residual(width, width, cells).times(2), _self_attention(width, cells)]
+
+
+def _residual(inward: int, outward: int, cells: int) -> Cost:
+    body = [_norm(inward), _convolution(inward, outward, 3, cells)]
+    body += [_norm(outward), _convolution(outward, outward, 3, cells)]
+    return _sum(body) + (_convolution(inward, outward, 1, cells) if inward != outward else Cost())
+
+
+def _self_attention(width: int, cells: int) -> Cost:
+    return _norm(width) + _convolution(width, width, 1, cells).times(4) + _attention(cells, width)
+
+
+def _linear(inward: int, outward: int, rows: int = 1) -> Cost:
+    return Cost(inward * outward + outward, 2, 2 * rows * inward * outward)
+
+
+def _convolution(inward: int, outward: int, kernel: int, cells: int, bias: bool = True) -> Cost:
+    """cells: of its output."""
+    weights = inward * outward * kernel**2
+    return Cost(weights + bias * outward, 1 + bias, 2 * cells * weights)
+
+
+def _attention(tokens: int, width: int) -> Cost:
+    return Cost(flops=4 * tokens**2 * width)
+
+
+def _norm(width: int) -> Cost:
+    return Cost(2 * width, 2)
+
+
+def _batch_norm(width: int) -> Cost:
+    """Weight, bias, running mean and variance, and a counter."""
+    return Cost(4 * width + 1, 5)
+
+
+def _table(values: int) -> Cost:
+    return Cost(values, 1)
+
+
+def _sum(parts: Iterable[Cost]) -> Cost:
+    return sum(parts, Cost())

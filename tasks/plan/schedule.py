@@ -1,0 +1,257 @@
+"""Time and money: works on a cluster's pools, at measured rates where there are any, else at assumed ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from configs.cluster import HEAD, Cluster, Pool
+from tasks.plan.figures import Figure
+from tasks.plan.work import Work
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a finished run of a stage reached, all that it waited for included."""
+
+    per_device: float
+    """FLOPs a second of one device; images a second of one CPU where the stage has no FLOPs."""
+    gpu: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage on a cluster."""
+
+    work: Work
+    nodes: dict[str, int]
+    """Nodes in use by pool, the head left out."""
+    gpu_hours: Figure
+    seconds: Figure
+    bound: str
+    """What takes longest: compute, decode, transfer, one process, start, or `measured` as a whole."""
+    dollars: Figure
+    storage: Figure
+    """Bytes under the root at the stage's fullest moment, the source's own images not counted."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages, and what is true of them together."""
+
+    recipe: str
+    cluster: Cluster
+    stages: list[StagePlan]
+    problems: list[str]
+    """Why it would not run as it is."""
+    notes: list[str]
+
+    @property
+    def dollars(self) -> float:
+        return sum(stage.dollars.value for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds.value for stage in self.stages)
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(stage.gpu_hours.value for stage in self.stages)
+
+    @property
+    def kept(self) -> float:
+        """Bytes that stay."""
+        return sum(stage.work.written.value for stage in self.stages)
+
+    @property
+    def peak(self) -> float:
+        return max(stage.storage.value for stage in self.stages)
+
+    @property
+    def dollars_per_month(self) -> float:
+        """Of keeping what stays."""
+        return self.kept / 1e9 * self.cluster.storage.dollars_per_gb_month
+
+
+def schedule(
+    recipe: str,
+    works: list[Work],
+    cluster: Cluster,
+    nodes: Mapping[str, int] | None = None,
+    rates: Mapping[str, Rate] | None = None,
+) -> Plan:
+    """Stages one after the other, as the flow runs them.
+
+    Args:
+        recipe: its name.
+        works: what there is to do.
+        cluster: where.
+        nodes: nodes of a pool, in place of its `max_nodes`.
+        rates: measured ones by stage; they count where they were reached on the same kind of device.
+    """
+    stages: list[StagePlan] = []
+    problems: list[str] = []
+    notes: list[str] = []
+    kept = 0.0
+    for work in works:
+        pool_name = cluster.pool(work.pool)
+        available = (nodes or {}).get(pool_name, cluster.pools[pool_name].max_nodes)
+        placed = _place(work, cluster.pools[pool_name], available)
+        problems += [f"{work.stage}: {why} (pool {pool_name})" for why in placed.problems]
+        notes += [*work.notes, *(f"{work.stage}: {what} (pool {pool_name})" for what in placed.notes)]
+        memory = cluster.pools[HEAD].memory_gib * 2**30
+        if work.held > memory / 2:
+            problems.append(
+                f"{work.stage}: the flow's own process holds about {work.held / 1e9:.0f} GB, and the head has "
+                f"{memory / 1e9:.0f} GB: give it a larger machine"
+            )
+        used = {pool_name: placed.nodes}
+        decode_pool = cluster.pool("decode")
+        apart = work.stage == "encode" and decode_pool != pool_name
+        if apart:
+            most = (nodes or {}).get(decode_pool, cluster.pools[decode_pool].max_nodes)
+            used[decode_pool] = _decoders(work, placed, cluster, most)
+        rate = (rates or {}).get(work.stage)
+        seconds, bound = _seconds(work, placed, cluster, used, rate, apart)
+        storage = kept + work.written.value + work.beside
+        kept += work.written.value
+        used.pop(HEAD, None)
+        stages.append(
+            StagePlan(
+                work=work,
+                nodes=used,
+                gpu_hours=Figure(placed.devices * seconds.value / 3600 if placed.gpu else 0.0, "GPUs × wall time"),
+                seconds=seconds,
+                bound=bound,
+                dollars=_dollars(work, cluster, used, seconds.value),
+                storage=Figure(storage, "artifacts so far, and what lies beside them meanwhile"),
+            )
+        )
+    return Plan(recipe, cluster, stages, problems, list(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True)
+class _Placed:
+    gpu: bool
+    devices: float
+    """GPUs, or CPUs where there are none."""
+    workers: int
+    nodes: int
+    peak: float
+    """FLOPs a second of one device, before any share of it."""
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _place(work: Work, pool: Pool, available: int) -> _Placed:
+    """Workers on nodes. A training starts whole or not at all; actors start as far as there is room."""
+    problems: list[str] = []
+    notes: list[str] = []
+    gpu = work.gpus > 0
+    peak = 0.0
+    if gpu and not pool.gpus:
+        problems.append(f"asks for {work.gpus:g} GPUs for each of {work.workers} workers, and there are none")
+        gpu = False
+    if work.pool in ("decode", "head"):
+        count = available if work.pool == "decode" else 1
+        return _Placed(False, float(pool.cpus * count), count, count, 0.0, tuple(problems), tuple(notes))
+    by_cpu = math.floor(pool.cpus / work.cpus) if work.cpus <= pool.cpus else 0
+    per_node = min(by_cpu, math.floor(pool.gpus / work.gpus)) if gpu else by_cpu
+    if per_node == 0:
+        problems.append(f"a worker asks for {work.cpus:g} CPUs, and a node gives away {pool.cpus}")
+        per_node = 1
+    wanted, room = work.workers, per_node * available
+    running = wanted
+    if wanted > room and work.pool == "train":
+        problems.append(f"{wanted} workers start together or not at all, and there is room for {room}")
+    elif wanted > room:
+        running = room
+        notes.append(f"room for {room} of the recipe's {wanted} actors")
+    elif gpu and wanted < room:
+        notes.append(f"the recipe uses {wanted} of {room} places for workers; more of them would be faster")
+    if gpu:
+        tflops = pool.bf16_tflops if work.precision == "bf16" else pool.fp32_tflops
+        peak = (tflops or 0.0) * 1e12
+    devices = running * work.gpus if gpu else min(running * work.cpus, pool.cpus * available)
+    return _Placed(
+        gpu, devices, running, min(available, math.ceil(running / per_node)), peak, tuple(problems), tuple(notes)
+    )
+
+
+def _decoders(work: Work, placed: _Placed, cluster: Cluster, most: int) -> int:
+    """Nodes of the decode pool that keep the actors busy, at least one."""
+    flop_seconds = work.flops.value / _speed(placed, cluster, work)
+    need = work.decodes * cluster.assumed.decode_seconds(work.image_bytes) / max(flop_seconds, 1e-9)
+    return max(1, min(most, math.ceil(need / cluster.pools[cluster.pool("decode")].cpus)))
+
+
+def _speed(placed: _Placed, cluster: Cluster, work: Work, devices: float | None = None) -> float:
+    """FLOPs a second of all devices, at the assumed share."""
+    count = placed.devices if devices is None else devices
+    if not placed.gpu:
+        return count * cluster.assumed.gflops_per_cpu * 1e9
+    share = cluster.assumed.train_mfu if work.pool == "train" else cluster.assumed.inference_mfu
+    return count * placed.peak * share
+
+
+def _seconds(
+    work: Work, placed: _Placed, cluster: Cluster, used: Mapping[str, int], rate: Rate | None, apart: bool
+) -> tuple[Figure, str]:
+    """Wall time and what it is spent on. Compute, decoding and transfer overlap where they use different things."""
+    assumed = cluster.assumed
+    units = work.flops.value or work.decodes
+    if rate is not None and rate.gpu == placed.gpu and units:
+        return Figure(units / (rate.per_device * placed.devices), rate.source), "measured"
+    single = placed.devices if work.pool == "head" else placed.devices / max(1, placed.workers)
+    alone = work.alone / _speed(placed, cluster, work, single) if work.alone else 0.0
+    one_decode = assumed.decode_seconds(work.image_bytes)
+    alone += work.alone_decodes * one_decode
+    flops = work.flops.value - work.alone
+    compute = flops / _speed(placed, cluster, work) if flops > 0 else 0.0
+    cores = cluster.pools[cluster.pool("decode")].cpus * used[cluster.pool("decode")] if apart else 0
+    if not apart:
+        cores = round(placed.workers * work.cpus) if placed.gpu else round(placed.devices)
+    decode = work.decodes * one_decode / max(1, cores)
+    gbit = sum(cluster.pools[name].network_gbit * count for name, count in used.items())
+    transfer = (work.read + work.written.value) / (gbit / 8 * 1e9)
+    if not placed.gpu:  # the same cores decode and compute
+        compute, decode = compute + decode, 0.0
+    terms = {"compute": compute, "decode": decode, "transfer": transfer}
+    if not flops:
+        terms["decode"], terms["compute"] = terms["decode"] + terms["compute"], 0.0
+    longest = max(terms, key=lambda name: terms[name])
+    total = assumed.start_seconds + alone + terms[longest]
+    spent = {"start": assumed.start_seconds, "one process": alone, longest: terms[longest]}
+    return Figure(total, _how(work, placed, cluster)), max(spent, key=lambda name: spent[name])
+
+
+def _how(work: Work, placed: _Placed, cluster: Cluster) -> str:
+    """The rates behind a wall time, in words."""
+    assumed = cluster.assumed
+    if placed.gpu:
+        share = assumed.train_mfu if work.pool == "train" else assumed.inference_mfu
+        rate = f"{share:.0%} of {placed.peak / 1e12:g} TFLOP/s ({work.precision}) a GPU"
+    else:
+        rate = f"{assumed.gflops_per_cpu:g} GFLOP/s a CPU"
+    if work.decodes or work.alone_decodes:
+        rate += f", decoding {assumed.decode_mb_per_cpu:g} MB/s a CPU"
+    return f"{rate}: {cluster.sources.rates}"
+
+
+def _dollars(work: Work, cluster: Cluster, used: Mapping[str, int], seconds: float) -> Figure:
+    """Nodes for as long as the stage runs, the head with them, and requests; a month of storage is the plan's."""
+    hours = seconds / 3600
+    nodes = sum(cluster.pools[name].dollars_per_hour * count for name, count in used.items())
+    requests = work.reads.value * cluster.storage.dollars_per_million_reads
+    requests += work.writes.value * cluster.storage.dollars_per_million_writes
+    total = hours * (nodes + cluster.pools[HEAD].dollars_per_hour) + requests / 1e6
+    return Figure(total, cluster.sources.prices)
+
+
+def devices(work: Work, cluster: Cluster) -> tuple[float, bool]:
+    """Devices that a run of this work had on this cluster, and whether they were GPUs."""
+    name = cluster.pool(work.pool)
+    placed = _place(work, cluster.pools[name], cluster.pools[name].max_nodes)
+    return placed.devices, placed.gpu
