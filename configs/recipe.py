@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from configs.schema import (
     AutoGuidance,
+    ClassifierFree,
     Compute,
     Data,
     DitModel,
@@ -68,7 +69,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
-        for check in (_sizes, _semantics, _alignment, _guidance, _batches):
+        for check in (_sizes, _stored, _semantics, _alignment, _guidance, _labels, _batches):
             check(self)
         return self
 
@@ -90,6 +91,20 @@ def _sizes(recipe: Recipe) -> None:
                 f"{field}.patch_size {model.patch_size} does not divide the latent side {recipe.latent_size} "
                 f"(image.size {recipe.image.size} / {downscale}): use a divisor"
             )
+
+
+def _stored(recipe: Recipe) -> None:
+    reencode = recipe.shard.reencode
+    if reencode is not None and reencode.size < recipe.image.size:
+        raise ValueError(
+            f"shard.reencode.size {reencode.size} is below image.size {recipe.image.size}, so encode would enlarge "
+            f"what shard has shrunk: use {recipe.image.size} or more"
+        )
+    if recipe.encode.posterior == "moments" and recipe.train_dit.images:
+        raise ValueError(
+            "encode.posterior is moments but train_dit takes latents as they are stored and would train on means: "
+            "use sample, or train_dit.images: 0 with train_dit.pretrained to store moments for another trainer"
+        )
 
 
 def _semantics(recipe: Recipe) -> None:
@@ -137,6 +152,32 @@ def _guidance(recipe: Recipe) -> None:
             f"sample.images {recipe.sample.images} cannot be balanced over data.classes {recipe.data.classes}: "
             f"use {max(1, round(recipe.sample.images / recipe.data.classes)) * recipe.data.classes} "
             "or labels: random"
+        )
+
+
+def _labels(recipe: Recipe) -> None:
+    plan, classes = recipe.sample.labels, recipe.data.classes
+    if plan == "unconditional":
+        if isinstance(recipe.sample.guidance, ClassifierFree):
+            raise ValueError(
+                "sample.labels is unconditional but sample.guidance.method is classifier_free, whose two passes would "
+                "be the same: use method: none, or labels that name classes"
+            )
+        if recipe.train_dit.images and recipe.train_dit.objective.label_dropout == 0.0:
+            raise ValueError(
+                "sample.labels is unconditional but train_dit.objective.label_dropout is 0, so the model never learns "
+                "to do without a label: raise it, or use labels that name classes"
+            )
+    if isinstance(plan, str):
+        return
+    if not plan:
+        raise ValueError("sample.labels is empty: name labels, or use balanced")
+    if max(plan) >= classes:
+        raise ValueError(f"sample.labels names {max(plan)}; data.classes {classes} has labels 0 to {classes - 1}")
+    if isinstance(plan, dict) and sum(plan.values()) != recipe.sample.images:
+        raise ValueError(
+            f"sample.labels asks for {sum(plan.values())} images in all but sample.images is {recipe.sample.images}: "
+            "make them equal"
         )
 
 

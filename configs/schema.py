@@ -8,7 +8,7 @@ Progress is counted in images everywhere.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -113,6 +113,14 @@ class Image(Section):
     """Whether a horizontal flip of an image is a valid image of the same class."""
 
 
+class Reencode(Section):
+    """Images as JPEG (no colour subsampling) whose shorter side is `size` pixels; smaller ones keep their size."""
+
+    size: Positive
+    """Scaled as the ADM crop scales: at `image.size`, `encode` sees what it would have seen but for JPEG's loss."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+
+
 class Shard(Section):
     rows_per_shard: Positive = 2_000
     test_share: Share = 0.1
@@ -120,6 +128,8 @@ class Shard(Section):
     max_bad_share: Share = 0.01
     """Above this share of undecodable images the stage fails instead of quarantining them."""
     max_pixels: Positive = 100_000_000
+    reencode: Reencode | None = Field(default=None, exclude_if=lambda value: value is None)
+    """None keeps the original bytes."""
     limit: Positive | None = None
     """Keep this many images of each split (the first by key hash); None keeps all."""
     seed: int = 0
@@ -154,6 +164,17 @@ class Guard(Section):
     """Bad steps in a row (skip), or rewinds, after which the stage fails in any case."""
 
 
+class Validation(Section):
+    """The objective on held-out images (the test split) at fixed noise and times, of averaged weights if there are."""
+
+    every: Positive
+    """Images between looks."""
+    images: Positive = 2_000
+    """How many are looked at, rounded up to whole batches."""
+    patience: Positive | None = None
+    """Training ends when the score was not beaten for this many images; None never."""
+
+
 class Training(Section):
     """What all trained stages share. Durations are images seen, over all workers."""
 
@@ -169,8 +190,17 @@ class Training(Section):
     decay_share: Share = 1.0
     final_lr_share: Share = 0.0
     clip_norm: Weight | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the network's arithmetic; weights, averages and moments are float32. `fp16` scales losses dynamically."""
     ema_decay: Share | None = None
+    """Of the average that is used where averaged weights are asked for; None keeps none."""
+    ema_decays: tuple[Share, ...] = ()
+    """Decays of further averages, each a file of the artifact."""
+    ema_sigmas: tuple[Annotated[float, Field(gt=0.0, lt=0.288)], ...] = ()
+    """Further averages with a power profile of this relative width (sigma_rel of Karras et al. 2024)."""
+    snapshot_every: Positive | None = None
+    """Images between stored snapshots of the `ema_sigmas`, from which any other width is had after training."""
+    validation: Validation | None = None
     guard: Guard = Guard()
     seed: int = 0
     pretrained: str | None = None
@@ -180,6 +210,11 @@ class Training(Section):
     def _something_to_do(self) -> Training:
         if self.images == 0 and self.pretrained is None:
             raise ValueError("images is 0 and pretrained is not set: train some images or name weights to use")
+        if self.snapshot_every is not None and len(self.ema_sigmas) < 2:
+            raise ValueError(
+                f"snapshot_every is set but ema_sigmas has {len(self.ema_sigmas)} entries: name two widths, e.g. "
+                "[0.05, 0.1]"
+            )
         return self
 
 
@@ -266,8 +301,9 @@ class TrainSemvae(Training):
 
 
 class Encode(Section):
-    posterior: Literal["sample", "mean"] = "sample"
-    """Store one posterior sample per image (seeded by its key) or the mean."""
+    posterior: Literal["sample", "mean", "moments"] = "sample"
+    """Store one posterior sample per image (seeded by its key), the mean, or the mean and the standard deviation
+    (columns `z_std`, `s_std`), of which a reader draws a fresh sample every epoch."""
     align_features: bool = False
     """Store foundation features as the alignment target of `train_dit`; columns `f`, `f_flip`."""
     rows_per_group: Positive = 256
@@ -332,6 +368,8 @@ class DitObjective(Section):
     """Images after which times are uniform (the long published runs); None never."""
     semantic_weight: Weight = 1.0
     direction_weight: Weight = 1.0
+    direction_floor: Annotated[float, Field(gt=0)] = 1.0
+    """Shorter velocities count as this long in the direction loss; the published 1e-8 lets the first step explode."""
     align_weight: Weight = 0.0
     align_mode: Literal["cos", "mse", "cos_mse"] = "cos"
     label_dropout: Share = 0.1
@@ -381,9 +419,14 @@ class AutoGuidance(Section):
 Guidance = Annotated[NoGuidance | ClassifierFree | AutoGuidance, Field(discriminator="method")]
 
 
+Label = Annotated[int, Field(ge=0)]
+
+
 class Sample(Section):
     images: Positive
-    labels: Literal["balanced", "random"] = "balanced"
+    labels: Literal["balanced", "random", "unconditional"] | tuple[Label, ...] | dict[Label, Positive] = "balanced"
+    """`balanced` goes round the classes, `random` draws them, `unconditional` gives none; a list of labels is gone
+    round in its order, and `label: images` gives so many of each, in an order drawn from the seed."""
     guidance: Guidance = NoGuidance()
     solver: Literal["euler", "heun", "dopri5", "sde"] = "euler"
     steps: Positive = 50
@@ -409,13 +452,43 @@ class Classifier(Section):
     seed: int = 0
 
 
+class Inception(Section):
+    """The Inception network of FID, sFID, KID and Inception score, in torch-fidelity's layout."""
+
+    weights: str = (
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+    )
+    """Path or URL. Scores have the published names only with exactly this file (by SHA-256)."""
+
+
 class Evaluate(Section):
     features: Foundation
     """Network of the Fréchet distance, precision and recall; scores are named after it."""
+    inception: Inception | None = None
+    """Adds the published scores to those of `features`."""
+    reference: str = "test"
+    """What generated images are compared with: the split `test` or `train`, an `.npz` of ADM's evaluator (path or
+    URL), or an earlier `reference` artifact (its folder or URL)."""
     images: Positive = 10_000
-    """At most this many images of each set."""
+    """At most this many images of each set; precision, recall and kernel distance look at no more."""
+    reference_images: Positive | None = None
+    """At most this many images in the mean and covariance of a reference split; None takes `images`."""
     neighbours: Positive = 3
+    kernel_subsets: Positive = 100
+    kernel_subset_size: Annotated[int, Field(ge=2)] = 1_000
+    """Random subsets of each set over which the kernel distance is averaged."""
+    bootstrap: Annotated[int, Field(ge=0)] = 50
+    """Resamplings of the generated images for confidence intervals; 0 gives none. Each one of a Fréchet distance
+    costs a covariance and an eigenvalue problem: 0.03 s at 320 dimensions, about 10 s at 2048 and 50,000 images."""
+    seed: int = 0
+    """Of subsets and resampling."""
     classifier: Classifier | None = None
+
+    @model_validator(mode="after")
+    def _enough_replicates(self) -> Evaluate:
+        if self.bootstrap == 1:
+            raise ValueError("bootstrap is 1, which has no spread: use 0 for no intervals, or 40 and more")
+        return self
 
 
 class Report(Section):
@@ -436,6 +509,10 @@ class TrainCompute(Section):
     engine: Literal["auto", "deepspeed", "plain"] = "auto"
     """`auto` is DeepSpeed where it is installed; `plain` trains with torch alone."""
     zero_stage: Literal[0, 1, 2, 3] = 0
+    communication: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """In which gradients travel between workers."""
+    deepspeed: dict[str, Any] = {}
+    """Laid upon the DeepSpeed configuration that follows from the recipe, e.g. `{zero_optimization: {…}}`."""
     compile: bool = False
     recompute: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them (`train_dit`)."""
@@ -445,9 +522,17 @@ class TrainCompute(Section):
     keep_every: Positive | None = None
     """Checkpoints at multiples of this many images are kept until the stage is done; None keeps the newest only."""
     log_every: Positive = 25_600
-    """Images between logged metrics."""
+    """Images between logged metrics, looks at the guard's verdicts and at requests (`docs/training.md`)."""
+    preview_every: Positive | None = None
+    """Images between pictures sampled from the model in training at fixed seeds (`train_dit`); None draws none."""
+    preview_scored: Annotated[int, Field(ge=0)] = 0
+    """Images sampled for a Fréchet distance with each of them, by the network of `evaluate`; 0 leaves it out."""
+    profile_at: Annotated[int, Field(ge=0)] | None = None
+    """Images seen from which a few steps are profiled; None profiles on request only."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker failures survived before the stage fails."""
+    cache_gib: Annotated[float, Field(ge=0)] = 0.0
+    """Local disk for copies of remote shards, GiB on every node; 0 reads them from storage again in every epoch."""
 
 
 class ActorCompute(Section):

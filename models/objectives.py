@@ -69,6 +69,7 @@ class VelocityMatching:
     group_weights: weight of each group's squared error before the mean over all channels (None: all 1;
         published for SFD: texture 1, semantic 2).
     direction_weight: weight of 1 - cos over all channels per cell.
+    direction_floor: see `direction_error`; 1e-8 is published, 1 our choice (targets have norms about sqrt(2 C)).
     align_weight, align_mode: weight and form of the alignment of the projection with the target features.
     Raises ValueError when groups, clock and weights disagree.
     """
@@ -77,6 +78,7 @@ class VelocityMatching:
     clock: Clock
     group_weights: tuple[float, ...] | None = None
     direction_weight: float = 1.0
+    direction_floor: float = 1.0
     align_weight: float = 0.0
     align_mode: AlignMode = "cos"
     times: TimeDistribution = TimeDistribution()
@@ -138,7 +140,19 @@ class VelocityMatching:
             velocity, projection = model.forward_with_alignment(x_t, t_BG, y_B)  # type: ignore[operator]
         else:
             velocity = model(x_t, t_BG, y_B)
-        return self.terms(velocity, x1_BCHW - noise_BCHW, projection, align_target_BChw)
+        target = x1_BCHW - noise_BCHW
+        found = self.terms(velocity, target, projection, align_target_BChw)
+        found.monitors.update(self._by_time(velocity, target, t_BG))
+        return found
+
+    @torch.no_grad()
+    def _by_time(self, velocity_BCHW: Tensor, target_BCHW: Tensor, t_BG: Tensor) -> dict[str, Tensor]:
+        """Under "by_time/<group>", each image's time of the group and its mean squared error there, (2, B)."""
+        squared = (velocity_BCHW.float() - target_BCHW.float()).square().flatten(2).mean(dim=2)
+        return {
+            f"by_time/{name}": torch.stack([t_BG[:, group].float(), squared[:, part].mean(dim=1)])
+            for group, (name, part) in enumerate(zip(self.groups.names, self.groups.slices, strict=True))
+        }
 
     def terms(
         self,
@@ -152,7 +166,7 @@ class VelocityMatching:
         terms = {"velocity": velocity_error(v, target, self.groups, self.group_weights).mean()}
         weights = {"velocity": 1.0}
         if self.direction_weight > 0:
-            terms["direction"] = direction_error(v, target).mean()
+            terms["direction"] = direction_error(v, target, self.direction_floor).mean()
             weights["direction"] = self.direction_weight
         if projection_BDhw is not None and align_target_BDhw is not None:
             terms["alignment"] = alignment_error(projection_BDhw, align_target_BDhw, self.align_mode).mean()
@@ -177,9 +191,16 @@ def velocity_error(
     return squared.flatten(1).mean(dim=1)
 
 
-def direction_error(v_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """1 - cosine over all channels, (B,): mean over cells."""
-    return (1 - F.cosine_similarity(v_BCHW, target_BCHW, dim=1)).flatten(1).mean(dim=1)
+def direction_error(v_BCHW: Tensor, target_BCHW: Tensor, floor: float = 1e-8) -> Tensor:
+    """1 - cosine over all channels, (B,): mean over cells.
+
+    floor: shorter velocities count as this long, which bounds the gradient by 1 / floor. A network that begins at
+        zero has no direction: with the published 1e-8 its first gradient is a hundred million times the later ones,
+        and Adam's second moment remembers it for thousands of steps.
+    """
+    unit = target_BCHW / target_BCHW.norm(dim=1, keepdim=True).clamp_min(1e-8)
+    cosine = (v_BCHW * unit).sum(dim=1) / v_BCHW.norm(dim=1).clamp_min(floor)
+    return (1 - cosine).flatten(1).mean(dim=1)
 
 
 def alignment_error(projection_BDhw: Tensor, target_BDhw: Tensor, mode: AlignMode = "cos") -> Tensor:
@@ -217,7 +238,8 @@ class TrainableVelocity(nn.Module):
         images_seen: int = 0,
     ) -> dict[str, Tensor]:
         """{"total": scalar to minimise, "velocity", "direction", "alignment", "velocity/<group>" (scalars),
-        "velocity_per_image" (B,)}; all but the total detached. Arguments as `VelocityMatching.loss`.
+        "velocity_per_image" (B,), "by_time/<group>" (2, B)}; all but the total detached. Arguments as
+        `VelocityMatching.loss`.
         """
         terms = self.objective.loss(self.model, x1_BCHW, y_B, noise_BCHW, u_B, align_target_BChw, images_seen)
         return terms.as_dict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +41,26 @@ def marginal_distance_matrix(z_BDhw: Tensor, f_BDhw: Tensor, margin: float = 0.2
     return F.relu((cosines(z_BDhw) - cosines(f_BDhw)).abs() - margin).mean()
 
 
-def adaptive_weight(main: Tensor, other: Tensor, weight: Tensor, *, maximum: float) -> Tensor:
-    """|grad main| / (|grad other| + 1e-4) at one weight, clipped to [0, maximum], detached, a scalar.
-    Balances a second loss against the reconstruction; the graph of both is kept.
+def adaptive_weight(main_grad: Tensor, other_grad: Tensor, *, maximum: float) -> Tensor:
+    """|main_grad| / (|other_grad| + 1e-4), clipped to [0, maximum], detached, a scalar.
+    Balances a second loss against the reconstruction, by the gradients of both at one weight.
     """
-    (main_grad,) = torch.autograd.grad(main, weight, retain_graph=True)
-    (other_grad,) = torch.autograd.grad(other, weight, retain_graph=True)
     ratio = main_grad.norm() / (other_grad.norm() + GRADIENT_FLOOR)
     return ratio.clamp(0.0, maximum).detach()
+
+
+class _Known(torch.autograd.Function):
+    """A scalar whose gradients were computed before; backward hands them out instead of computing them again."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, count: int, *tensors_and_gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors_and_gradients[count:])
+        return value.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        return (None, None, *(upstream[0] * gradient for gradient in gradients), *(None for _ in gradients))
 
 
 def hinge_generator(logits_fake: Tensor) -> Tensor:
@@ -69,6 +81,9 @@ class TrainableTokenizer(nn.Module):
     align_weight: the published w_hyper, multiplied by the adaptive weight unless `adaptive` is False.
     cosine_margin, distance_margin: m1 and m2.
     perceptual: (x, recon) -> (B,) or broadcastable; it counts once per pixel and channel, as published.
+    average: mean of a tensor over all workers, so that the adaptive weights are those of the whole batch.
+    one_decoder_backward: take the decoder's gradients once, for the adaptive weight and for training, instead of
+        twice. The same gradients; needs whole (unsharded) parameters while the loss is computed.
     """
 
     def __init__(
@@ -85,9 +100,12 @@ class TrainableTokenizer(nn.Module):
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         perceptual_weight: float = 1.0,
         adversarial_weight: float = 0.5,
+        average: Callable[[Tensor], Tensor] | None = None,
+        one_decoder_backward: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
+        self.average, self.one_decoder_backward = average, one_decoder_backward
         self.linear_proj = nn.Conv2d(model.embed_dim, feature_dim, 1, bias=False) if feature_dim else None
         self.reconstruction: Literal["l1", "l2"] = reconstruction
         self.kl_weight, self.align_weight, self.adaptive = kl_weight, align_weight, adaptive
@@ -107,41 +125,61 @@ class TrainableTokenizer(nn.Module):
         (detached), for metrics. `discriminator` maps images to logits once adversarial training has begun.
         Raises ValueError when features are needed and missing.
         """
-        recon, posterior, z = self.model(images_B3HW, noise_BCHW)
+        posterior = self.model.encode(images_B3HW)
+        z = posterior.sample(noise_BCHW)
+        balanced = self.adaptive and self.training and torch.is_grad_enabled()
+        # With a discriminator the decoder has two gradients, of which only one balances the alignment.
+        once = balanced and self.one_decoder_backward and self.linear_proj is not None and discriminator is None
+        latent = z.detach().requires_grad_() if once else z
+        recon = self.model.decode(latent)
         terms = {"reconstruction": reconstruction_error(images_B3HW, recon, self.reconstruction).mean()}
         weights = {"reconstruction": 1.0}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(images_B3HW, recon).mean() * images_B3HW[0].numel()
             weights["perceptual"] = self.perceptual_weight
-        fidelity = LossTerms(dict(terms), dict(weights)).total
+        fidelity, at_z = LossTerms(dict(terms), dict(weights)).total, None
+        if once:
+            fidelity, at_z = self._settled(fidelity, z, latent)
         terms["kl"], weights["kl"] = posterior.kl().mean(), self.kl_weight
+        total = fidelity + self.kl_weight * terms["kl"]
         scales: dict[str, Tensor] = {}
-        extra = torch.zeros_like(fidelity)
         if self.linear_proj is not None:
             if features_BDhw is None:
                 raise ValueError("this tokenizer is trained with alignment: give features_BDhw")
             projected = self.linear_proj(z)
             cosine = marginal_cosine(projected, features_BDhw, self.cosine_margin)
             distance = marginal_distance_matrix(projected, features_BDhw, self.distance_margin)
-            scales["align_scale"] = self._scale(
-                fidelity, cosine + distance, self.model.last_encoder_weight, self.align_weight, 1e8
-            )
+            weight = self.model.last_encoder_weight
+            main = (z, at_z) if once else (fidelity, None)
+            scale = self._scale(main, cosine + distance, weight, 1e8) if balanced else fidelity.new_tensor(1.0)
+            scales["align_scale"] = self.align_weight * scale
             scales["cosine"], scales["distance"] = cosine, distance
-            extra = extra + scales["align_scale"] * (cosine + distance)
+            total = total + scales["align_scale"] * (cosine + distance)
         if discriminator is not None:
             adversarial = hinge_generator(discriminator(recon))
-            scales["adversarial_scale"] = self._scale(
-                fidelity, adversarial, self.model.last_decoder_weight, self.adversarial_weight, 1e4
-            )
+            weight = self.model.last_decoder_weight
+            scale = self._scale((fidelity, None), adversarial, weight, 1e4) if balanced else fidelity.new_tensor(1.0)
+            scales["adversarial_scale"] = self.adversarial_weight * scale
             scales["adversarial"] = adversarial
-            extra = extra + scales["adversarial_scale"] * adversarial
+            total = total + scales["adversarial_scale"] * adversarial
         named = LossTerms(terms, weights, scales).as_dict()
-        return named | {"total": named["total"] + extra, "image": recon.detach(), "latent": z.detach()}
+        return named | {"total": total, "image": recon.detach(), "latent": z.detach()}
 
-    def _scale(self, main: Tensor, other: Tensor, weight: Tensor, factor: float, maximum: float) -> Tensor:
-        if not (self.adaptive and self.training and torch.is_grad_enabled()):
-            return main.new_tensor(factor)
-        return factor * adaptive_weight(main, other, weight, maximum=maximum)
+    def _settled(self, fidelity: Tensor, z: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss with its gradients at z and in the decoder already taken, and the one at z."""
+        decoder = [*self.model.post_quant_conv.parameters(), *self.model.decoder.parameters()]
+        trained = [parameter for parameter in decoder if parameter.requires_grad]
+        gradients = torch.autograd.grad(fidelity, [latent, *trained])
+        settled: Tensor = _Known.apply(fidelity.detach(), len(gradients), z, *trained, *gradients)
+        return settled, gradients[0]
+
+    def _scale(self, main: tuple[Tensor, Tensor | None], other: Tensor, weight: Tensor, maximum: float) -> Tensor:
+        """The adaptive weight of `other` against `main`, a tensor and the gradient there (None for a loss)."""
+        (main_grad,) = torch.autograd.grad(main[0], weight, main[1], retain_graph=True)
+        (other_grad,) = torch.autograd.grad(other, weight, retain_graph=True)
+        if self.average is not None:
+            main_grad, other_grad = self.average(main_grad), self.average(other_grad)
+        return adaptive_weight(main_grad, other_grad, maximum=maximum)
 
 
 def semantic_terms(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -12,6 +11,7 @@ from configs import Recipe
 from configs.schema import TrainDit
 from infra.weights import load_pretrained
 from models.objectives import TimeDistribution, TrainableVelocity, VelocityMatching
+from tasks.buffers import as_tensor
 from tasks.latents import Statistics
 from tasks.loader import Batch, Loader
 from tasks.networks import build_clock, build_dit, channel_groups
@@ -52,6 +52,7 @@ class Diffusion:
                 build_clock(recipe),
                 group_weights=tuple(weights[name] for name in groups.names),
                 direction_weight=objective.direction_weight,
+                direction_floor=objective.direction_floor,
                 align_weight=objective.align_weight,
                 align_mode=objective.align_mode,
                 times=TimeDistribution(objective.times, objective.uniform_after),
@@ -77,11 +78,12 @@ class Diffusion:
             flips=recipe.image.flips,
             keys=False,
             pin=torch.cuda.is_available(),
+            cache_gib=recipe.compute.train.cache_gib,
         )
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
-        stored = np.concatenate([batch.arrays[name] for name in self.statistics.columns], axis=1)
-        x1 = self.statistics.normalise(torch.from_numpy(stored).to(device, non_blocking=True))
+        stored = [as_tensor(batch.arrays[name]).to(device, non_blocking=True) for name in self.statistics.columns]
+        x1 = self.statistics.normalise(torch.cat(stored, dim=1))  # as float16 until here
         labels = torch.from_numpy(batch.labels)
         dropped = self.drops.uniform(batch.positions) < self.section.objective.label_dropout
         given = {
@@ -92,7 +94,7 @@ class Diffusion:
             "images_seen": batch.images_seen,
         }
         if self.aligned:
-            features = torch.from_numpy(batch.arrays[_ALIGN]).to(device, non_blocking=True)
+            features = as_tensor(batch.arrays[_ALIGN]).to(device, non_blocking=True)
             given["align_target_BChw"] = features.float()
         return given
 

@@ -65,6 +65,7 @@ class Semantics:
             size=self.size,
             threads=recipe.compute.train.cpus_per_worker,
             keys=False,
+            cache_gib=recipe.compute.train.cache_gib,
         )
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:

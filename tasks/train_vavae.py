@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs import Recipe, UserError
@@ -48,6 +49,15 @@ def to_float(images_BHWC: Any, device: torch.device) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
 
 
+def mean_of_workers(gradient: Tensor) -> Tensor:
+    """The mean over all training workers; the tensor itself where there is one."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return gradient
+    mean = gradient.detach().clone()
+    dist.all_reduce(mean)
+    return mean / dist.get_world_size()
+
+
 class Tokenizer:
     """The trainee: autoencoder and objective over decoded images."""
 
@@ -68,6 +78,8 @@ class Tokenizer:
             cosine_margin=objective.cos_margin,
             distance_margin=objective.distance_margin,
             adaptive=objective.adaptive,
+            average=mean_of_workers,
+            one_decoder_backward=recipe.compute.train.zero_stage < 3,  # which holds parameters in parts
         )
         self.foundation = load_foundation(recipe.foundation) if aligned and recipe.foundation else None
         self.shards, self.size = context.input("shard"), recipe.image.size
@@ -84,6 +96,7 @@ class Tokenizer:
             size=self.size,
             threads=recipe.compute.train.cpus_per_worker,
             keys=False,
+            cache_gib=recipe.compute.train.cache_gib,
         )
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:

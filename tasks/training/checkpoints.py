@@ -1,15 +1,17 @@
 """Checkpoints of a training in its artifact's folder: `checkpoints/{images}/`, whole when `complete.json` is there.
 
 A checkpoint is tensors by name and a few plain values, and knows nothing of workers or ZeRO stages. Rank 0 writes it
-in a thread while training goes on. The newest whole one is read back; a damaged one is named and skipped.
+in a thread while training goes on, snapshots of averages too. The newest whole one is read back; a damaged one is
+named and skipped.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,10 +21,13 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from infra.storage import FileEntry, Storage
+from tasks.parts import Receipt, write_receipt
 
 FOLDER = "checkpoints"
 _COMPLETE = "complete.json"
 _VALUES = "values.json"
+_AT_ONCE = 2
+"""Checkpoints in memory that wait to be written; with more, training waits."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +42,44 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one training. `save` and `wait` are rank 0's, `newest` is for all workers together.
+    """The checkpoints of one training. `save`, `snapshot` and `wait` are rank 0's, `newest` is for all together.
 
     keep: how many of the newest are kept; every: images, those at multiples of which are kept for good.
     """
 
     def __init__(self, storage: Storage, keep: int, every: int | None = None) -> None:
         self._storage, self._keep, self._every = storage, keep, every
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: deque[Future[None]] = deque()
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Begin to write. Raises what the one before failed with."""
-        self.wait()
-        self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
-        self._thread.start()
+    def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
+        """Begin to write; the one at `best` images is kept. Raises what a write before failed with."""
+        self._begin(self._write, checkpoint, best)
+
+    def snapshot(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Begin to write one file of the artifact, and its receipt after it. Raises like `save`."""
+        self._begin(self._write_snapshot, name, tensors)
 
     def wait(self) -> None:
         """Until everything is written. Raises what writing failed with."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        while self._pending:
+            self._pending.popleft().result()
+
+    def _begin(self, write: Callable[..., None], *what: Any) -> None:
+        while self._pending and (self._pending[0].done() or len(self._pending) >= _AT_ONCE):
+            self._pending.popleft().result()
+        self._pending.append(self._writer.submit(write, *what))
+
+    def at(self, images_seen: int | None) -> Checkpoint | None:
+        """The checkpoint there; None, and a word about it, where it is damaged or gone."""
+        if images_seen is None:
+            return None
+        found, fault = read(self._storage, images_seen)
+        if fault is not None:
+            print(
+                f"checkpoint {self._storage.url}/{_name(images_seen)} is damaged ({fault}): going without", flush=True
+            )
+        return found
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole for every worker; None where there is none."""
@@ -81,21 +100,21 @@ class Checkpoints:
                 )
         return None
 
-    def _write(self, checkpoint: Checkpoint) -> None:
-        try:
-            name = _name(checkpoint.images_seen)
-            entries = [
-                self._storage.write_bytes(f"{name}/{part}.safetensors", to_safetensors(dict(tensors)))
-                for part, tensors in checkpoint.tensors.items()
-            ]
-            entries.append(self._storage.write_bytes(f"{name}/{_VALUES}", json.dumps(checkpoint.values).encode()))
-            listed = json.dumps([asdict(entry) for entry in entries]).encode()
-            self._storage.write_bytes(f"{name}/{_COMPLETE}", listed)
-            for old in whole(self._storage)[: -self._keep]:
-                if not self._every or old % self._every:
-                    self._storage.delete(_name(old))
-        except BaseException as error:
-            self._error = error
+    def _write(self, checkpoint: Checkpoint, best: int | None) -> None:
+        name = _name(checkpoint.images_seen)
+        entries = [
+            self._storage.write_bytes(f"{name}/{part}.safetensors", to_safetensors(dict(tensors)))
+            for part, tensors in checkpoint.tensors.items()
+        ]
+        entries.append(self._storage.write_bytes(f"{name}/{_VALUES}", json.dumps(checkpoint.values).encode()))
+        listed = json.dumps([asdict(entry) for entry in entries]).encode()
+        self._storage.write_bytes(f"{name}/{_COMPLETE}", listed)
+        for old in whole(self._storage)[: -self._keep]:
+            if old != best and not (self._every and old % self._every == 0):
+                self._storage.delete(_name(old))
+
+    def _write_snapshot(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        write_receipt(self._storage, Receipt(self._storage.write_bytes(name, to_safetensors(dict(tensors))), name))
 
 
 def whole(storage: Storage) -> list[int]:

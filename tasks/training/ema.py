@@ -1,30 +1,40 @@
-"""An exponential moving average of weights in float32, beside the network."""
+"""Moving averages of weights in float32, beside the network: any number of them, and snapshots of some."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from configs.schema import Training
+from models.power_ema import exponent, new_share
+
+MAIN = "ema"
+"""The average of `ema_decay`, which is sampled from."""
+
+Share = Callable[[int, int], float]
+"""Of new weights in an average, from the images seen before and after the step that made them."""
+
 
 class Ema:
-    """Starts as a copy and follows after each good step: e += (1 - decay) (w - e) (papers.md 1.5).
+    """Starts as a copy and follows after each good step: e += share (w - e) (papers.md 1.5).
 
     live: the weights as this worker holds them, by name; the averages are held alike.
     """
 
-    def __init__(self, live: Mapping[str, Tensor], decay: float) -> None:
-        self.decay = decay
+    def __init__(self, live: Mapping[str, Tensor], share: Share) -> None:
+        self.share = share
         self._live = dict(live)
         self.averages = {name: tensor.detach().float().clone() for name, tensor in live.items()}
 
     @torch.no_grad()
-    def update(self, bad: Tensor) -> None:
+    def update(self, before: int, after: int, bad: Tensor) -> None:
         """Follow the weights, unless `bad` (a scalar on their device, 0 or 1) says that the step was left out."""
         averages = list(self.averages.values())
         away = torch._foreach_sub([tensor.detach().float() for tensor in self._live.values()], averages)
-        torch._foreach_mul_(away, (1 - self.decay) * (1 - bad))
+        torch._foreach_mul_(away, self.share(before, after) * (1 - bad))
         torch._foreach_add_(averages, away)
 
     @torch.no_grad()
@@ -32,3 +42,50 @@ class Ema:
         """Go on from a checkpoint. Raises KeyError where it lacks a weight."""
         for name, average in self.averages.items():
             average.copy_(averages[name])
+
+    @contextmanager
+    def worn(self, changed: Callable[[], None]) -> Iterator[None]:
+        """The network with the averages as its weights, for as long as this lasts.
+
+        changed: to be told of weights that were written (`Engine.changed`).
+        """
+        kept = {name: tensor.detach().clone() for name, tensor in self._live.items()}
+        self._write(self.averages, changed)
+        try:
+            yield
+        finally:
+            self._write(kept, changed)
+
+    @torch.no_grad()
+    def _write(self, values: Mapping[str, Tensor], changed: Callable[[], None]) -> None:
+        for name, tensor in self._live.items():
+            tensor.copy_(values[name])
+        changed()
+
+
+def averages(section: Training, live: Mapping[str, Tensor]) -> dict[str, Ema]:
+    """All averages that a recipe asks for, by name."""
+    shares: dict[str, Share] = {}
+    if section.ema_decay is not None:
+        shares[MAIN] = _constant(section.ema_decay)
+    shares |= {decay_name(decay): _constant(decay) for decay in section.ema_decays}
+    shares |= {sigma_name(sigma): _power(sigma) for sigma in section.ema_sigmas}
+    return {name: Ema(live, share) for name, share in shares.items()}
+
+
+def decay_name(decay: float) -> str:
+    """Of the average in checkpoints, and of its file in the artifact without `.safetensors`."""
+    return f"{MAIN}-decay-{decay:g}"
+
+
+def sigma_name(sigma_rel: float) -> str:
+    return f"{MAIN}-sigma-{sigma_rel:g}"
+
+
+def _constant(decay: float) -> Share:
+    return lambda before, after: 1 - decay
+
+
+def _power(sigma_rel: float) -> Share:
+    gamma = exponent(sigma_rel)
+    return lambda before, after: new_share(gamma, before, after)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,11 +20,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from configs.load import merge
 from configs.schema import TrainCompute, Training
 from tasks.training.optimizer import GuardedAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 WHOLE_BUCKET = 500_000_000
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+_OWNED_PARTS = ("fp16", "bf16", "bfloat16", "torch_autocast", "optimizer", "scheduler", "communication_data_type")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Engine(Protocol):
         """The trainable parameters as this worker holds them, by name: whole, or its part (ZeRO 3)."""
         ...
 
+    def changed(self) -> None:
+        """The live parameters were written: let the network see it. All workers must call it."""
+        ...
+
     def whole(self, name: str, part: Tensor) -> Tensor:
         """A tensor held like parameter `name`, put together from all workers. All workers must call it."""
         ...
@@ -83,7 +90,7 @@ def build_engine(module: nn.Module, section: Training, compute: TrainCompute, de
     """The engine that the recipe asks for, in the process group that is already there.
 
     Raises:
-        UserError: a batch that does not divide, or ZeRO without DeepSpeed.
+        UserError: a batch that does not divide, or settings of DeepSpeed without it.
     """
     split = Split.of(section.batch, dist.get_world_size(), compute.micro_batch)
     wanted = compute.engine
@@ -99,20 +106,41 @@ def build_engine(module: nn.Module, section: Training, compute: TrainCompute, de
         limit=section.guard.limit,
         clip_norm=section.clip_norm or None,
         sharded=compute.zero_stage > 0,
+        scaled=section.precision == "fp16",
         lr=section.learning_rate,
         betas=section.betas,
         weight_decay=section.weight_decay,
     )
+    if section.precision in HALVES:
+        # Over float32 weights, as published: the master copy is the copy. In the module and not in DeepSpeed, whose
+        # scaler of float16 losses asks the host at every step.
+        half = torch.autocast(device.type, HALVES[section.precision])
+        module.forward = half(module.forward)  # type: ignore[method-assign]
     if wanted == "plain":
-        return PlainEngine(module, optimizer, split, section.precision, device)
-    return DeepSpeedEngine(module, optimizer, deepspeed_config(section, compute, split))
+        return PlainEngine(module, optimizer, split, HALVES.get(compute.communication))
+    return DeepSpeedEngine(module, optimizer, split, deepspeed_config(section, compute, split))
 
 
 def deepspeed_config(section: Training, compute: TrainCompute, split: Split) -> dict[str, Any]:
-    """DeepSpeed's configuration: batch split, precision, ZeRO stage. Clipping is the optimizer's."""
+    """DeepSpeed's configuration: batch split, ZeRO stage, communication, and what `compute.train.deepspeed` adds.
+    Clipping, precision and the scale of losses are the optimizer's and the module's.
+
+    Raises:
+        UserError: `compute.train.deepspeed` sets what follows from other fields.
+    """
+    owned = [key for key in compute.deepspeed if key in _OWNED + _OWNED_PARTS]
+    if "stage" in compute.deepspeed.get("zero_optimization", {}):
+        owned.append("zero_optimization.stage")
+    if owned:
+        raise UserError(
+            f"compute.train.deepspeed sets {', '.join(owned)}, which follows from the recipe: set batch, precision and "
+            "clip_norm in the stage's section, or micro_batch, zero_stage and communication in compute.train"
+        )
     zero: dict[str, Any] = {"stage": compute.zero_stage}
     if compute.zero_stage:
         zero |= {"overlap_comm": torch.cuda.is_available(), "reduce_bucket_size": WHOLE_BUCKET}
+    if compute.zero_stage in (1, 2):
+        zero["compute_grad_norm"] = False  # the optimizer's, which does not ask the host
     if compute.zero_stage == 3:
         zero["sub_group_size"] = 10**12  # one optimizer step for all, so that the guard judges once
     config: dict[str, Any] = {
@@ -120,54 +148,59 @@ def deepspeed_config(section: Training, compute: TrainCompute, split: Split) -> 
         "train_micro_batch_size_per_gpu": split.micro,
         "gradient_accumulation_steps": split.accumulation,
         "gradient_clipping": 0.0,  # its default is 1
+        "communication_data_type": compute.communication,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": sys.maxsize,
     }
-    if section.precision == "bf16":
-        # Autocast over float32 weights, as published: the master copy is the copy.
-        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return config
+    return merge(config, compute.deepspeed)
 
 
 class PlainEngine:
     """Data parallel with torch alone: gradients of all parameters travel as one bucket."""
 
     def __init__(
-        self, module: nn.Module, optimizer: GuardedAdamW, split: Split, precision: str, device: torch.device
+        self, module: nn.Module, optimizer: GuardedAdamW, split: Split, communication: torch.dtype | None
     ) -> None:
         self.optimizer = optimizer
-        self._module, self._split, self._device = module, split, device
+        self._module, self._split, self._communication = module, split, communication
         self._names = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._bf16 = precision == "bf16"
-        self._done = 0
+        self._losses: list[Tensor] = []
         optimizer.allocate()
         optimizer.armed = True
 
     def advance(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        with torch.autocast(self._device.type, torch.bfloat16) if self._bf16 else nullcontext():
-            terms: dict[str, Tensor] = self._module(**inputs)
-        (terms["total"] / self._split.accumulation).backward()
-        self._done += 1
-        if self._done % self._split.accumulation == 0:
+        terms: dict[str, Tensor] = self._module(**inputs)
+        (terms["total"] * self.optimizer.scale / self._split.accumulation).backward()
+        self._losses.append(terms["total"].detach().float())
+        if len(self._losses) == self._split.accumulation:
+            loss = torch.stack(self._losses).mean()
+            self._losses = []
             if self._split.workers > 1:
                 self._average()
+                loss = _mean_over_workers(loss)
+            self.optimizer.expect(loss)
             self.optimizer.step()
+            self.optimizer.settle()
             self.optimizer.zero_grad(set_to_none=True)
         return terms
 
     def _average(self) -> None:
         # A parameter that one worker did not use has no gradient there, but all must send the same bucket.
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._names.values()]
-        bucket = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(bucket)
-        bucket /= self._split.workers
+        bucket = torch.cat([gradient.reshape(-1) for gradient in gradients]) / self._split.workers
+        sent = bucket.to(self._communication or bucket.dtype)
+        dist.all_reduce(sent)
+        bucket = sent.to(bucket.dtype)
         pieces = bucket.split([gradient.numel() for gradient in gradients])
         for parameter, piece in zip(self._names.values(), pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
 
     def live(self) -> dict[str, Tensor]:
         return dict(self._names)
+
+    def changed(self) -> None:
+        pass
 
     def whole(self, name: str, part: Tensor) -> Tensor:
         return part
@@ -185,7 +218,7 @@ class PlainEngine:
 class DeepSpeedEngine:
     """DeepSpeed at any ZeRO stage, around an optimizer of ours."""
 
-    def __init__(self, module: nn.Module, optimizer: GuardedAdamW, config: dict[str, Any]) -> None:
+    def __init__(self, module: nn.Module, optimizer: GuardedAdamW, split: Split, config: dict[str, Any]) -> None:
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
@@ -200,7 +233,8 @@ class DeepSpeedEngine:
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         self._names: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.stage = config["zero_optimization"]["stage"]
-        self.optimizer = optimizer
+        self.optimizer, self._split = optimizer, split
+        self._losses: list[Tensor] = []
         rate, optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"], 0.0
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, dist_init_required=False
@@ -216,15 +250,28 @@ class DeepSpeedEngine:
 
     def advance(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = self._engine(**inputs)
-        self._engine.backward(terms["total"])
-        self.optimizer.expect_nothing()
+        self._engine.backward(terms["total"] * self.optimizer.scale)
+        self._losses.append(terms["total"].detach().float())
+        last = len(self._losses) == self._split.accumulation
+        if last:
+            self.optimizer.expect(_mean_over_workers(torch.stack(self._losses).mean()))
+            self._losses = []
         self._engine.step()
+        if last:
+            self.optimizer.settle()
         return terms
 
     def live(self) -> dict[str, Tensor]:
         if self.stage < 3:
             return dict(self._names)
         return {name: parameter.ds_tensor for name, parameter in self._names.items()}
+
+    def changed(self) -> None:
+        """ZeRO 3 keeps small parameters whole on every worker; they are put together anew."""
+        held = self._engine.optimizer.persistent_parameters if self.stage == 3 else []
+        if held:
+            held[0].partition(held)
+            held[0].all_gather(held)
 
     def whole(self, name: str, part: Tensor) -> Tensor:
         if self.stage < 3:
@@ -268,6 +315,11 @@ class DeepSpeedEngine:
         """ZeRO 1 and 2 connect parameters with their moments after the first step; a checkpoint may come before."""
         if self.stage < 3:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _mean_over_workers(value: Tensor) -> Tensor:
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
 
 
 def _own_moments(names: Mapping[str, nn.Parameter], optimizer: GuardedAdamW) -> Iterator[tuple[str, str, Tensor]]:

@@ -74,4 +74,4 @@ def _tell(cursor: int, loader: Loader, policy: str) -> str:
     """A line about the bad batch; its keys are read again, because carrying them along would cost every step."""
     keys = loader.keys_at(cursor)
     shown = ", ".join(keys[:_SHOWN_KEYS]) + (f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else "")
-    return f"{policy}: gradient not finite or exploding at image {cursor:,}, batch of {shown}"
+    return f"{policy}: loss or gradient not finite or exploding at image {cursor:,}, batch of {shown}"

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -12,16 +17,25 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from configs.errors import UserError
 from configs.schema import Training
-from infra.cluster import connect, user_errors
+from infra.cluster import connect
 from infra.storage import FileEntry, Storage
-from tasks.networks import EMA_WEIGHTS, WEIGHTS, default_device
+from models.flops import training_flops_per_image
+from tasks.networks import build_autoencoder, build_dit, default_device
+from tasks.parts import RECEIPTS, finished
+from tasks.snapshots import FOLDER as SNAPSHOTS
 from tasks.stage import Context, Job, Outcome
-from tasks.training import checkpoints
-from tasks.training.loop import Curves, Trainee, fit
-from tasks.training.metrics import Metrics
+from tasks.training import checkpoints, requests
+from tasks.training.checkpoints import Checkpoint
+from tasks.training.ema import MAIN
+from tasks.training.loop import Setting, fit
+from tasks.training.metrics import Curves, Metrics
+from tasks.training.state import WEIGHTS
+from tasks.training.trainee import Trainee
 
 RESULT = "result.json"
+_BEST, _LAST = "best", "model"
 _RAY = "ray"
 
 
@@ -29,17 +43,19 @@ def train(context: Context, section: Training) -> Outcome:
     """Train until the recipe's images are seen, surviving failures of workers; or take given weights as they are.
 
     Raises:
-        UserError: a mistake that a worker found, or more failures than `compute.train.max_failures`.
+        UserError: a mistake that a worker found, more failures than `compute.train.max_failures`, or training left
+            because it was asked to; the same command goes on.
     """
     if not context.out.exists(RESULT):  # else a run ended between its last file and its manifest
         if section.images == 0:
-            export(context, {}, None, {})
+            export(context, None, None, {})
         else:
             _fit(context)
     result = json.loads(context.out.read_bytes(RESULT))
-    context.out.delete(checkpoints.FOLDER)
+    for folder in (checkpoints.FOLDER, requests.FOLDER, RECEIPTS):
+        context.out.delete(folder)
     files = [FileEntry(**values) for values in result["files"]]
-    return Outcome(files, rows=section.images, facts=result["facts"], scores=result["scores"])
+    return Outcome(files, rows=result["images_seen"], facts=result["facts"], scores=result["scores"])
 
 
 def build(context: Context) -> Trainee:
@@ -52,53 +68,73 @@ def build(context: Context) -> Trainee:
 
 def work(config: dict[str, Any]) -> None:
     """One Ray Train worker."""
+    import ray.train
+
     context = Context(Job(**config["job"]))
-    compute = context.recipe.compute.train
-    device = default_device()
+    compute, device = context.recipe.compute.train, default_device()
     if device.type == "cpu":
         torch.set_num_threads(compute.cpus_per_worker)
-    metrics = None
-    if torch.distributed.get_rank() == 0:
-        images = import_module(f"tasks.{context.job.stage}").section(context.recipe).images
-        metrics = Metrics(context.job.stage, images, compute.log_every, context.tracker, device)
+    stage = import_module(f"tasks.{context.job.stage}")
+    images, flops = stage.section(context.recipe).images, _flops_per_image(context)
+    setting = Setting(
+        context.out,
+        compute,
+        device,
+        Metrics(context.job.stage, images, compute.log_every, context.tracker, device, flops),
+        partial(export, context),
+        warned=lambda: ray.train.get_preemption_info() is not None,
+        preview=getattr(stage, "preview", None) and partial(stage.preview, context),
+    )
+    with suppress(requests.Left):  # the driver sees that there is no result, and says so
+        fit(lambda: build(context), setting)
 
-    def finished(weights: dict[str, Tensor], averages: dict[str, Tensor] | None, curves: Curves) -> None:
-        export(context, weights, averages, curves)
 
-    fit(lambda: build(context), context.out, compute, device, metrics, finished)
-
-
-def export(context: Context, weights: dict[str, Tensor], averages: dict[str, Tensor] | None, curves: Curves) -> None:
-    """Write networks, scores and facts to storage; `result.json` last."""
+def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, curves: Curves) -> None:
+    """Write networks, scores and facts to storage; `result.json` last. Without an `end` nothing was trained."""
     trainee, device = build(context), default_device()  # a fresh one: the engine may hold the other in parts
-    _load_trained(trainee.module, weights)
-    files = [_write(context.out, WEIGHTS, trainee.network)]
-    if averages is not None:
-        _load(trainee.module, averages)
-        files.append(_write(context.out, EMA_WEIGHTS, trainee.network))
+    files = []
+
+    def write(name: str, found: Checkpoint, average: str | None) -> None:
+        _load_trained(trainee.module, found.tensors[WEIGHTS])
+        _load(trainee.module, found.tensors[average] if average else {})
+        files.append(_write(context.out, f"{name}.safetensors", trainee.network))
+
+    if best is not None:
+        write(_BEST, best, MAIN if MAIN in best.tensors else None)
+    if end is not None:
+        for part in end.tensors.keys() - {WEIGHTS}:
+            write(part, end, part)
+        write(_LAST, end, None)
+    else:
+        files.append(_write(context.out, f"{_LAST}.safetensors", trainee.network))
+    files += _snapshots(context.out)
     trainee.network.to(device).eval()
     with torch.no_grad():
         scores = trainee.scores(trainee.network, device)
     scores |= {f"final/{name}": points[-1][1] for name, points in curves.items() if points}
-    facts = {**trainee.facts, "curves": curves}
-    result = {"files": [asdict(entry) for entry in files], "scores": scores, "facts": facts}
+    facts: dict[str, Any] = {**trainee.facts, "curves": curves}
+    images_seen = 0 if end is None else end.images_seen
+    if best is not None:
+        scores["best/score"], scores["best/images"] = best.values["best"]["score"], float(best.images_seen)
+    result = {
+        "files": [asdict(entry) for entry in sorted(files, key=lambda entry: entry.path)],
+        "images_seen": images_seen,
+        "scores": scores,
+        "facts": facts,
+    }
     context.out.write_bytes(RESULT, json.dumps(result).encode())
 
 
-def _load(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """All that was trained; what is frozen is the same in every trainee. Raises KeyError where something is missing."""
-    for name in (name for name, parameter in module.named_parameters() if parameter.requires_grad):
-        if name not in weights:
-            raise KeyError(f"training gave no weight {name}")
+def _load(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """An average of trained weights, or nothing; the rest stays as it is."""
+    lost = [name for name in weights if name not in module.state_dict()]
+    if lost:
+        raise RuntimeError(f"the engine gave back averages of no weight: {lost}")
     module.load_state_dict(weights, strict=False)
 
 
-def _load_trained(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load what training changed. Frozen parameters (position tables) are as every fresh network has them; without
-    any weights, nothing was trained and the network stays as it was built.
-    """
-    if not weights:
-        return
+def _load_trained(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """What training changed. Frozen parameters (position tables) are as every fresh network has them."""
     missing, unexpected = module.load_state_dict(weights, strict=False)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     lost = trained.intersection(missing)
@@ -111,10 +147,31 @@ def _write(out: Storage, name: str, network: nn.Module) -> FileEntry:
     return out.write_bytes(name, to_safetensors(tensors))
 
 
+def _snapshots(out: Storage) -> list[FileEntry]:
+    """Of averages, stored while training went on."""
+    names = out.names(SNAPSHOTS)
+    return [receipt.entry for receipt in finished(out, [(name, name) for name in names]).values()]
+
+
+def _flops_per_image(context: Context) -> float | None:
+    """Of the network's forward and backward pass, for the utilisation that metrics show; built without memory."""
+    recipe = context.recipe
+    with torch.device("meta"):
+        match context.job.stage:
+            case "train_dit":
+                aligned = recipe.train_dit.objective.align_weight > 0
+                return training_flops_per_image(build_dit(recipe, recipe.train_dit.model), alignment=aligned)
+            case "train_vavae":
+                return training_flops_per_image(build_autoencoder(recipe.train_vavae.model), side=recipe.image.size)
+    return None
+
+
 def _fit(context: Context) -> None:
     import pyarrow.fs
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from tasks.training.ray_parts import Mistakes, heedful_torch
 
     connect()
     compute = context.recipe.compute.train
@@ -126,7 +183,7 @@ def _fit(context: Context) -> None:
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": asdict(context.job)},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=heedful_torch("nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=compute.workers, use_gpu=gpu, resources_per_worker=resources
         ),
@@ -135,10 +192,44 @@ def _fit(context: Context) -> None:
             storage_path=own.path,
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(own.fs)),
             failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+            callbacks=[Mistakes()],  # type: ignore[list-item]  # the annotation is of Ray Tune's
         ),
     )
     try:
-        with user_errors():
+        with _leaving_on_sigterm(context.out) as told:
             trainer.fit()
+    except ray.train.ControllerError as error:
+        if isinstance(error.controller_failure, UserError):
+            raise error.controller_failure from None
+        raise
     finally:
         context.out.delete(_RAY)
+    if not context.out.exists(RESULT):
+        if told():
+            raise SystemExit(128 + signal.SIGTERM)
+        raise UserError(
+            f"training was asked to leave ({context.out.url}/{requests.FOLDER}/{requests.LEAVE}) and saved what it "
+            "had: the same command goes on"
+        )
+
+
+@contextmanager
+def _leaving_on_sigterm(out: Storage) -> Iterator[Callable[[], bool]]:
+    """Take a first SIGTERM to this process as the request to save and leave; gives whether it came."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told.is_set
+        return
+    usual = signal.getsignal(signal.SIGTERM)
+
+    def note(number: int, frame: Any) -> None:
+        told.set()
+        signal.signal(signal.SIGTERM, usual)
+        print("SIGTERM: saving and leaving", flush=True)
+        requests.ask(out, requests.LEAVE)
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield told.is_set
+    finally:
+        signal.signal(signal.SIGTERM, usual)

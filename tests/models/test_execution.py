@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from models.clocks import SemanticFirst
 from models.execution import prepare
@@ -75,9 +77,12 @@ def test_activation_checkpointing_recomputes() -> None:
         prepare(SemanticVAE(feature_dim=4, width=8, num_heads=2), checkpoint_activations=True)
 
 
-def test_a_prepared_model_can_be_copied() -> None:
-    """An average of the weights starts as a deep copy, whose blocks must be its own."""
-    model = prepare(small_dit(), checkpoint_activations=True)
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_prepared_model_can_be_copied(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy's blocks must be its own."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model = prepare(small_dit(), compile=compile, checkpoint_activations=True)
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -102,13 +107,28 @@ def test_one_graph_without_breaks(switches: str) -> None:
     agree(outputs(model), expected, 1e-5)
 
 
-def test_compiled_agrees() -> None:
-    model = small_dit(depth=1)
-    expected = outputs(copy.deepcopy(model))
+def test_compiled_agrees_and_one_graph_serves_all_blocks() -> None:
+    """More blocks than the compiler would make graphs for (its limit is 8)."""
+    model = small_dit(depth=10)
+    expected, names = outputs(copy.deepcopy(model)), list(model.state_dict())
     torch._dynamo.reset()
+    counters.clear()
     compiled = prepare(model, compile=True)
     agree(outputs(compiled), expected, 1e-4)
-    assert list(compiled.state_dict()) == list(small_dit(depth=1).state_dict())
+    assert counters["stats"]["unique_graphs"] == 1
+    assert list(compiled.state_dict()) == names
+
+
+def test_a_model_without_blocks_is_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SemanticVAE(feature_dim=4, width=8, depth=1, num_heads=2)
+    features = torch.randn(2, 4, 2, 2)
+    expected = model(features)[0]
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    found = prepare(model, compile=True)(features)[0]
+    torch.testing.assert_close(found, expected)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.slow

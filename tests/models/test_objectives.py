@@ -61,6 +61,16 @@ def test_direction_ignores_length() -> None:
     torch.testing.assert_close(direction_error(v, -v), torch.full((2,), 2.0))
 
 
+def test_direction_of_nothing_has_a_bounded_gradient() -> None:
+    target = torch.randn(2, 8, 4, 4)
+    for floor in (1e-8, 0.5):
+        v = torch.zeros(2, 8, 4, 4, requires_grad=True)
+        direction_error(v, target, floor).sum().backward()
+        torch.testing.assert_close(v.grad.norm(dim=1), torch.full((2, 4, 4), 1 / (16 * floor)), rtol=1e-4, atol=0.0)
+    long = 3 * target
+    torch.testing.assert_close(direction_error(long, target, 1e-3), torch.zeros(2), atol=1e-6, rtol=0)
+
+
 def test_alignment_modes() -> None:
     a, b = torch.randn(2, 5, 2, 2), torch.randn(2, 5, 2, 2)
     cosine, squared = alignment_error(a, b, "cos"), alignment_error(a, b, "mse")

@@ -46,13 +46,10 @@ def test_reconstruction_is_a_sum_over_pixels() -> None:
 
 
 def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
-    weight = torch.tensor([3.0, 4.0], requires_grad=True)
-    main, other = (weight**2).sum(), 2 * weight.sum()
-    found = adaptive_weight(main, other, weight, maximum=1e4)
+    main, other = torch.tensor([6.0, 8.0]), torch.tensor([2.0, 2.0])
+    found = adaptive_weight(main, other, maximum=1e4)
     assert found.item() == pytest.approx(10 / (2 * math.sqrt(2) + 1e-4), rel=1e-5)
-    assert not found.requires_grad
-    assert adaptive_weight(main, other, weight, maximum=1.5).item() == 1.5
-    (main + found * other).backward()  # both graphs are still there
+    assert adaptive_weight(main, other, maximum=1.5).item() == 1.5
 
 
 def test_hinge_losses() -> None:
@@ -64,6 +61,10 @@ def test_hinge_losses() -> None:
 def tokenizer(**options: object) -> TrainableTokenizer:
     torch.manual_seed(0)
     return TrainableTokenizer(small(), **options)  # type: ignore[arg-type]
+
+
+def _squares(x: Tensor, recon: Tensor) -> Tensor:
+    return (x - recon).square().mean(dim=(1, 2, 3))
 
 
 def test_plain_tokenizer_total() -> None:
@@ -92,6 +93,29 @@ def test_alignment_is_balanced_against_the_reconstruction() -> None:
     assert all(p.grad is not None for p in module.parameters())
 
 
+def test_one_decoder_backward_gives_the_gradients_of_two() -> None:
+    found = []
+    for once in (True, False):
+        module = tokenizer(feature_dim=5, align_weight=0.1, one_decoder_backward=once, perceptual=_squares)
+        terms = module(IMAGES, NOISE, FEATURES)
+        (2 * terms["total"]).backward()  # as a loss scaler does
+        found.append({name: p.grad for name, p in module.named_parameters()} | {"total": terms["total"].detach()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_balance_is_of_all_workers() -> None:
+    """Two halves of a batch with averaged gradients have the weight of the whole batch."""
+    options = {"feature_dim": 5, "cosine_margin": 0.0, "distance_margin": 0.0}
+    whole = tokenizer(**options)(IMAGES, NOISE, FEATURES)["align_scale"]
+    seen: list[Tensor] = []
+    tokenizer(**options, average=lambda g: seen.append(g) or g)(IMAGES[:1], NOISE[:1], FEATURES[:1])
+    first, seen = seen, []
+    means = iter(first)
+    half = tokenizer(**options, average=lambda g: (next(means) + g) / 2)(IMAGES[1:], NOISE[1:], FEATURES[1:])
+    torch.testing.assert_close(half["align_scale"], whole, rtol=1e-4, atol=0.0)
+
+
 def test_fixed_weight_and_missing_features() -> None:
     module = tokenizer(feature_dim=5, align_weight=0.25, adaptive=False)
     assert module(IMAGES, NOISE, FEATURES)["align_scale"].item() == 0.25
@@ -103,10 +127,7 @@ def test_fixed_weight_and_missing_features() -> None:
 
 
 def test_perceptual_and_adversarial_terms() -> None:
-    def perceptual(x: Tensor, recon: Tensor) -> Tensor:
-        return (x - recon).square().mean(dim=(1, 2, 3))
-
-    found = tokenizer(perceptual=perceptual, adversarial_weight=0.5)(
+    found = tokenizer(perceptual=_squares, adversarial_weight=0.5)(
         IMAGES, NOISE, discriminator=lambda image: image.mean(dim=(1, 2, 3))
     )
     parts = found["reconstruction"] + found["perceptual"] + 1e-6 * found["kl"]

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.tasks.toy_training import BATCH, Run, result, train
+from tests.tasks.toy_training import BATCH, LAYOUTS, Run, near, result, same, train
 
-ZERO = [{"engine": "deepspeed", "zero_stage": stage} for stage in range(4)]
-LAYOUTS = {"plain": {"engine": "plain"}} | {f"zero{stage}": ZERO[stage] for stage in range(4)}
 BROKEN = frozenset({6 * BATCH + 3})
 
 
@@ -60,16 +57,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a if name != "curve")
-
-
-def near(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name in a.keys() - {"curve"}:
-        torch.testing.assert_close(a[name], b[name], rtol=2e-4, atol=2e-6, msg=name)
-
-
 def test_training_lowers_the_error(one: Path) -> None:
     curve = result(one, "whole")["curve"][:, 1]
     assert curve[-1] < 0.8 * curve[0]
@@ -101,10 +88,10 @@ def test_a_bad_batch_is_left_out_and_logged_with_its_keys(one: Path) -> None:
     skipped = result(one, "skip")
     assert all(value.isfinite().all() for name, value in skipped.items() if name != "curve")
     said = (one / "said.txt").read_text()
-    assert f"guard: skip: gradient not finite or exploding at image {6 * BATCH:,}" in said
+    assert f"guard: skip: loss or gradient not finite or exploding at image {6 * BATCH:,}" in said
     assert f"image-{6 * BATCH}" in said
     assert same(result(one, "rewind"), skipped), "after going back, the same batches but the bad one are trained on"
-    assert f"guard: rewind: gradient not finite or exploding at image {6 * BATCH:,}" in said
+    assert f"guard: rewind: loss or gradient not finite or exploding at image {6 * BATCH:,}" in said
 
 
 @pytest.mark.parametrize("name", ["stop", "all bad"])

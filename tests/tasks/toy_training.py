@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,11 +22,17 @@ from configs.schema import TrainCompute, Training
 from infra.storage import Storage
 from infra.tracking import Tracker
 from tasks.loader import Batch
-from tasks.training.loop import fit
+from tasks.training.checkpoints import Checkpoint
+from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Metrics
 from tasks.training.randomness import ImageNumbers
+from tasks.training.requests import ask, heed_signals
 
 BATCH = 16
+ZERO = [{"engine": "deepspeed", "zero_stage": stage} for stage in range(4)]
+LAYOUTS: dict[str, dict[str, Any]] = {"plain": {"engine": "plain"}} | {
+    f"zero{stage}": ZERO[stage] for stage in range(4)
+}
 
 
 class Interrupted(Exception):
@@ -34,16 +42,18 @@ class Interrupted(Exception):
 class Numbers:
     """Keeps a loader's contract on drawn vectors."""
 
-    def __init__(self, batch: int, broken: frozenset[int]) -> None:
-        self.batch, self.broken = batch, broken
-        self._draw = ImageNumbers(7, "toy")
+    def __init__(
+        self, batch: int, broken: frozenset[int] = frozenset(), factor: float = np.nan, split: str = "train"
+    ) -> None:
+        self.batch, self.broken, self.factor = batch, broken, factor
+        self._draw = ImageNumbers(7, split)
 
     def stream(self, cursor: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         share = self.batch // world
         while True:
             positions = np.arange(cursor + rank * share, cursor + (rank + 1) * share)
             values = self._draw.normal(positions, (6,)).numpy()
-            values[np.isin(positions, list(self.broken))] = np.nan
+            values[np.isin(positions, list(self.broken))] *= self.factor
             cursor += self.batch
             yield Batch(cursor, positions, [], np.zeros(share, np.int64), {"x": values})
 
@@ -58,23 +68,26 @@ class Toy(nn.Module):
         self.register_buffer("scale", torch.ones(1))
 
     def forward(self, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        error = (self.net(x + 0.1 * noise) - x.sin()).square().mean()
-        return {"total": error, "error": error.detach()}
+        errors = (self.net(x + 0.1 * noise) - x.sin()).float().square().mean(dim=1)
+        points = torch.stack([noise.mean(dim=1).sigmoid(), errors.detach()])
+        return {"total": errors.mean(), "error": errors.mean().detach(), "by_time/error": points}
 
 
 class ToyTrainee:
-    def __init__(self, section: Training, stop_at: int | None, broken: frozenset[int]) -> None:
+    def __init__(self, section: Training, run: Run) -> None:
         torch.manual_seed(section.seed)
-        self.section, self.stop_at = section, stop_at
+        self.section, self.run = section, run
         self.module: nn.Module = Toy()
         self.network: nn.Module = self.module
-        self.loader: Any = Numbers(section.batch, broken)
+        self.loader: Any = Numbers(section.batch, run.broken, run.factor)
         self.facts: dict[str, Any] = {"data": "toy"}
         self.noise = ImageNumbers(section.seed, "noise")
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
-        if self.stop_at is not None and batch.images_seen > self.stop_at:
+        if self.run.stop_at is not None and batch.images_seen > self.run.stop_at:
             raise Interrupted
+        if self.run.signal_at == batch.images_seen and dist.get_rank() == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         return {"x": torch.from_numpy(batch.arrays["x"]), "noise": self.noise.normal(batch.positions, (6,))}
 
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
@@ -92,8 +105,25 @@ class Run:
     section: dict[str, Any] = field(default_factory=dict)
     stop_at: int | None = None
     broken: frozenset[int] = frozenset()
+    """Images whose values are multiplied by `factor`."""
+    factor: float = np.nan
     damage: bool = False
     """Flip a byte of the newest checkpoint before the run."""
+    signal_at: int | None = None
+    """The last worker gets SIGTERM before its step that reaches this many images."""
+    ask: str | None = None
+    """A request that is there before the run."""
+
+
+@dataclass(frozen=True)
+class Notes(Tracker):
+    """Keeps what is tracked in a file."""
+
+    path: str = ""
+
+    def series(self, points: list[tuple[str, float, int]]) -> None:
+        with open(self.path, "a") as file:
+            file.writelines(json.dumps(point) + "\n" for point in points)
 
 
 def section(**changes: Any) -> Training:
@@ -117,16 +147,23 @@ def perform(run: Run, folder: Path) -> None:
     dist.barrier()
     settings = section(**run.section)
     device = torch.device("cpu")
-    metrics = Metrics("toy", settings.images, knobs.log_every, Tracker(), device) if dist.get_rank() == 0 else None
+    if run.ask is not None and dist.get_rank() == 0:
+        ask(out, run.ask)
+    dist.barrier()
+    metrics = Metrics("toy", settings.images, knobs.log_every, Notes(path=str(folder / f"{run.name}.notes")), device)
 
-    def finished(weights: dict[str, Tensor], averages: dict[str, Tensor] | None, curves: Any) -> None:
-        tensors = {f"w/{name}": value for name, value in weights.items()}
-        tensors |= {f"e/{name}": value for name, value in (averages or {}).items()}
+    def finished(end: Checkpoint, best: Checkpoint | None, curves: Any) -> None:
+        tensors = {f"{part}/{name}": value for part, found in end.tensors.items() for name, value in found.items()}
+        tensors |= {f"best/{name}": value for name, value in (best.tensors["ema"] if best else {}).items()}
         tensors["curve"] = torch.tensor(curves["error"])
+        if "validation/total" in curves:
+            tensors["validation"] = torch.tensor(curves["validation/total"])
         save_file(tensors, folder / f"{run.name}.safetensors")
 
     try:
-        fit(lambda: ToyTrainee(settings, run.stop_at, run.broken), out, knobs, device, metrics, finished)
+        held_out: Any = Numbers(settings.batch, split="held out")
+        setting = Setting(out, knobs, device, metrics, finished, held_out=lambda trainee: held_out)
+        fit(lambda: ToyTrainee(settings, run), setting)
     except Exception as error:
         if dist.get_rank() == 0:
             (folder / f"{run.name}.error").write_text(f"{type(error).__name__}: {error}")
@@ -137,6 +174,7 @@ def _worker(rank: int, world: int, port: int, folder: str, runs: list[Run]) -> N
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ["WORLD_SIZE"] = str(world)
     torch.set_num_threads(1)
+    heed_signals()
     dist.init_process_group("gloo", rank=rank, world_size=world)
     if rank == 0:
         out = os.open(str(Path(folder) / "said.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -154,7 +192,28 @@ def train(world: int, folder: Path, runs: list[Run], worker: Callable[..., None]
     mp.spawn(worker, (world, port, str(folder), runs), nprocs=world)  # type: ignore[no-untyped-call]
 
 
+def notes(folder: Path, name: str) -> dict[str, list[tuple[int, float]]]:
+    """(images seen, value) points that a run tracked, by name."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in (folder / f"{name}.notes").read_text().splitlines():
+        metric, value, step = json.loads(line)
+        found.setdefault(metric, []).append((step, value))
+    return found
+
+
 def result(folder: Path, name: str) -> dict[str, Tensor]:
     error = folder / f"{name}.error"
     assert not error.exists(), error.read_text()
     return load_file(folder / f"{name}.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two results are equal in every bit, but for what was logged."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a if name != "curve")
+
+
+def near(a: dict[str, Tensor], b: dict[str, Tensor], rtol: float = 2e-4, atol: float = 2e-6) -> None:
+    """Equal but for the order of sums."""
+    assert a.keys() == b.keys()
+    for name in a.keys() - {"curve"}:
+        torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=atol, msg=name)

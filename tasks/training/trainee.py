@@ -1,0 +1,57 @@
+"""What one stage trains: the part in which the trained stages differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from configs.schema import Training
+from tasks.loader import Batch, Loader
+
+
+class Trainee(Protocol):
+    """Built alike in every worker, its initial weights from the seed alone."""
+
+    section: Training
+    module: nn.Module
+    """Called as `module(**inputs)`; gives named scalars, of which `total` is minimised. Vectors are not logged, but
+    for `by_time/{name}`, (2, B): times in [0, 1] and an error at each."""
+    network: nn.Module
+    """The part of it that is kept."""
+    loader: Loader
+    facts: dict[str, Any]
+    """Goes into checkpoints, where another value is refused, and into the manifest."""
+
+    def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
+        """A worker's slice of a batch as arguments of `module`, on the device."""
+        ...
+
+    def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
+        """Figures of the finished network for people."""
+        ...
+
+
+class Preview(Protocol):
+    """What people see of a network in training; all workers call it together."""
+
+    def __call__(self) -> tuple[bytes, dict[str, float]]:
+        """A picture as PNG and figures, for rank 0 to log. Leaves weights and random numbers as they are."""
+        ...
+
+
+def pieces(batch: Batch, size: int) -> Iterator[Batch]:
+    """A worker's slice of a batch in stretches of `size` rows."""
+    for start in range(0, len(batch.positions), size):
+        rows = slice(start, start + size)
+        arrays = {name: values[rows] for name, values in batch.arrays.items()}
+        yield replace(
+            batch,
+            positions=batch.positions[rows],
+            keys=batch.keys[rows],
+            labels=batch.labels[rows],
+            arrays=arrays,
+        )
