@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from rich.table import Table
 
 import flows  # noqa: F401  # settings first: Prefect reads them at import
 from configs import UserError, load_recipe, recipe_names
+from flows import plan as planning
 from flows import serve as servers
 from flows import weights
 
@@ -22,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="latentforge: from labelled images to a sampled and scored latent diffusion model.",
 )
+app.command("plan")(planning.command)
 app.add_typer(weights.app, name="weights", help="Read and write the published checkpoints' layouts.")
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `recipes`) or a path to a YAML file.")]
@@ -93,6 +96,33 @@ def recipes() -> None:
 def show(recipe: RecipeName = "demo", overrides: Overrides = []) -> None:  # noqa: B006
     """Print a recipe as it resolves, validated."""
     print(yaml.safe_dump(load_recipe(recipe, overrides).model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+def sample(
+    recipe: RecipeName = "demo",
+    classes: Annotated[str | None, typer.Option("--classes", help="Labels between commas, one column each.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed gives other images.")] = 0,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Images of each class.")] = 1,
+    output: Annotated[Path, typer.Option("--output", help="The picture to write.")] = Path("sample.png"),
+    npz: Annotated[
+        Path | None, typer.Option("--npz", help="Write the recipe's whole sample for ADM's evaluator instead.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Write the recipe's whole sample as PNG files to this folder instead.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    root: Root = None,
+) -> None:
+    """Draw a picture of chosen classes from a trained recipe, or write its sample as files."""
+    from flows import picture
+
+    if (classes is None) == (npz is None and png is None):
+        raise UserError("give either --classes for a picture, or --npz or --png for the recipe's whole sample")
+    if classes is None:
+        print(f"wrote {picture.write_out(recipe, npz, png, overrides, root):,} images")
+    else:
+        print(f"wrote {picture.draw(recipe, picture.parse_classes(classes), seed, output, rows, overrides, root)}")
 
 
 @app.command()

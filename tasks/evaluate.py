@@ -1,13 +1,16 @@
-"""Stage `evaluate`: how close generated images come to real ones of the test split, beside the floor.
+"""Stage `evaluate`: how close generated images come to real ones, beside the floor.
 
-The floor is the same scores for as many real images of the train split: what a perfect model would reach here.
+The floor is the same scores for as many other real images: what a perfect model would reach here.
 What does not depend on the generated images is an artifact of its own, made once for all samples to come: the
-`judge`, the features of real images (`reference`) and of the tokenizer's reconstructions (`reconstruction`).
+`judge`, what is found out about real images (`reference`, `floor`) and about the tokenizer's reconstructions
+(`reconstruction`).
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +18,17 @@ import numpy as np
 
 from configs import UserError
 from infra.artifacts import Artifact, fingerprint
+from tasks import inception, references
 from tasks import judge as judges
-from tasks.examine import Findings, ImageSet, Networks, examine
-from tasks.scores import Gaussian, frechet_distance, precision_recall, score_name
+from tasks.examine import VECTORS, Examined, Findings, ImageSet, Networks, examine
+from tasks.moments import Gaussian
+from tasks.references import Reference
+from tasks.scores import FrechetFrom, score_name
+from tasks.set_scores import Scores, compare
 from tasks.stage import Context, Job, Outcome, Stage, perform
+from tasks.statistics_file import write_statistics
+
+_FOUND, _GAUSSIANS, _STATISTICS = "found.npz", "gaussians.npz", "statistics.npz"
 
 
 def run(context: Context) -> Outcome:
@@ -27,34 +37,33 @@ def run(context: Context) -> Outcome:
     Raises:
         UserError: the judge is worse than the recipe allows, or a set is too small to score.
     """
-    network = context.recipe.evaluate.features.name
+    section = context.recipe.evaluate
+    reference = references.resolve(context.recipe)
     judge = _judge(context)
-    made, test, train, again = _findings(context, judge)
-    floor = train.first(len(made.labels))
     try:
-        scores = {**_scores(context, test, made), **_scores(context, test, floor, "floor_")}
-        if again is not None and again.psnr is not None:
-            distance = frechet_distance(Gaussian.of(test.features), Gaussian.of(again.features))
-            scores |= {"reconstruction_psnr": float(again.psnr.mean())}
-            scores |= {score_name("reconstruction_frechet", network): distance}
+        sets = _examined(context, reference, judge)
+        made, real = sets["made"], _with_statistics(sets["reference"], reference)
+        floor = sets["floor"].first(min(made.images, sets["floor"].images))
+        names, classes = _named(context), context.recipe.data.classes
+        scores = compare(real, made, section, names, classes)
+        base = compare(real, floor, section, names, classes, intervals=False)
+        values = {**scores.values, **{f"floor_{name}": value for name, value in base.values.items()}}
+        if "again" in sets:
+            values |= _reconstruction(context, sets, reference)
     except ValueError as error:
         raise UserError(f"the sets cannot be scored: {error}; see sample.images and evaluate.images") from None
     if judge is not None:
-        scores |= judge.manifest.scores
-    facts = {
-        "network": network,
-        "images": {"generated": len(made.labels), "test": len(test.labels), "floor": len(floor.labels)},
-        "consistency_by_label": _by_label(made, context.recipe.data.classes),
-    }
-    return Outcome(files=[], rows=len(made.labels), facts=facts, scores=scores)
+        values |= judge.manifest.scores
+    return Outcome(files=[], rows=made.images, facts=_facts(context, made, real, floor, scores), scores=values)
 
 
 STAGE = Stage(
     name="evaluate",
-    version=1,
+    version=2,
     sections=("image", "evaluate"),
     inputs=("shard", "train_vavae", "sample"),
     run=run,
+    external=references.external,
 )
 
 
@@ -70,7 +79,7 @@ def _judge(context: Context) -> Artifact | None:
         "image": context.recipe.section("image"),
         "classifier": section.model_dump(exclude={"min_accuracy"}),
     }
-    job = _aside(context, "judge", sections, {"shard": context.input("shard")})
+    job = _aside(context, "judge", 1, sections, {"shard": context.input("shard")})
     artifact = perform(Stage("judge", 1, (), (), judges.run), job)
     accuracy = artifact.manifest.scores["judge_accuracy"]
     if accuracy < section.min_accuracy:
@@ -82,75 +91,144 @@ def _judge(context: Context) -> Artifact | None:
     return artifact
 
 
-def _findings(context: Context, judge: Artifact | None) -> tuple[Findings, Findings, Findings, Findings | None]:
-    """Findings of generated, test, train and reconstructed images; what is on record already is not made again."""
-    recipe, limit = context.recipe, context.recipe.evaluate.images
-    shards = context.input("shard")
+def _examined(context: Context, reference: Reference, judge: Artifact | None) -> dict[str, Examined]:
+    """The sets `made`, `reference`, `floor` and `again`; what is on record already is not looked at again."""
+    section, shards = context.recipe.evaluate, context.input("shard")
     tokenizer = context.input("train_vavae") if "train_vavae" in context.job.inputs else None
+    looked, limit = references.looked_at(context.recipe), section.images
+    wanted: dict[str, ImageSet] = {"made": ImageSet(context.input("sample"), "part-", limit)}
+    jobs: dict[str, Job] = {}
+
+    def on_record(name: str, artifact: str, images: ImageSet, sections: dict[str, Any], **inputs: Artifact) -> None:
+        jobs[name] = _aside(context, artifact, 2, {**looked, **sections}, inputs)
+        if not Context(jobs[name]).artifact.is_complete():
+            wanted[name] = images
+
+    if reference.artifact is None:
+        source, prefix, most = _source(context, reference)
+        counts = {"reference": reference.split or reference.identity, "images": limit, "statistics_images": most}
+        inputs = {"shard": shards} if source is shards else {}
+        on_record("reference", "reference", ImageSet(source, prefix, most, keep=limit), counts, **inputs)
+    split = reference.floor_split
     judged = {} if judge is None else {"judge": judge}
-    jobs = {"reference": _aside(context, "reference", _looked_at(context), {"shard": shards, **judged})}
-    sets = {"reference": {split: ImageSet(shards, f"{split}/", limit) for split in ("test", "train")}}
+    floor = ImageSet(shards, f"{split}/", limit)
+    on_record("floor", "floor", floor, {"split": split, "images": limit}, shard=shards, **judged)
     if tokenizer is not None:
-        inputs = {"shard": shards, "train_vavae": tokenizer}
-        jobs["reconstruction"] = _aside(context, "reconstruction", _looked_at(context), inputs)
-        sets["reconstruction"] = {"again": ImageSet(shards, "test/", limit, reconstruct=True)}
+        again = ImageSet(shards, "test/", limit, reconstruct=True)
+        on_record("again", "reconstruction", again, {"images": limit}, shard=shards, train_vavae=tokenizer)
 
-    wanted = {"made": ImageSet(context.input("sample"), "part-", limit)}
+    published = None if section.inception is None else section.inception.weights
+    networks = Networks(context.recipe.image.size, section.features, judge, tokenizer, published)
+    found = examine("evaluate", wanted, networks, context.recipe.compute.actors)
     for name, job in jobs.items():
-        if not Context(job).artifact.is_complete():
-            wanted |= sets[name]
-    networks = Networks(recipe.image.size, recipe.evaluate.features, judge, tokenizer)
-    found = examine("evaluate", wanted, networks, recipe.compute.actors)
-    for name, job in jobs.items():
-        keep = partial(_kept, {each: found[each] for each in sets[name] if each in found})
-        kept = perform(Stage(name, 1, (), (), keep), job)
-        found |= {each: _read(kept, each) for each in sets[name]}
-    return found["made"], found["test"], found["train"], found.get("again")
+        keep = partial(_kept, found.get(name), judged=name == "floor", network=looked["inception"])
+        found[name] = _read(perform(Stage(job.stage, 2, (), (), keep), job))
+    if reference.artifact is not None:
+        found["reference"] = _read(reference.artifact)
+    return found
 
 
-def _looked_at(context: Context) -> dict[str, Any]:
-    """What determines features of given images."""
-    section = context.recipe.section("evaluate")
-    return {
-        "image": context.recipe.section("image"),
-        **{name: section[name] for name in ("features", "images")},
-    }
+def _source(context: Context, reference: Reference) -> tuple[Artifact, str, int]:
+    """Where a reference's images are: artifact, prefix of its files, and how many at most count."""
+    section = context.recipe.evaluate
+    most = section.reference_images or section.images
+    if reference.split is not None:
+        return context.input("shard"), f"{reference.split}/", most
+    job = _aside(context, "reference_images", 1, {"file": reference.identity}, {})
+    unpacked = perform(Stage("reference_images", 1, (), (), references.unpack), job)
+    return unpacked, "part-", most if section.reference_images else unpacked.manifest.rows
 
 
-def _aside(context: Context, name: str, sections: dict[str, Any], inputs: dict[str, Artifact]) -> Job:
+def _aside(context: Context, name: str, version: int, sections: dict[str, Any], inputs: dict[str, Artifact]) -> Job:
     """The job of an artifact that this stage needs and others of its kind can share."""
     prints = {stage: artifact.fingerprint for stage, artifact in inputs.items()}
-    return Job(name, fingerprint(name, 1, sections, prints), context.job.root, context.job.recipe, prints, sections)
+    found = fingerprint(name, version, sections, prints)
+    return Job(name, found, context.job.root, context.job.recipe, prints, sections)
 
 
-def _kept(found: dict[str, Findings], aside: Context) -> Outcome:
-    """Write findings, one file per set."""
-    files = []
-    for name, findings in found.items():
-        buffer = io.BytesIO()
-        np.savez(buffer, **{key: values for key, values in vars(findings).items() if values is not None})
-        files.append(aside.out.write_bytes(f"{name}.npz", buffer.getvalue(), rows=len(findings.labels)))
-    return Outcome(files=files, rows=sum(entry.rows or 0 for entry in files))
+def _kept(found: Examined | None, aside: Context, judged: bool, network: str | None) -> Outcome:
+    """Write what was found out about a set, and its Inception statistics in the layout of ADM's evaluator."""
+    assert found is not None, "only a set that was looked at is written"
+    findings = found.findings if judged else replace(found.findings, predictions=None)
+    columns = {name: values for name, values in vars(findings).items() if values is not None}
+    gaussians: dict[str, Any] = {"images": found.images}
+    for name, gaussian in found.gaussians.items():
+        gaussians |= {f"{name}_mean": gaussian.mean, f"{name}_covariance": gaussian.covariance}
+    files = {_FOUND: _packed(columns), _GAUSSIANS: _packed(gaussians)}
+    if network is not None:
+        published = {name: found.gaussians[name] for name in ("pool", "spatial")}
+        files[_STATISTICS] = write_statistics(published, network)
+    return Outcome([aside.out.write_bytes(name, data) for name, data in files.items()], rows=found.images)
 
 
-def _read(artifact: Artifact, name: str) -> Findings:
-    with np.load(io.BytesIO(artifact.read(f"{name}.npz"))) as columns:
-        return Findings(**{key: columns[key] for key in columns.files})
+def _read(artifact: Artifact) -> Examined:
+    with np.load(io.BytesIO(artifact.read(_FOUND)), allow_pickle=False) as columns:
+        findings = Findings(**{name: columns[name] for name in columns.files})
+    with np.load(io.BytesIO(artifact.read(_GAUSSIANS)), allow_pickle=False) as found:
+        gaussians = {
+            name: Gaussian(found[f"{name}_mean"], found[f"{name}_covariance"])
+            for name in VECTORS
+            if f"{name}_mean" in found.files
+        }
+        return Examined(findings, gaussians, int(found["images"]))
+
+
+def _packed(arrays: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
 
 
 # -------------------------------------------------------------------------------------------------------- scores
 
 
-def _scores(context: Context, test: Findings, found: Findings, prefix: str = "") -> dict[str, float]:
-    """Scores of a set of images against the test split."""
+def _with_statistics(real: Examined, reference: Reference) -> Examined:
+    """The reference with the means and covariances that its file brings, where it brings some."""
+    if reference.statistics is None or "pool" not in real.gaussians:
+        return real
+    own = {name: value for name, value in real.gaussians.items() if name == "features"}
+    brought = reference.statistics.gaussians
+    return replace(real, gaussians=own | brought) if brought else real
+
+
+def _named(context: Context) -> dict[str, Callable[[str], str]]:
+    """What scores on each network's vectors are called."""
     section = context.recipe.evaluate
-    precision, recall = precision_recall(test.features, found.features, section.neighbours)
-    distance = frechet_distance(Gaussian.of(test.features), Gaussian.of(found.features))
-    values = {"frechet": distance, "precision": precision, "recall": recall}
-    scores = {prefix + score_name(name, section.features.name): value for name, value in values.items()}
-    if found.consistency is not None:
-        scores[f"{prefix}class_consistency"] = found.consistency
-    return scores
+    names: dict[str, Callable[[str], str]] = {
+        "features": lambda score: score_name(score, section.features.name),
+    }
+    if section.inception is not None:
+        names["pool"] = inception.Identity.at(section.inception.weights).name
+    return names
+
+
+def _reconstruction(context: Context, sets: dict[str, Examined], reference: Reference) -> dict[str, float]:
+    """The tokenizer's scores on the test split, which is the reference or else the floor."""
+    again = sets["again"]
+    test = sets["reference" if reference.split == "test" else "floor"].first(again.images)
+    distances = {
+        names("frechet"): FrechetFrom(test.gaussians[vectors]).of_rows(getattr(again.findings, vectors))
+        for vectors, names in _named(context).items()
+    }
+    assert again.findings.psnr is not None, "reconstructions have a PSNR"
+    return {
+        "reconstruction_psnr": float(again.findings.psnr.mean()),
+        **{f"reconstruction_{name}": distance for name, distance in distances.items()},
+    }
+
+
+def _facts(context: Context, made: Examined, real: Examined, floor: Examined, scores: Scores) -> dict[str, Any]:
+    section = context.recipe.evaluate
+    published = None if section.inception is None else inception.Identity.at(section.inception.weights)
+    return {
+        "network": section.features.name,
+        "inception": None if published is None else {"sha256": published.sha256, "genuine": published.genuine},
+        "reference": section.reference,
+        "images": {"generated": made.images, "test": real.images, "floor": floor.images},
+        "intervals": {name: list(bounds) for name, bounds in scores.intervals.items()},
+        "spread": scores.spread,
+        "consistency_by_label": _by_label(made.findings, context.recipe.data.classes),
+    }
 
 
 def _by_label(found: Findings, classes: int) -> list[float | None]:

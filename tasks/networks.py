@@ -19,6 +19,7 @@ from models.foundation import FoundationModel
 from models.groups import ChannelGroups
 from models.lightningdit import SIZES, LightningDiT
 from models.semantic_vae import SemanticVAE
+from tasks import snapshots
 
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
@@ -89,11 +90,20 @@ def trained_semantic_vae(artifact: Artifact) -> SemanticVAE:
     return _frozen(network, artifact, WEIGHTS)
 
 
-def trained_dit(artifact: Artifact, ema: bool) -> LightningDiT:
-    """The diffusion transformer of a `train_dit` artifact, frozen; averaged weights where `ema`."""
+def trained_dit(artifact: Artifact, ema: bool, sigma_rel: float | None = None) -> LightningDiT:
+    """The diffusion transformer of a `train_dit` artifact, frozen; averaged weights where `ema`.
+
+    sigma_rel: of the average at the end of training that is put together from the artifact's snapshots instead.
+
+    Raises:
+        UserError: `sigma_rel` without snapshots.
+    """
     recipe = validate(artifact.manifest.recipe)
     has_ema = bool(artifact.files(EMA_WEIGHTS))
-    return _frozen(build_dit(recipe, recipe.train_dit.model), artifact, EMA_WEIGHTS if ema and has_ema else WEIGHTS)
+    network = _frozen(build_dit(recipe, recipe.train_dit.model), artifact, EMA_WEIGHTS if ema and has_ema else WEIGHTS)
+    if sigma_rel is not None:
+        network.load_state_dict(snapshots.average(artifact, sigma_rel), strict=False)
+    return network
 
 
 def load_foundation(section: Foundation) -> FoundationModel:

@@ -1,72 +1,157 @@
 """Distances between two sets of feature vectors, in float64 and independent of how the sets were batched.
 
-torch-fidelity computes the same figures; the tests hold ours to its numbers. Ours need no non-symmetric
-eigenvalues, no matrix square root and no full distance matrix. A distance is only comparable with others on
-the same network's features and the same number of images, and carries the network's name.
+Inception score and kernel distance are torch-fidelity's. It computes the others too, and the tests hold ours to its
+numbers, but ours need no non-symmetric eigenvalues, no matrix square root and no full distance matrix. A distance is
+only comparable with others on the same network's features and the same number of images, and carries the network's
+name.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-Features = NDArray[np.floating]
+from tasks.moments import Features, Gaussian, checked
+
 _BLOCK = 1_024
 """Rows of the distance matrix in memory at once."""
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Mean (D,) and unbiased covariance (D, D) of a set of features, float64."""
-
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, features_ND: Features) -> Gaussian:
-        """Raises ValueError on fewer than two rows or values that are not finite."""
-        features = _checked(features_ND)
-        centred = features - (mean := features.mean(axis=0))
-        return cls(mean, centred.T @ centred / (len(features) - 1))
+SPLIT = 5_000
+"""Images per split of the Inception score, as in ADM's evaluator: 50,000 make the usual ten."""
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½), at least 0 (Heusel et al. 2017, eq. 6).
 
-    tr (S1 S2)^½ is the sum of the roots of the eigenvalues of the symmetric L' S2 L with S1 = L L', which are
-    real and stay accurate where S1 is singular (fewer images than features).
     Raises ValueError when the dimensions differ.
     """
-    if one.mean.shape != other.mean.shape:
-        raise ValueError(f"features of {one.mean.size} and {other.mean.size} dimensions cannot be compared")
-    values, vectors = np.linalg.eigh(one.covariance)
-    root = vectors * np.sqrt(values.clip(min=0.0))
-    product = np.linalg.eigvalsh(root.T @ other.covariance @ root).clip(min=0.0)
-    trace = np.trace(one.covariance) + np.trace(other.covariance) - 2.0 * np.sqrt(product).sum()
-    gap = one.mean - other.mean
-    return max(0.0, float(gap @ gap + trace))
+    return FrechetFrom(one)(other)
 
 
-def precision_recall(real_ND: Features, made_MD: Features, neighbours: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2).
+@dataclass(frozen=True)
+class FrechetFrom:
+    """The Fréchet distance of many sets from one.
 
-    Precision is the share of made images within the manifold of real ones, recall the share of real images
-    within that of made ones; a set's manifold is the union of balls around its points that reach to the k-th
-    nearest neighbour, the point itself not counted.
+    tr (S1 S2)^½ is the sum of the roots of the eigenvalues of a symmetric product, which are real and stay accurate
+    where a covariance is singular: L' S2 L with S1 = L L', or of fewer images than dimensions, where S2 = A' A, the
+    much smaller A S1 A'.
+    """
+
+    one: Gaussian
+
+    def __call__(self, other: Gaussian) -> float:
+        """Raises ValueError when the dimensions differ."""
+        self._check(other.mean.size)
+        product = self._root.T @ other.covariance @ self._root
+        return self._distance(other.mean, float(np.trace(other.covariance)), product)
+
+    def of_rows(self, features_ND: Features) -> float:
+        """Of a set's features themselves. Raises ValueError when they cannot be scored or the dimensions differ."""
+        if len(features_ND) > self.one.mean.size:
+            return self(Gaussian.of(features_ND))
+        rows = checked(features_ND, least=2)
+        self._check(rows.shape[1])
+        mean = rows.mean(axis=0)
+        factor = (rows - mean) / np.sqrt(len(rows) - 1)
+        return self._distance(mean, float(np.square(factor).sum()), factor @ self.one.covariance @ factor.T)
+
+    @cached_property
+    def _root(self) -> NDArray[np.float64]:
+        values, vectors = np.linalg.eigh(self.one.covariance)
+        root: NDArray[np.float64] = vectors * np.sqrt(values.clip(min=0.0))
+        return root
+
+    def _distance(self, mean: NDArray[np.float64], trace: float, product: NDArray[np.float64]) -> float:
+        between = np.sqrt(np.linalg.eigvalsh(product).clip(min=0.0)).sum()
+        gap = self.one.mean - mean
+        return max(0.0, float(gap @ gap + np.trace(self.one.covariance) + trace - 2.0 * between))
+
+    def _check(self, width: int) -> None:
+        if self.one.mean.size != width:
+            raise ValueError(f"features of {self.one.mean.size} and {width} dimensions cannot be compared")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which images of two sets lie within the other set's manifold (Kynkäänniemi et al. 2019, eq. 1 and 2)."""
+
+    made: NDArray[np.bool_]
+    """(M,) of each made image, whether it is within the manifold of real ones; their share is the precision."""
+    real: NDArray[np.bool_]
+    """(N,) of each real image, whether it is within the manifold of made ones; their share is the recall."""
+
+    @property
+    def precision(self) -> float:
+        return float(self.made.mean())
+
+    @property
+    def recall(self) -> float:
+        return float(self.real.mean())
+
+
+def coverage(real_ND: Features, made_MD: Features, neighbours: int = 3) -> Coverage:
+    """Improved precision and recall, image by image.
+
+    A set's manifold is the union of balls around its points that reach to the k-th nearest neighbour, the point
+    itself not counted.
     Raises ValueError when a set has no k neighbours, or dimensions differ.
     """
-    real, made = _checked(real_ND), _checked(made_MD)
-    if real.shape[1] != made.shape[1]:
-        raise ValueError(f"features of {real.shape[1]} and {made.shape[1]} dimensions cannot be compared")
+    real, made = _comparable(real_ND, made_MD)
     if min(len(real), len(made)) <= neighbours:
         raise ValueError(
             f"{neighbours} neighbours need more than {neighbours} images in each set, found {len(real)} and {len(made)}"
         )
     real_radii, made_radii = _radii(real, neighbours), _radii(made, neighbours)
-    return _covered(made, real, real_radii), _covered(real, made, made_radii)
+    return Coverage(made=_covered(made, real, real_radii), real=_covered(real, made, made_radii))
+
+
+def precision_recall(real_ND: Features, made_MD: Features, neighbours: int = 3) -> tuple[float, float]:
+    """Shares of :func:`coverage`; raises as it does."""
+    covered = coverage(real_ND, made_MD, neighbours)
+    return covered.precision, covered.recall
+
+
+def kernel_distance(
+    real_ND: Features, made_MD: Features, subsets: int = 100, size: int = 1_000, seed: int = 0
+) -> tuple[float, float]:
+    """Squared maximum mean discrepancy under the kernel (x·y / D + 1)³, unbiased: KID where features are Inception's.
+
+    The mean over random subsets of each set, and the standard deviation among them (Bińkowski et al. 2018, 4; by
+    torch-fidelity). Sets smaller than a subset are taken whole.
+    Raises ValueError when dimensions differ.
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    real, made = _comparable(real_ND, made_MD)
+    size = min(size, len(real), len(made))
+    if size == len(real) == len(made):
+        subsets = 1  # every subset would be the whole
+    found = kid_features_to_metric(
+        *(torch.from_numpy(made), torch.from_numpy(real)),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        rng_seed=seed,
+        verbose=False,
+    )
+    return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
+
+
+def class_score(logits_NC: Features, seed: int = 0) -> tuple[float, float]:
+    """exp of the mean divergence of an image's class probabilities from those of all: the Inception score where the
+    logits are Inception's (Salimans et al. 2016, 4).
+
+    The mean over splits of about 5,000 images in random order, and the standard deviation among them (by
+    torch-fidelity, float64).
+    """
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+    logits = torch.from_numpy(checked(logits_NC, least=2))
+    found = isc_features_to_metric(logits, splits=max(1, round(len(logits) / SPLIT)), shuffle=True, rng_seed=seed)
+    return found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD]
 
 
 def score_name(score: str, network: str) -> str:
@@ -74,13 +159,11 @@ def score_name(score: str, network: str) -> str:
     return f"{score}_{re.sub('[^0-9a-zA-Z]+', '_', network).strip('_').lower()}"
 
 
-def _checked(features: Features) -> NDArray[np.float64]:
-    values = np.ascontiguousarray(features, dtype=np.float64)
-    if values.ndim != 2 or len(values) < 2:
-        raise ValueError(f"scores need a matrix of at least two feature vectors, found shape {features.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("features hold values that are not finite: the images or the network are damaged")
-    return values
+def _comparable(real: Features, made: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    one, other = checked(real, least=2), checked(made, least=2)
+    if one.shape[1] != other.shape[1]:
+        raise ValueError(f"features of {one.shape[1]} and {other.shape[1]} dimensions cannot be compared")
+    return one, other
 
 
 def _squared_distances(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -99,10 +182,12 @@ def _radii(points: NDArray[np.float64], neighbours: int) -> NDArray[np.float64]:
     return radii
 
 
-def _covered(points: NDArray[np.float64], centres: NDArray[np.float64], radii: NDArray[np.float64]) -> float:
-    """Share of points within at least one centre's radius."""
-    inside = 0
+def _covered(
+    points: NDArray[np.float64], centres: NDArray[np.float64], radii: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Whether each point is within at least one centre's radius."""
+    inside = np.empty(len(points), dtype=np.bool_)
     for start in range(0, len(points), _BLOCK):
         distances = _squared_distances(points[start : start + _BLOCK], centres)
-        inside += int((distances <= radii).any(axis=1).sum())
-    return inside / len(points)
+        inside[start : start + _BLOCK] = (distances <= radii).any(axis=1)
+    return inside

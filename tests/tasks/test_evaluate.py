@@ -102,7 +102,7 @@ def test_no_distance_calls_itself_fid(evaluated: tuple[str, Artifact, Artifact])
 
 def test_judge_and_references_are_made_once(evaluated: tuple[str, Artifact, Artifact]) -> None:
     root = Path(evaluated[0].removeprefix("file://"))
-    for name in ("judge", "reference", "reconstruction"):
+    for name in ("judge", "reference", "floor", "reconstruction"):
         assert len(list((root / name).glob("*/manifest.json"))) == 1, name
 
 

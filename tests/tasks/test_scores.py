@@ -9,7 +9,16 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from tasks import scores
-from tasks.scores import Gaussian, frechet_distance, precision_recall, score_name
+from tasks.moments import Gaussian
+from tasks.scores import (
+    FrechetFrom,
+    class_score,
+    coverage,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    score_name,
+)
 
 
 def features(seed: int, count: int = 400, width: int = 24, shift: float = 0.0) -> np.ndarray:
@@ -49,6 +58,48 @@ def test_frechet_equals_torch_fidelity(count: int) -> None:
     assert frechet_distance(Gaussian.of(one), Gaussian.of(other)) == pytest.approx(theirs, rel=1e-6)
 
 
+@pytest.mark.parametrize("count", [2, 20, 24, 100])
+def test_frechet_of_rows_is_that_of_their_gaussian(count: int) -> None:
+    one, rows = Gaussian.of(features(1)), features(2, count, shift=0.1)
+    assert FrechetFrom(one).of_rows(rows) == pytest.approx(frechet_distance(one, Gaussian.of(rows)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("subsets", "size"), [(7, 50), (3, 120)])
+def test_kernel_distance_is_the_unbiased_estimate_written_out(subsets: int, size: int) -> None:
+    real, made = features(1, 130, 8), features(2, 120, 8, shift=0.3)
+    random, found = np.random.RandomState(5), []
+    for _ in range(subsets):  # torch-fidelity's draws, made images first
+        x, y = (rows[random.choice(len(rows), size, replace=False)] for rows in (made, real))
+        kernel = lambda a, b: (a @ b.T / 8 + 1) ** 3  # noqa: E731
+        apart = ~np.eye(size, dtype=bool)
+        found.append(kernel(x, x)[apart].mean() + kernel(y, y)[apart].mean() - 2 * kernel(x, y).mean())
+    assert kernel_distance(real, made, subsets, size, seed=5) == pytest.approx((np.mean(found), np.std(found)))
+
+
+def test_kernel_distance_of_small_sets_takes_them_whole() -> None:
+    real, made = features(1, 40), features(2, 40, shift=0.2)
+    whole = kernel_distance(real, made, subsets=100, size=1_000)
+    assert whole[0] == pytest.approx(kernel_distance(real[::-1], made[::-1], 100, 1_000, seed=9)[0], rel=1e-9)
+    assert whole[1] == 0.0
+    assert kernel_distance(real, made[:10], 5, 1_000)[0] != whole[0]
+
+
+def test_class_score_in_closed_form() -> None:
+    sure = 50.0 * np.eye(10)[np.arange(200) % 10]
+    assert class_score(sure)[0] == pytest.approx(10.0, rel=1e-6), "every class alike and certain: their number"
+    assert class_score(sure[:1].repeat(200, axis=0))[0] == pytest.approx(1.0), "one class only"
+    assert class_score(np.zeros((200, 10)))[0] == pytest.approx(1.0), "nothing is known of any"
+
+
+def test_class_score_takes_splits_of_five_thousand() -> None:
+    logits = np.random.default_rng(0).normal(size=(10_000, 3))
+    mean, spread = class_score(logits, seed=3)
+    order = np.random.RandomState(3).permutation(10_000)
+    halves = [class_score(logits[part])[0] for part in np.split(order, 2)]
+    assert (mean, spread) == pytest.approx((np.mean(halves), np.std(halves)), rel=1e-9)
+    assert spread > 0
+
+
 @pytest.mark.parametrize("neighbours", [1, 3, 5])
 def test_precision_and_recall_equal_torch_fidelity(neighbours: int) -> None:
     real, made = features(1, 300), features(2, 250, shift=0.5)[:, ::1] * 0.8
@@ -63,6 +114,8 @@ def test_precision_and_recall_of_a_known_layout() -> None:
     made = np.array([[0.5], [0.6], [10.0], [10.1]])
     # Every real ball has radius 1 and covers [-1, 4]; made balls reach 0.1 around 0.5, 0.6, 10 and 10.1.
     assert precision_recall(real, made, neighbours=1) == (0.5, 0.0)
+    found = coverage(real, made, neighbours=1)
+    assert found.made.tolist() == [True, True, False, False] and found.real.tolist() == [False] * 4
 
 
 def test_scores_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
