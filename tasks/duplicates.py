@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 
 from infra.storage import Storage
 
+_READERS = 16  # threads that wait for storage
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -26,12 +28,14 @@ def find_duplicates(storage: Storage, parts: Sequence[str]) -> tuple[pa.Table, d
     Content is compared by the shards' 64-bit hash: among 100 M different images the chance that any two are taken
     for the same is below 0.03 %. Of the shards only the columns of keys, labels and hashes are read.
     """
-    tables = []
-    for part in parts:
+
+    def contents(part: str) -> pa.Table:
         with storage.open(part) as file:
             table = pq.ParquetFile(file).read(columns=["key", "label", "content"])
-        tables.append(table.append_column("split", pa.array([part.split("/")[0]] * table.num_rows, pa.string())))
-    rows = pa.concat_tables(tables).combine_chunks()
+        return table.append_column("split", pa.array([part.split("/")[0]] * table.num_rows, pa.string()))
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        rows = pa.concat_tables(list(readers.map(contents, parts))).combine_chunks()
     content = np.frombuffer(b"".join(rows["content"].to_pylist()), dtype=np.uint64)
     _, first, group = np.unique(content, return_index=True, return_inverse=True)
     later = np.flatnonzero(first[group] != np.arange(len(content)))

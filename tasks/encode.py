@@ -6,6 +6,7 @@ by one actor and is the same bytes whoever makes it. What is finished has a rece
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from configs import Recipe, UserError
 from infra.artifacts import Artifact
-from infra.cluster import connect
+from infra.cluster import connect, require_gpus
 from infra.progress import Bar
 from infra.storage import FileEntry
 from tasks.decode import Undecodable, load
@@ -58,6 +59,7 @@ def _encoded(context: Context, shards: Artifact, parts: list[FileEntry]) -> Iter
     connect()
     quiet_ray_data()
     recipe, compute = context.recipe, context.recipe.compute.actors
+    require_gpus("compute.actors.gpus_per_actor", compute.gpus_per_actor)
     jobs = [{"part": entry.path, "made_from": entry.sha256} for entry in parts]
     actors = min(compute.actors, len(parts))
     decode_cpus, actor_cpus = share_cpus(ray.cluster_resources().get("CPU", 1.0), actors, compute.cpus_per_actor)
@@ -70,7 +72,7 @@ def _encoded(context: Context, shards: Artifact, parts: list[FileEntry]) -> Iter
     stream = stream.map_batches(
         Encoder,
         fn_constructor_args=(context.job,),
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),  # one waits
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=actor_cpus,
@@ -93,7 +95,7 @@ def share_cpus(available: float, actors: int, wanted: float) -> tuple[float, flo
 
 def decode_part(jobs: pa.Table, shards: Artifact, size: int) -> pa.Table:
     """One shard's keys, labels and cropped uint8 pixels, as one row; `error` says why where there are none."""
-    part = jobs["part"][0].as_py()
+    started, part = time.perf_counter(), jobs["part"][0].as_py()
     try:
         keys, labels, pixels = decoded(shards, part, size)
         error = ""
@@ -104,6 +106,7 @@ def decode_part(jobs: pa.Table, shards: Artifact, size: int) -> pa.Table:
         "keys": pa.array([keys], pa.list_(pa.string())),
         "labels": pa.array([labels], pa.list_(pa.int32())),
         "pixels": pa.array([pixels.data], pa.large_binary()),
+        "seconds": pa.array([time.perf_counter() - started], pa.float64()),
     }
     for name, column in columns.items():
         jobs = jobs.append_column(name, column)
@@ -143,16 +146,19 @@ def _outcome(shards: Artifact, recipe: Recipe, receipts: list[Receipt]) -> Outco
         "statistics_hash": statistics_hash(statistics),
         "shapes": shapes,
         "rows_per_group": recipe.encode.rows_per_group,
+        "posterior": recipe.encode.posterior,
         "flips": any(name.endswith(FLIP) for name in shapes),
         "classes": shards.manifest.facts["classes"],
         "splits": shards.manifest.facts["splits"],
     }
-    return Outcome([receipt.entry for receipt in receipts], rows, facts)
+    spent = {name: sum(r.facts["seconds"][name] for r in receipts) for name in ("decode", "encode")}
+    scores = {f"{name}_images_per_second_per_worker": rows / seconds for name, seconds in spent.items()}
+    return Outcome([receipt.entry for receipt in receipts], rows, facts, scores)
 
 
 STAGE = Stage(
     name="encode",
-    version=1,
+    version=2,
     sections=("image", "encode", "foundation"),
     inputs=("shard", "train_vavae", "train_semvae"),
     run=run,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,17 @@ import torch
 from torch import Tensor
 
 from configs import UserError
+from infra.cluster import keep_freed_memory
 from models.posterior import DiagonalGaussian
 from tasks.latents import FLIP, WRITE_OPTIONS, Sums, latent_table
 from tasks.networks import default_device, load_foundation, trained_autoencoder, trained_semantic_vae
 from tasks.parts import Receipt, receipt_row, write_receipt
 from tasks.stage import Context, Job
+
+DEVIATION = "_std"
+"""Suffix of the column with a posterior's standard deviation, beside that of its mean (`encode.posterior: moments`)."""
+COLUMNS = tuple(name + suffix for name in ("z", "z" + DEVIATION, "s", "s" + DEVIATION, "f") for suffix in ("", FLIP))
+"""Every tensor column a part can have, in its order."""
 
 
 class Encoder:
@@ -30,6 +37,12 @@ class Encoder:
         torch.set_num_threads(compute.cpus_per_actor)
         self.batch = compute.batch
         self.device = default_device() if compute.gpus_per_actor else torch.device("cpu")
+        self.uploads: Any = None
+        if self.device.type == "cuda":
+            self.uploads = torch.cuda.Stream(self.device)
+            torch.backends.cudnn.deterministic = True  # a part is the same bytes whenever it is made
+        else:
+            keep_freed_memory()
         self.autoencoder = self._placed(trained_autoencoder(self.context.input("train_vavae")))
         self.foundation: Any = None
         self.semantic_vae: Any = None
@@ -52,6 +65,7 @@ class Encoder:
         """
         if row["error"].as_py():
             raise UserError(row["error"].as_py())
+        started = time.perf_counter()
         keys, labels = row["keys"].as_py(), row["labels"].values.to_numpy()
         size = self.recipe.image.size
         pixels = np.frombuffer(row["pixels"].as_buffer(), np.uint8).reshape(len(keys), size, size, 3)
@@ -61,27 +75,31 @@ class Encoder:
             part, latent_table(keys, labels, tensors), self.recipe.encode.rows_per_group, **WRITE_OPTIONS
         )
         facts = {
-            "sums": {name: vars(Sums.of(tensors[name])) for name in ("z", "s") if name in tensors},
+            "sums": {name: vars(_sums(name, tensors)) for name in ("z", "s") if name in tensors},
             "shapes": {name: list(values.shape[1:]) for name, values in tensors.items()},
+            "seconds": {"decode": row["seconds"].as_py(), "encode": time.perf_counter() - started},
         }
         receipt = Receipt(entry, row["made_from"].as_py(), facts)
         write_receipt(out, receipt)
         return receipt
 
-    def encode(self, keys: list[str], pixels_NHWC: np.ndarray) -> dict[str, np.ndarray]:
+    def encode(self, keys: Sequence[str], pixels_NHWC: np.ndarray) -> dict[str, np.ndarray]:
         """float16 columns (N, C, h, w) by name, for the images as they are and, where the recipe allows, mirrored."""
-        columns: dict[str, list[Tensor]] = {}
+        columns: dict[str, Tensor] = {}
         for start, images_B3HW in self._batches(pixels_NHWC):
             batch_keys = keys[start : start + self.batch]
+            rows = slice(start, start + len(batch_keys))
             views = {"": images_B3HW, FLIP: images_B3HW.flip(-1)} if self.recipe.image.flips else {"": images_B3HW}
             for suffix, view in views.items():
                 for name, values in self._networks(view, batch_keys, suffix).items():
-                    kept = values[: len(batch_keys)].half().to("cpu", non_blocking=True)
-                    columns.setdefault(name + suffix, []).append(kept)
-        if self.device.type == "cuda":
+                    if name + suffix not in columns:
+                        shape = (len(keys), *values.shape[1:])
+                        # Pinned, so that copies from the device do not wait for it and the next batch is queued.
+                        columns[name + suffix] = torch.empty(shape, dtype=torch.half, pin_memory=bool(self.uploads))
+                    columns[name + suffix][rows].copy_(values[: len(batch_keys)].half(), non_blocking=True)
+        if self.uploads is not None:
             torch.cuda.synchronize(self.device)
-        order = [name + suffix for name in ("z", "s", "f") for suffix in ("", FLIP)]
-        found = {name: torch.cat(columns[name]).numpy() for name in order if name in columns}
+        found = {name: columns[name].numpy() for name in COLUMNS if name in columns}
         for name, stored in found.items():
             if not np.isfinite(stored).all():
                 raise UserError(
@@ -90,34 +108,46 @@ class Encoder:
         return found
 
     @torch.inference_mode()
-    def _networks(self, images_B3HW: Tensor, keys: list[str], suffix: str) -> dict[str, Tensor]:
-        found = {"z": self._drawn(self.autoencoder.encode(images_B3HW), keys, "z" + suffix)}
+    def _networks(self, images_B3HW: Tensor, keys: Sequence[str], suffix: str) -> dict[str, Tensor]:
+        found = self._posterior("z", self.autoencoder.encode(images_B3HW), keys, suffix)
         if self.foundation is not None:
             features = self.foundation(images_B3HW)
             if self.semantic_vae is not None:
-                found["s"] = self._drawn(self.semantic_vae.encode(features), keys, "s" + suffix)
+                found |= self._posterior("s", self.semantic_vae.encode(features), keys, suffix)
             if self.recipe.encode.align_features:
                 found["f"] = features
         return found
 
-    def _drawn(self, posterior: DiagonalGaussian, keys: list[str], column: str) -> Tensor:
-        if self.recipe.encode.posterior == "mean":
-            return posterior.mean
-        noise = torch.zeros(posterior.mean.shape)
-        for row, key in enumerate(keys):
-            noise[row] = torch.from_numpy(key_noise(self.recipe.encode.seed, key, column, posterior.mean.shape[1:]))
-        return posterior.sample(noise.to(self.device, non_blocking=True))
+    def _posterior(self, name: str, posterior: DiagonalGaussian, keys: Sequence[str], suffix: str) -> dict[str, Tensor]:
+        """What `encode.posterior` asks to be stored of a batch's posteriors."""
+        kind = self.recipe.encode.posterior
+        if kind == "mean":
+            return {name: posterior.mean}
+        if kind == "moments":
+            return {name: posterior.mean, name + DEVIATION: posterior.std}
+        noise = np.zeros(posterior.mean.shape, np.float32)  # rows that only fill up the batch stay zero
+        noise[: len(keys)] = key_noise(self.recipe.encode.seed, keys, name + suffix, posterior.mean.shape[1:])
+        return {name: posterior.sample(self._uploaded(torch.from_numpy(noise)))}
 
     def _batches(self, pixels_NHWC: np.ndarray) -> Iterator[tuple[int, Tensor]]:
         """Batches in [-1, 1], all of one static size: the last is filled up with its own last image."""
-        cuda = self.device.type == "cuda"
         for start in range(0, len(pixels_NHWC), self.batch):
             chosen = pixels_NHWC[start : start + self.batch]
             if len(chosen) < self.batch:
                 chosen = np.concatenate([chosen, np.repeat(chosen[-1:], self.batch - len(chosen), axis=0)])
-            pixels = torch.from_numpy(np.array(chosen))  # owned memory: the shard's is read-only
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True) if cuda else pixels
+            pixels = self._uploaded(torch.from_numpy(np.array(chosen)))  # owned memory: the shard's is read-only
             yield start, pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+    def _uploaded(self, values: Tensor) -> Tensor:
+        """On the device. Copies to an accelerator have a stream of their own: they run beside the last batch."""
+        if self.uploads is None:
+            return values
+        with torch.cuda.stream(self.uploads):
+            moved = values.pin_memory().to(self.device, non_blocking=True)
+        compute = torch.cuda.current_stream(self.device)
+        compute.wait_stream(self.uploads)
+        moved.record_stream(compute)
+        return moved
 
     def _placed(self, network: Any) -> Any:
         return network.to(self.device, memory_format=torch.channels_last)
@@ -131,11 +161,28 @@ class Encoder:
             )
 
 
-def key_noise(seed: int, key: str, column: str, shape: torch.Size | tuple[int, ...]) -> np.ndarray:
-    """Standard normal float32 noise that belongs to one image and column, whoever draws it and when.
+def key_noise(seed: int, keys: Sequence[str], column: str, shape: Sequence[int]) -> np.ndarray:
+    """Standard normal float32 noise (len(keys), *shape) whose every row belongs to one image and column, whoever draws
+    it, when, and beside which others.
 
     Our choice: a counter-based generator (Philox) keyed by a hash of (seed, column, key).
     """
-    name = json.dumps([seed, column, key]).encode()
-    counter = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
-    return np.random.Generator(np.random.Philox(key=counter)).standard_normal(tuple(shape), dtype=np.float32)
+    salt = hashlib.blake2b(json.dumps([seed, column]).encode(), digest_size=32).digest()
+    philox = np.random.Philox(key=0)
+    generator, state = np.random.Generator(philox), philox.state
+    noise = np.empty((len(keys), *shape), np.float32)
+    for row, key in zip(noise, keys, strict=True):
+        digest = hashlib.blake2b(key.encode(), digest_size=16, key=salt).digest()
+        state["state"]["key"] = np.frombuffer(digest, "<u8")
+        philox.state = state  # counter at zero: a tenth of the cost of another generator
+        generator.standard_normal(out=row, dtype=np.float32)
+    return noise
+
+
+def _sums(name: str, tensors: dict[str, np.ndarray]) -> Sums:
+    """Of what training sees: where moments are stored, of samples drawn from them."""
+    sums = Sums.of(tensors[name])
+    if name + DEVIATION not in tensors:
+        return sums
+    spread = Sums.of(tensors[name + DEVIATION]).squares
+    return Sums(sums.count, sums.total, [a + b for a, b in zip(sums.squares, spread, strict=True)])

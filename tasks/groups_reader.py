@@ -1,4 +1,4 @@
-"""Row groups of an artifact's Parquet parts, read with pyarrow and kept as numpy views."""
+"""Row groups of an artifact's Parquet parts, read with pyarrow; of local files they are views of the page cache."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -17,34 +18,42 @@ from configs.errors import UserError
 from infra.artifacts import Artifact
 from infra.home import home
 from infra.storage import FileEntry
-from tasks.cache import local_copy
-from tasks.latents import is_tensor, tensor_shape, to_numpy
+from tasks.cache import copy_name, fetch
+from tasks.latents import is_tensor, tensor_dtype, tensor_shape, values_in_file
 
 _OPEN_FILES = 64
+_MAPPED_FILES = 1024
+"""Mapped files hold no file descriptor and no memory of their own."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One row group: tensors as numpy views, everything else as arrow columns."""
+    """Consecutive rows of some columns, in memory or in a mapped file."""
 
-    tensors: dict[str, np.ndarray]
     columns: dict[str, pa.Array]
+    dtypes: dict[str, np.dtype[Any]]
+    """Of tensor columns."""
 
     @cached_property
     def labels(self) -> np.ndarray:
         return self.columns["label"].to_numpy()
 
-    @cached_property
-    def keys(self) -> list[str]:
-        return self.columns["key"].to_pylist()
-
-    @cached_property
-    def images(self) -> list[bytes]:
-        return self.columns["image"].to_pylist()
+    def items(self, name: str, rows: slice) -> list[Any]:
+        """Rows of a column: flat numpy views of a tensor's values, `bytes` or `str` otherwise."""
+        column = self.columns[name]
+        if name not in self.dtypes:
+            items: list[Any] = column[rows].to_pylist()
+            return items
+        dtype, width = self.dtypes[name], column.type.byte_width
+        values = np.frombuffer(column.buffers()[1], dtype, len(column) * width // dtype.itemsize, column.offset * width)
+        return list(values.reshape(len(column), -1)[rows])
 
 
 class GroupReader:
     """Reads any row group of one split; damaged files are refused by name.
+
+    The first reading of a group in a process goes through pyarrow's decoder and checks its checksums. After that its
+    fixed-width columns are views of the mapped file, if they were found there byte for byte.
 
     columns: names to read; `label` should be among them.
     shapes: what tensor columns must be, from the manifest.
@@ -68,8 +77,9 @@ class GroupReader:
             for group in range(-(-(entry.rows or 0) // per_group))
         ]
         """(part, row group in it, rows) of every group, known without opening a file."""
-        self._open: OrderedDict[tuple[int, bool], pq.ParquetFile] = OrderedDict()
-        self._verified: set[int] = set()
+        self._open: OrderedDict[int, _File] = OrderedDict()
+        self._verified = np.zeros(len(self.index), bool)
+        self._mappable = np.zeros(len(self.index), bool)
         self._cache_bytes = cache_bytes
         self._lock = Lock()
 
@@ -79,49 +89,70 @@ class GroupReader:
 
     def read(self, number: int) -> Group:
         """Group `number` of :attr:`index`. Raises UserError naming a file that is missing, cut off or damaged."""
+        part = self.index[number][0]
+        with self._lock:  # a file object has one position: streams of one loader take turns
+            try:
+                return self._read(number)
+            except _Damaged:
+                copy = self._copy(self.parts[part])
+                if copy is None or not copy.exists():
+                    raise
+                copy.unlink()  # it may be damaged where the part is not
+                self._open.pop(part, None)
+                return self._read(number)
+
+    def _read(self, number: int) -> Group:
         part, group, rows = self.index[number]
         entry = self.parts[part]
-        # Checksums cost more than the reading itself; what was right once in this process needs no second look.
-        with self._lock:  # a file object has one position: streams of one loader take turns
-            file = self._file(part, entry, verify=number not in self._verified)
+        file = self._file(part, entry)
+        columns = file.views(group, rows, self.columns)
+        decoded = [name for name in self.columns if not self._mappable[number] or name not in columns]
+        if decoded:
             try:
-                table = file.read_row_group(group, columns=self.columns, use_threads=False)
+                # Checksums cost more than the reading itself: what was right in this process needs no second look.
+                parquet = file.parquet(verify=not self._verified[number])
+                table = parquet.read_row_group(group, columns=decoded, use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 raise self._damaged(entry, str(error)) from None
-        if table.num_rows != rows:
-            raise self._damaged(entry, f"row group {group} has {table.num_rows} rows, expected {rows}")
-        self._verified.add(number)
-        fields = [table.schema.field(name) for name in self.columns]
-        tensors = {f.name: to_numpy(table[f.name], f) for f in fields if is_tensor(f)}
-        columns = {f.name: _one_chunk(table[f.name]) for f in fields if not is_tensor(f)}
-        return Group(tensors, columns)
+            if table.num_rows != rows:
+                raise self._damaged(entry, f"row group {group} has {table.num_rows} rows, expected {rows}")
+            found = {name: _one_chunk(table[name]) for name in decoded}
+            if not self._verified[number]:
+                self._mappable[number] = all(view.equals(found[name]) for name, view in columns.items())
+                self._verified[number] = True
+            columns = found | columns if self._mappable[number] else found
+        return Group(columns, file.dtypes)
 
-    def _file(self, part: int, entry: FileEntry, verify: bool) -> pq.ParquetFile:
-        if (part, verify) in self._open:
-            self._open.move_to_end((part, verify))
-            return self._open[part, verify]
+    def _file(self, part: int, entry: FileEntry) -> _File:
+        if part in self._open:
+            self._open.move_to_end(part)
+            return self._open[part]
         storage = self.artifact.storage
         try:
-            size = storage.size(entry.path)
-            if size != entry.bytes:
-                raise self._damaged(entry, f"{size} bytes, the manifest says {entry.bytes}")
-            if storage.local:
-                source: Any = storage.locate(entry.path)
-            elif self._cache_bytes:
-                source = str(local_copy(self.artifact, entry, home() / "cache", self._cache_bytes))
+            if copy := self._copy(entry):
+                fetch(self.artifact, entry, copy, self._cache_bytes)
+                file = _File(_mapped(str(copy)))
             else:
-                source = storage.open(entry.path)
-            mapped = isinstance(source, str)
-            file = pq.ParquetFile(source, memory_map=mapped, pre_buffer=not mapped, page_checksum_verification=verify)
-            self._check_schema(file.schema_arrow, entry)
+                size = storage.size(entry.path)
+                if size != entry.bytes:
+                    raise self._damaged(entry, f"{size} bytes, the manifest says {entry.bytes}")
+                where = storage.locate(entry.path)
+                # Groups are read in one request each; a read-ahead would fetch much that is not asked for.
+                file = _File(_mapped(where) if storage.local else storage.fs.open(where, "rb", cache_type="none"))
+            self._check_schema(file.schema, entry)
         except FileNotFoundError:
             raise self._damaged(entry, "the file is missing") from None
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(entry, str(error)) from None
-        self._open[part, verify] = file
-        if len(self._open) > _OPEN_FILES:
+        self._open[part] = file
+        if len(self._open) > (_OPEN_FILES if file.mapped is None else _MAPPED_FILES):
             self._open.popitem(last=False)
         return file
+
+    def _copy(self, entry: FileEntry) -> Path | None:
+        """Where a part's local copy is or will be; None where it is read in place."""
+        cached = not self.artifact.storage.local and entry.bytes <= self._cache_bytes
+        return home() / "cache" / copy_name(entry) if cached else None
 
     def _check_schema(self, schema: pa.Schema, entry: FileEntry) -> None:
         for name in self.columns:
@@ -139,10 +170,57 @@ class GroupReader:
                 )
 
     def _damaged(self, entry: FileEntry, what: str) -> UserError:
-        return UserError(
+        return _Damaged(
             f"{self.artifact.uri}/{entry.path} is damaged ({' '.join(what.split())[:200]}); run the flow again with "
             f"--force {self.artifact.stage}"
         )
+
+
+class _Damaged(UserError):
+    """A file is not what the manifest says."""
+
+
+class _File:
+    """An open part: a mapped local file, or a remote one. Its footer is read once."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.mapped: pa.Buffer | None = source if isinstance(source, pa.Buffer) else None
+        self.metadata = self._opened().metadata
+        self.schema = self.metadata.schema.to_arrow_schema()
+        self.dtypes = {field.name: tensor_dtype(field) for field in self.schema if is_tensor(field)}
+        self._parquet: tuple[bool, pq.ParquetFile] | None = None
+        self._spans: dict[str, list[tuple[int, int]] | None] = {}
+
+    def parquet(self, verify: bool) -> pq.ParquetFile:
+        if self._parquet is None or self._parquet[0] != verify:
+            self._parquet = (verify, self._opened(metadata=self.metadata, page_checksum_verification=verify))
+        return self._parquet[1]
+
+    def views(self, group: int, rows: int, names: Sequence[str]) -> dict[str, pa.Array]:
+        """The fixed-width columns among `names` where they should lie in the mapped file; see values_in_file."""
+        found: dict[str, pa.Array] = {}
+        if self.mapped is None:
+            return found
+        for name in names:
+            if name not in self._spans:
+                self._spans[name] = values_in_file(self.metadata, name)
+            spans = self._spans[name] or []
+            kind = self.schema.field(name).type
+            offset, size = spans[group] if group < len(spans) else (0, 0)
+            if size and size == rows * kind.bit_width // 8 and offset + size <= self.mapped.size:
+                found[name] = pa.Array.from_buffers(kind, rows, [None, self.mapped.slice(offset, size)])
+        return found
+
+    def _opened(self, **options: Any) -> pq.ParquetFile:
+        whole = self.mapped is not None
+        return pq.ParquetFile(pa.BufferReader(self.source) if whole else self.source, pre_buffer=not whole, **options)
+
+
+def _mapped(path: str) -> pa.Buffer:
+    """A file's bytes in the page cache. The mapping lives as long as something refers to the buffer."""
+    with pa.memory_map(path) as file:
+        return file.read_buffer()
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from configs.errors import UserError
 
@@ -33,14 +35,14 @@ T = TypeVar("T")
 
 def tensor_field(name: str, shape: Sequence[int], dtype: str = "float16") -> pa.Field:
     """A column of tensors of one shape."""
-    width = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    width = math.prod(shape) * np.dtype(dtype).itemsize
     return pa.field(name, pa.binary(width), False, {"shape": json.dumps([int(n) for n in shape]), "dtype": dtype})
 
 
 def tensor_array(values: np.ndarray) -> pa.Array:
     """A numpy array (N, *shape) as a column, without copying contiguous data."""
     values = np.ascontiguousarray(values)
-    width = values.dtype.itemsize * int(np.prod(values.shape[1:]))
+    width = values.dtype.itemsize * math.prod(values.shape[1:])
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(values)])
 
 
@@ -53,17 +55,21 @@ def tensor_shape(field: pa.Field) -> tuple[int, ...]:
     if not is_tensor(field):
         raise UserError(f"column {field.name!r} ({field.type}) has no shape in its metadata: it is no tensor column")
     shape = tuple(json.loads(field.metadata[b"shape"]))
-    width = int(np.prod(shape)) * np.dtype(field.metadata[b"dtype"].decode()).itemsize
+    width = math.prod(shape) * tensor_dtype(field).itemsize
     if field.type != pa.binary(width):
         raise UserError(f"column {field.name!r} is {field.type}, but its shape {shape} needs {width} bytes a row")
     return shape
 
 
+def tensor_dtype(field: pa.Field) -> np.dtype[Any]:
+    return np.dtype(field.metadata[b"dtype"].decode())
+
+
 def to_numpy(column: pa.ChunkedArray | pa.Array, field: pa.Field) -> np.ndarray:
     """A tensor column as numpy (N, *shape): a view where it is one chunk."""
-    shape, dtype = tensor_shape(field), np.dtype(field.metadata[b"dtype"].decode())
+    shape, dtype = tensor_shape(field), tensor_dtype(field)
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    width = int(np.prod(shape)) * dtype.itemsize
+    width = math.prod(shape) * dtype.itemsize
     views = [
         np.frombuffer(chunk.buffers()[1], dtype, len(chunk) * width // dtype.itemsize, chunk.offset * width)
         for chunk in chunks
@@ -72,6 +78,27 @@ def to_numpy(column: pa.ChunkedArray | pa.Array, field: pa.Field) -> np.ndarray:
     if not views:
         return np.empty((0, *shape), dtype)
     return (views[0] if len(views) == 1 else np.concatenate(views)).reshape(-1, *shape)
+
+
+def values_in_file(metadata: pq.FileMetaData, name: str) -> list[tuple[int, int]] | None:
+    """Where in a file the values of a fixed-width column should lie: (offset, bytes) for every row group.
+
+    That is so for columns written with WRITE_OPTIONS: plain, without nulls and one page in a row group, so that the
+    values end the column's chunk. None where the metadata speaks against it; about pages it does not say anything.
+    """
+    columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    number = next((number for number, column in enumerate(columns) if column.path == name), None)
+    if number is None or columns[number].max_definition_level or columns[number].max_repetition_level:
+        return None
+    width = {"INT32": 4, "INT64": 8, "FIXED_LEN_BYTE_ARRAY": columns[number].length}.get(columns[number].physical_type)
+    found = []
+    for group in range(metadata.num_row_groups):
+        chunk = metadata.row_group(group).column(number)
+        size, whole = chunk.num_values * (width or 0), chunk.total_compressed_size
+        if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or not 0 < size < whole:
+            return None
+        found.append((chunk.data_page_offset + whole - size, size))
+    return found
 
 
 def latent_table(keys: Sequence[str], labels: np.ndarray, tensors: Mapping[str, np.ndarray]) -> pa.Table:

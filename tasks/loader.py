@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from configs.errors import UserError
 from infra.artifacts import Artifact
+from tasks.buffers import Buffers
 from tasks.decode import Undecodable, load
 from tasks.groups_reader import Group, GroupReader
 from tasks.latents import FLIP
@@ -39,7 +40,8 @@ class Batch:
     labels: np.ndarray
     """int64 (b,)."""
     arrays: dict[str, np.ndarray]
-    """(b, …) per column: latents float16 (b, C, h, w), images uint8 (b, size, size, 3)."""
+    """(b, …) per column: latents float16 (b, C, h, w), images uint8 (b, size, size, 3). Their memory serves a later
+    batch once nothing refers to it: arrays, slices and tensors over it stay as they are for as long as they live."""
 
 
 class Loader:
@@ -49,10 +51,11 @@ class Loader:
     columns: names without `_flip`.
     batch: global batch, over all workers.
     flips: serve each image mirrored in half of the epochs, as the seed says: latents from their `_flip` column.
-    threads: image decoders of this process.
+    threads: image decoders of this process; latents, too, are put in place by so many.
     ahead: batches prepared before they are asked for; 0 prepares them in the caller's thread.
     cache_gib: keep remote parts on this machine's disk, up to this size; 0 reads them in place.
-    pin: put batches into page-locked memory, from which copies to an accelerator overlap with compute.
+    pin: put batches into page-locked memory, from which copies to an accelerator overlap with compute; make tensors
+        of them with `tasks.buffers.as_tensor`.
 
     Raises:
         UserError: columns or flips that the artifact does not have, an empty split, damaged files.
@@ -75,7 +78,7 @@ class Loader:
         cache_gib: float = 0.0,
     ) -> None:
         self.columns, self.batch, self.flips, self.size = tuple(columns), batch, flips, size
-        self.ahead, self.pin, self.split = ahead, pin, split
+        self.ahead, self.pin, self.split, self.threads = ahead, pin, split, threads
         images = IMAGE in self.columns
         if images and size is None:
             raise ValueError("a loader of images needs `size`, the side in pixels they are cropped to")
@@ -94,7 +97,7 @@ class Loader:
         if not self.reader.index:
             raise UserError(f"{artifact.uri}: split {split!r} has no rows")
         self.order = Order(self.reader.group_rows, seed, _SHUFFLED_IMAGES if images else _SHUFFLED_LATENTS)
-        self._pool = ThreadPoolExecutor(threads) if images and threads > 1 else None
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._keys = keys
 
     @property
@@ -119,133 +122,130 @@ class Loader:
     def keys_at(self, cursor: int) -> list[str]:
         """Keys of the whole global batch that begins at image number `cursor`."""
         reader = GroupReader(self.reader.artifact, self.split, ["label", "key"], {})
-        windows, keys = _Windows(reader, self.order, False), list[str]()
+        windows, keys = _Windows(reader, self.order, ("key",), False), list[str]()
         for epoch, place, length in _by_epoch(cursor, self.batch, self.rows):
             for span in self.order.spans(place, place + length):
-                keys += windows.get(epoch, span.lane, span.window).keys[span.start : span.stop].tolist()
+                keys += windows.get(epoch, span.lane, span.window).items["key"][span.start : span.stop]
         return keys
 
     # ------------------------------------------------------------------------------------------------ parts
 
     def _batches(self, cursor: int, rank: int, world: int) -> Iterator[Batch]:
         share = self.batch // world
-        windows = _Windows(self.reader, self.order, self.flips)
+        buffers = Buffers(self.ahead + 3, self.pin)  # waiting ones, ours, the consumer's and the one it had before
+        columns = (*self.columns, "key") if self._keys else self.columns
+        windows = _Windows(self.reader, self.order, columns, self.flips)
         while True:
-            yield self._assemble(
-                windows, np.arange(cursor + rank * share, cursor + (rank + 1) * share), cursor + self.batch
-            )
+            positions = np.arange(cursor + rank * share, cursor + (rank + 1) * share)
             cursor += self.batch
+            yield self._assemble(windows, buffers, positions, cursor)
 
-    def _assemble(self, windows: _Windows, positions: np.ndarray, images_seen: int) -> Batch:
-        count = len(positions)
-        arrays = {name: self._empty(count, name) for name in self.columns}
-        labels, keys = np.empty(count, np.int64), list[str]()
-        images: list[tuple[np.ndarray, bytes, bool, str]] = []
-        filled = 0
-        for epoch, place, length in _by_epoch(int(positions[0]), count, self.rows):
+    def _assemble(self, windows: _Windows, buffers: Buffers, positions: np.ndarray, images_seen: int) -> Batch:
+        labels, flips = list[np.ndarray](), list[np.ndarray]()
+        items: dict[str, list[Any]] = {name: [] for name in windows.columns}
+        for epoch, place, length in _by_epoch(int(positions[0]), len(positions), self.rows):
             for span in self.order.spans(place, place + length):
-                window = windows.get(epoch, span.lane, span.window)
-                rows, places = slice(span.start, span.stop), slice(filled, filled + span.stop - span.start)
-                labels[places] = window.labels[rows]
-                names = window.keys[rows].tolist() if self._keys else [""] * (span.stop - span.start)
-                keys += names
-                for name in self.columns:
-                    if name == IMAGE:
-                        slots = arrays[name][places]
-                        images += zip(slots, window.images[rows], window.flips[rows], names, strict=True)
-                    else:
-                        arrays[name][places] = window.tensors[name][rows]
-                filled = places.stop
-        for _ in (self._pool.map if self._pool else map)(self._decode, images):
-            pass
-        return Batch(images_seen, positions, keys if self._keys else [], labels, arrays)
+                window, rows = windows.get(epoch, span.lane, span.window), slice(span.start, span.stop)
+                labels.append(window.labels[rows])
+                flips.append(window.flips[rows])
+                for name in items:
+                    items[name] += window.items[name][rows]
+        keys = items.pop("key", [])
+        arrays = {}
+        for name, rows_of_it in items.items():
+            if name == IMAGE:
+                arrays[name] = buffers.take((len(positions), self.size or 0, self.size or 0, 3), np.uint8)
+                mirrored = np.concatenate(flips).tolist()
+                self._each(
+                    self._decode, zip(arrays[name], rows_of_it, mirrored, keys or positions.tolist(), strict=True)
+                )
+            else:
+                arrays[name] = buffers.take((len(positions), *self.shapes[name]), np.float16)
+                self._each(_put, _pieces(arrays[name].reshape(len(positions), -1), rows_of_it, self.threads))
+        return Batch(images_seen, positions, keys, np.concatenate(labels), arrays)
 
-    def _decode(self, item: tuple[np.ndarray, bytes, bool, str]) -> None:
-        slot, data, flip, key = item
+    def _each(self, do: Callable[[Any], None], work: Iterable[Any]) -> None:
+        for _ in (self._pool.map if self._pool else map)(do, work):
+            pass
+
+    def _decode(self, item: tuple[np.ndarray, bytes, bool, Any]) -> None:
+        slot, data, flip, name = item
         try:
             image = load(data, self.size or 0)
         except Undecodable as error:
             raise UserError(
-                f"{self.reader.artifact.uri}: image {key!r} does not decode ({error}); run shard again"
+                f"{self.reader.artifact.uri}: image {name!r} does not decode ({error}); run shard again"
             ) from None
         slot[...] = image[:, ::-1] if flip else image
 
-    def _empty(self, count: int, name: str) -> np.ndarray:
-        shape = (self.size, self.size, 3) if name == IMAGE else self.shapes[name]
-        dtype = np.uint8 if name == IMAGE else np.float16
-        if not self.pin:
-            return np.empty((count, *shape), dtype)
-        import torch
 
-        kind = torch.uint8 if name == IMAGE else torch.float16
-        return torch.empty((count, *shape), dtype=kind, pin_memory=True).numpy()
+def _pieces(target: np.ndarray, rows: list[np.ndarray], count: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    size = -(-len(rows) // count)
+    return ((target[start : start + size], rows[start : start + size]) for start in range(0, len(rows), size))
+
+
+def _put(piece: tuple[np.ndarray, list[np.ndarray]]) -> None:
+    """Copy rows from wherever they lie to their places, in one pass and without the interpreter's lock."""
+    target, rows = piece
+    np.concatenate(rows, out=target.reshape(-1))
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Rows of one window in the order in which they are served; latents are already the chosen flip."""
+    """Rows of one window in the order in which they are served; latents are views of the chosen flip's values."""
 
     labels: np.ndarray
-    keys: np.ndarray
-    images: np.ndarray
     flips: np.ndarray
-    tensors: dict[str, np.ndarray]
+    items: dict[str, list[Any]]
 
 
 class _Windows:
-    """The windows that a stream is in, one per lane, filled from row groups as it enters them."""
+    """The windows that a stream is in, one per lane; they refer to the row groups that their rows come from."""
 
-    def __init__(self, reader: GroupReader, order: Order, flips: bool) -> None:
-        self.reader, self.order, self.flips = reader, order, flips
+    def __init__(self, reader: GroupReader, order: Order, columns: Sequence[str], flips: bool) -> None:
+        self.reader, self.order, self.columns, self.flips = reader, order, tuple(columns), flips
         self._held: dict[int, tuple[tuple[int, int], _Window]] = {}
         self._last: dict[int, tuple[int, Group]] = {}
 
     def get(self, epoch: int, lane: int, window: int) -> _Window:
         held = self._held.get(lane)
         if held is None or held[0] != (epoch, window):
-            buffers = held[1].tensors if held is not None else {}
-            held = self._held[lane] = ((epoch, window), self._filled(epoch, lane, window, buffers))
+            self._held.pop(lane, None)  # not both at once in memory
+            held = self._held[lane] = ((epoch, window), self._entered(epoch, lane, window))
         return held[1]
 
-    def _filled(self, epoch: int, lane: int, window: int, buffers: dict[str, np.ndarray]) -> _Window:
-        """A window, in the memory of the one before it: fresh pages cost as much as what is written to them."""
-        groups, begins = self.order.tape(epoch)
+    def _entered(self, epoch: int, lane: int, window: int) -> _Window:
         tape_rows = self.order.window_rows(epoch, lane, window)
         count, first = len(tape_rows), int(tape_rows.min())
-        places = np.empty(count, np.int64)
-        places[tape_rows - first] = np.arange(count)  # where each row of the tape goes
+        served = tape_rows - first
+        pieces = list(self._stretch(epoch, lane, first, count))
         flips = np.zeros(count, bool)
         if self.flips:
             flips = self.order.flips(epoch, self.order.window_positions(lane, window, count))
-        whole = buffers if all(len(buffer) == count for buffer in buffers.values()) else {}
-        made = _Window(np.empty(count, np.int64), np.empty(count, object), np.empty(count, object), flips, whole)
+
+        def items(name: str) -> list[Any]:
+            return [item for group, rows in pieces for item in group.items(name, rows)]
+
+        found, places = {}, served.tolist()
+        for name in self.columns:
+            plain = items(name)
+            if name + FLIP in self.reader.columns:
+                both = (plain, items(name + FLIP))
+                found[name] = [both[flip][row] for flip, row in zip(flips.tolist(), places, strict=True)]
+            else:
+                found[name] = [plain[row] for row in places]
+        labels = np.concatenate([group.labels[rows] for group, rows in pieces])[served].astype(np.int64)
+        return _Window(labels, flips, found)
+
+    def _stretch(self, epoch: int, lane: int, first: int, count: int) -> Iterator[tuple[Group, slice]]:
+        """The groups, and rows of them, that make up consecutive rows of the tape."""
+        groups, begins = self.order.tape(epoch)
         owner = int(np.searchsorted(begins, first, side="right")) - 1
         while owner < len(groups) and begins[owner] < first + count:
-            start, stop = max(first, int(begins[owner])), min(first + count, int(begins[owner + 1]))
-            rows = slice(start - int(begins[owner]), stop - int(begins[owner]))
-            self._pour(self._group(lane, int(groups[owner])), rows, made, places[start - first : stop - first])
+            begin = int(begins[owner])
+            rows = slice(max(first, begin) - begin, min(first + count, int(begins[owner + 1])) - begin)
+            yield self._group(lane, int(groups[owner])), rows
             owner += 1
-        return made
-
-    def _pour(self, group: Group, rows: slice, window: _Window, places: np.ndarray) -> None:
-        """Put consecutive rows of a group at their places in a window."""
-        window.labels[places] = group.labels[rows]
-        if "key" in group.columns:
-            window.keys[places] = group.keys[rows]
-        if IMAGE in group.columns:
-            window.images[places] = group.images[rows]
-        flips = window.flips[places]
-        for name, values in group.tensors.items():
-            if name.endswith(FLIP):
-                continue
-            target = window.tensors.get(name)
-            if target is None:
-                target = window.tensors[name] = np.empty((len(window.labels), *values.shape[1:]), values.dtype)
-            if not flips.any():
-                target[places] = values[rows]
-                continue
-            target[places[~flips]] = values[rows][~flips]
-            target[places[flips]] = group.tensors[name + FLIP][rows][flips]
 
     def _group(self, lane: int, number: int) -> Group:
         """A row group; the one at a window's end is the next one's first, so each lane keeps its last."""

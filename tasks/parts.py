@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from configs import UserError
 from infra.storage import FileEntry, Storage
 
 RECEIPTS = "receipts"
+_READERS = 16  # threads that wait for storage
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def part_name(split: str, number: int) -> str:
 
 
 def write_receipt(out: Storage, receipt: Receipt) -> None:
-    out.write_bytes(f"{RECEIPTS}/{receipt.entry.path}.json", receipt.to_json().encode())
+    out.write_bytes(_receipt_name(receipt.entry.path), receipt.to_json().encode())
 
 
 def finished(out: Storage, wanted: Iterable[tuple[str, str]]) -> dict[str, Receipt]:
@@ -52,20 +54,27 @@ def finished(out: Storage, wanted: Iterable[tuple[str, str]]) -> dict[str, Recei
     Args:
         wanted: (part's name, `made_from`) pairs.
     """
-    names = set(out.names(RECEIPTS))
-    sizes = out.sizes() if names else {}
-    found: dict[str, Receipt] = {}
-    for part, made_from in wanted:
-        name = f"{RECEIPTS}/{part}.json"
-        if name not in names:
-            continue
-        try:
-            receipt = Receipt.from_json(out.read_bytes(name))
-        except (ValueError, KeyError, TypeError):
-            continue  # a receipt that cannot be read proves nothing
-        if receipt.made_from == made_from and sizes.get(part) == receipt.entry.bytes:
-            found[part] = receipt
-    return found
+    sizes = out.sizes()  # one listing, of two files a part
+    there = [(part, made_from) for part, made_from in wanted if part in sizes and _receipt_name(part) in sizes]
+    with ThreadPoolExecutor(_READERS) as readers:
+        receipts = readers.map(lambda pair: _receipt(out, pair[0]), there)
+        return {
+            part: receipt
+            for (part, made_from), receipt in zip(there, receipts, strict=True)
+            if receipt and receipt.made_from == made_from and sizes[part] == receipt.entry.bytes
+        }
+
+
+def _receipt(out: Storage, part: str) -> Receipt | None:
+    """None where it cannot be read: such a receipt proves nothing."""
+    try:
+        return Receipt.from_json(out.read_bytes(_receipt_name(part)))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _receipt_name(part: str) -> str:
+    return f"{RECEIPTS}/{part}.json"
 
 
 def receipt_row(make: Callable[[], Receipt]) -> dict[str, str]:

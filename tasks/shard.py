@@ -24,7 +24,7 @@ from configs.schema import Shard as ShardSection
 from infra.cluster import connect
 from infra.progress import Bar
 from infra.storage import FileEntry, Storage
-from tasks.decode import Undecodable, decode
+from tasks.decode import Undecodable, decode, reencoded
 from tasks.duplicates import find_duplicates
 from tasks.parts import RECEIPTS, Receipt, finished, part_name, quiet_ray_data, receipt_row, receipts, write_receipt
 from tasks.sources import Listing, Reader, Refusal, open_source
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
         pa.field("content", pa.binary(8), nullable=False),
     ]
 )
-"""`image` is the encoded file, `content` a hash of it by which duplicates are found."""
+"""`image` is the encoded file, as it was or as `shard.reencode` wants it; `content` a hash of it, for duplicates."""
 _READERS = 8  # threads that wait for storage while one decodes
 _BYTES_PER_PIXEL = 8  # no honest file needs more for a pixel (16-bit RGBA, uncompressed)
 
@@ -183,7 +183,7 @@ def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSect
         rows = pq.ParquetFile(file).read_row_group(job["group"])
     kept: list[tuple[str, int, bytes, bytes]] = []
     refused: list[Refusal] = []
-    for key, label, image in _images(reader, rows, section.max_pixels):
+    for key, label, image in _images(reader, rows, section):
         if isinstance(image, Refusal):
             refused.append(image)
         else:
@@ -199,17 +199,17 @@ def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSect
     return receipt
 
 
-def _images(source: Reader, rows: pa.Table, max_pixels: int) -> Iterator[tuple[str, int, bytes | Refusal]]:
+def _images(source: Reader, rows: pa.Table, section: ShardSection) -> Iterator[tuple[str, int, bytes | Refusal]]:
     """Each row's key, label and checked bytes, in order; threads read ahead while this one decodes."""
     columns = [rows[name].to_pylist() for name in ("key", "label", "file", "start", "length")]
     with ThreadPoolExecutor(_READERS) as readers:
         ahead: deque[tuple[str, int, Future[bytes | Refusal]]] = deque()
         for key, label, file, start, length in zip(*columns, strict=True):
-            ahead.append((key, label, readers.submit(_read, source, key, file, start, length, max_pixels)))
+            ahead.append((key, label, readers.submit(_read, source, key, file, start, length, section.max_pixels)))
             if len(ahead) > 2 * _READERS:
-                yield _checked(*ahead.popleft(), max_pixels)
+                yield _checked(*ahead.popleft(), section)
         while ahead:
-            yield _checked(*ahead.popleft(), max_pixels)
+            yield _checked(*ahead.popleft(), section)
 
 
 def _read(source: Reader, key: str, file: str, start: int, length: int, max_pixels: int) -> bytes | Refusal:
@@ -222,13 +222,15 @@ def _read(source: Reader, key: str, file: str, start: int, length: int, max_pixe
 
 
 def _checked(
-    key: str, label: int, reading: Future[bytes | Refusal], max_pixels: int
+    key: str, label: int, reading: Future[bytes | Refusal], section: ShardSection
 ) -> tuple[str, int, bytes | Refusal]:
     data = reading.result()
     if isinstance(data, Refusal):
         return key, label, data
     try:
-        decode(data, max_pixels)
+        image = decode(data, section.max_pixels)
+        if section.reencode is not None:
+            data = reencoded(image, section.reencode.size, section.reencode.quality)
     except Undecodable as error:
         return key, label, Refusal(key, error.reason, error.detail)
     return key, label, data

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.decode import Undecodable, center_crop, decode, load
+from tasks.decode import Undecodable, center_crop, decode, load, reencoded
 from tests.tasks.piles import encoded, picture
 
 GREY = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (32, 1))
@@ -130,3 +130,14 @@ def test_crop_halves_then_scales_then_cuts_the_centre() -> None:
 def test_load_does_both() -> None:
     buffer = io.BytesIO(encoded(picture(7, 64, 48), "JPEG"))
     assert np.array_equal(load(buffer.getvalue(), 16), center_crop(decode(buffer.getvalue()), 16))
+
+
+def test_reencoded_at_the_crop_size_is_what_the_crop_would_have_seen() -> None:
+    image = picture(5, 150, 140)
+    again = center_crop(decode(reencoded(image, 32, quality=100)), 32)
+    assert np.abs(again.astype(float) - center_crop(image, 32)).mean() < 1.5  # JPEG's rounding
+
+
+def test_what_jpeg_cannot_hold_is_refused() -> None:
+    with pytest.raises(Undecodable, match="too elongated"):
+        reencoded(Image.new("RGB", (66_000, 700)), 700, quality=50)

@@ -8,60 +8,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save
 
 from configs import Recipe, UserError
 from infra.artifacts import MANIFEST, Artifact
+from infra.cluster import require_gpus
 from infra.storage import Storage
-from tasks import encode, shard
+from tasks import encode
 from tasks.decode import load
 from tasks.encode import share_cpus
 from tasks.encoder import Encoder, key_noise
-from tasks.latents import Statistics, statistics_hash, to_numpy
-from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
+from tasks.latents import Statistics, Sums, statistics_hash, to_numpy
 from tasks.stage import Job
-from tests.tasks.builders import put
-from tests.tasks.piles import folder_of_classes, folder_recipe, read_rows, run_stage
+from tests.tasks.encoding import encode_inputs, encode_recipe
+from tests.tasks.piles import folder_recipe, read_rows, run_stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-SMALL = (
-    "data.classes=2", "shard.rows_per_shard=10", "shard.limit=null", "shard.test_share=0.2", "encode.rows_per_group=4",
-    "compute.actors.actors=2", "compute.actors.batch=8", "image.flips=true",
-    "foundation.weights=random", "foundation.input_size=32", "foundation.layer=2",  # 8 px stride: a 4 × 4 grid
-    "foundation.feature_dim=40",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    pile = folder_of_classes(tmp_path_factory.mktemp("data") / "pile", {"a": 20, "b": 20})
-    return folder_recipe(pile, *SMALL, "foundation.weights=" + _foundation(tmp_path_factory.mktemp("weights")))
-
-
-def _foundation(folder: Path) -> str:
-    """Random weights in a file, so that every actor has the same."""
-    import timm
-
-    torch.manual_seed(1)
-    path = folder / "lite0.safetensors"
-    path.write_bytes(save(timm.create_model("tf_efficientnet_lite0").state_dict()))
-    return str(path)
-
-
-def _inputs(root: str, recipe: Recipe) -> list[Artifact]:
-    """Real shards and tokenizers with random weights."""
-    assert recipe.train_semvae is not None and recipe.foundation is not None
-    torch.manual_seed(0)
-    networks = {
-        "train_vavae": build_autoencoder(recipe.train_vavae.model),
-        "train_semvae": build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim),
-    }
-    found = [run_stage(shard.STAGE, recipe, root)]
-    for stage, network in networks.items():
-        storage = Storage.at(root).child(stage, stage)
-        found.append(put(root, recipe, stage, [storage.write_bytes(WEIGHTS, save(network.state_dict()))]))
-    return found
+    return encode_recipe(tmp_path_factory.mktemp("data"), 40)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def encoded(root: str, recipe: Recipe, local_ray: None) -> Artifact:
-    return run_stage(encode.STAGE, recipe, root, *_inputs(root, recipe))
+    return run_stage(encode.STAGE, recipe, root, *encode_inputs(root, recipe))
 
 
 def _tensors(artifact: Artifact, split: str) -> dict[str, np.ndarray]:
@@ -107,9 +73,9 @@ def test_latents_are_what_the_networks_say(root: str, recipe: Recipe, encoded: A
         with torch.inference_mode():
             posterior = encoder.autoencoder.encode(x)
             features = encoder.foundation(x)
-        noise = key_noise(recipe.encode.seed, image["key"], "z" + suffix, (8, 4, 4))
+        noise = key_noise(recipe.encode.seed, [image["key"]], "z" + suffix, (8, 4, 4))
         found = _tensors(encoded, "train")
-        expected = posterior.sample(torch.from_numpy(noise)[None])[0].numpy()
+        expected = posterior.sample(torch.from_numpy(noise))[0].numpy()
         np.testing.assert_allclose(found["z" + suffix][3], expected, atol=5e-3, rtol=2e-3)
         np.testing.assert_allclose(found["f" + suffix][3], features[0].numpy(), atol=5e-3, rtol=2e-3)
 
@@ -153,7 +119,7 @@ def test_an_interrupted_run_ends_bitwise_the_same(tmp_path: Path, recipe: Recipe
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path, recipe: Recipe) -> None:
-    inputs = _inputs(str(tmp_path), recipe)
+    inputs = encode_inputs(str(tmp_path), recipe)
     path = Path(inputs[0].storage.path) / inputs[0].files("train/")[1].path
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"train/part-00001\.parquet is not the file that the manifest describes"):
@@ -169,17 +135,40 @@ def test_grids_that_do_not_fit_are_refused(root: str, recipe: Recipe, encoded: A
         Encoder(job)
 
 
+def test_moments_are_stored_and_their_statistics_are_those_of_samples(
+    root: str, recipe: Recipe, encoded: Artifact, tmp_path: Path
+) -> None:
+    values = recipe.model_dump(mode="json")
+    values["encode"] = {**values["encode"], "posterior": "moments"}
+    values["train_dit"] = {**values["train_dit"], "images": 0, "pretrained": "theirs.safetensors"}
+    shards = Artifact(root, "shard", encoded.manifest.inputs["shard"])
+    part = shards.files("train/")[0]
+    encoder = Encoder(Job("encode", "moments", root, values, encoded.manifest.inputs, {}))
+    row = encode.decode_part(pa.table({"part": [part.path], "made_from": [part.sha256]}), shards, 32)
+    receipt = encoder.write_part({name: row[name][0] for name in row.column_names})
+    table = pq.read_table(pa.BufferReader(encoder.context.out.read_bytes(part.path)))
+    stored = {name: to_numpy(table[name], table.schema.field(name)) for name in receipt.facts["shapes"]}
+    assert [name for name in stored if name[0] == "s"] == ["s", "s_flip", "s_std", "s_std_flip"]
+    for name in ("z", "s"):
+        mean, std = stored[name].astype(np.float64), stored[name + "_std"].astype(np.float64)
+        assert (std > 0).all()
+        found = Sums(**receipt.facts["sums"][name]).moments()
+        np.testing.assert_allclose(found["mean"], mean.mean(axis=(0, 2, 3)), rtol=1e-12, atol=1e-15)
+        noise = np.random.default_rng(0).normal(size=(500, *mean.shape))
+        samples = (mean + std * noise).std(axis=(0, 1, 3, 4))
+        np.testing.assert_allclose(found["std"], samples, rtol=0.03)
+        drawn = np.concatenate([_tensors(encoded, "train")[name][: len(mean)]]).astype(np.float64)
+        assert abs(((drawn - mean) / std).std() - 1) < 0.1  # what `sample` stores is drawn from these
+
+
 def test_noise_belongs_to_the_image() -> None:
-    noise = key_noise(0, "a", "z", (8, 4, 4))
-    assert np.array_equal(noise, key_noise(0, "a", "z", (8, 4, 4)))
-    others = [
-        key_noise(1, "a", "z", (8, 4, 4)),
-        key_noise(0, "b", "z", (8, 4, 4)),
-        key_noise(0, "a", "z_flip", (8, 4, 4)),
-    ]
-    assert not any(np.array_equal(noise, other) for other in others)
-    many = np.stack([key_noise(0, f"k{i}", "z", (8, 4, 4)) for i in range(500)])
-    assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
+    keys = [f"k{number}" for number in range(500)]
+    noise = key_noise(0, keys, "z", (8, 4, 4))
+    assert np.array_equal(noise[7], key_noise(0, ["k9", "k7"], "z", (8, 4, 4))[1])
+    assert len(np.unique(noise[:, 0, 0, 0])) == len(keys)
+    for other in (key_noise(1, keys, "z", (8, 4, 4)), key_noise(0, keys, "z_flip", (8, 4, 4))):
+        assert not (noise == other).all(axis=(1, 2, 3)).any()
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -188,3 +177,17 @@ def test_noise_belongs_to_the_image() -> None:
 def test_actors_and_a_decode_task_always_fit(cpus: float, actors: int, wanted: float) -> None:
     decode, each = share_cpus(cpus, actors, wanted)
     assert decode > 0 and each > 0 and decode + actors * each <= cpus
+
+
+def test_accelerators_that_are_not_there_are_refused(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"compute\.actors\.gpus_per_actor is 64 but Ray finds \d+ GPUs"):
+        require_gpus("compute.actors.gpus_per_actor", 64)
+    require_gpus("compute.actors.gpus_per_actor", 0)
+    monkeypatch.setenv("RAY_ADDRESS", "a cluster that may grow")
+    require_gpus("compute.actors.gpus_per_actor", 64)
+
+
+def test_moments_are_refused_while_the_diffusion_model_trains_on_what_is_stored(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"encode\.posterior is moments but train_dit"):
+        folder_recipe(tmp_path, "encode.posterior=moments")

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import UserError, load_recipe
 from infra.artifacts import Artifact
 from infra.storage import Storage
+from tasks.buffers import as_tensor
+from tasks.cache import copy_name, fetch
 from tasks.decode import load
 from tasks.latents import WRITE_OPTIONS
 from tasks.loader import Batch, Loader
@@ -228,9 +236,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
         path.write_bytes(good)
         return str(caught.value)
 
-    flipped_bit = bytearray(good)
-    flipped_bit[len(good) // 2] ^= 1
-    for data in (None, good[: len(good) // 2], b"\0" * len(good), bytes(flipped_bit)):
+    for data in (None, good[: len(good) // 2], b"\0" * len(good), _with_a_flipped_bit(good)):
         message = refusal(data)
         assert "train/part-00001.parquet is damaged" in message and "--force encode" in message
     assert _take(Loader(artifact, "train", ("z",), 64, 0), 128)
@@ -250,13 +256,158 @@ def test_what_does_not_fit_is_refused(latents: tuple[Artifact, dict[str, np.ndar
         next(Loader(other, "train", ("z",), 8, 0).stream())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "zstd"},
+        {"use_dictionary": True},
+        {"data_page_size": 64, "write_batch_size": 4},
+        {"data_page_version": "2.0"},
+        {"column_encoding": {"label": "DELTA_BINARY_PACKED"}},
+    ],
+    ids=str,
+)
+def test_parts_laid_out_in_other_ways_are_read_alike(tmp_path: Path, options: dict[str, Any]) -> None:
+    artifact, _content = put_latents(str(tmp_path), (40, 30), SHAPES)
+    plain = _take(Loader(artifact, "train", ("z", "s"), 14, 0, flips=True), 210)
+    for number, entry in enumerate(artifact.files("train/")):
+        table = pq.read_table(_file(artifact, number))
+        again = artifact.storage.write_table(entry.path, table, 16, **{**WRITE_OPTIONS, **options})
+        artifact.manifest.files[number].__dict__["bytes"] = again.bytes  # frozen, but this is a test's own copy
+    assert _same(_take(Loader(artifact, "train", ("z", "s"), 14, 0, flips=True), 210), plain)
+
+
+def test_after_its_first_reading_a_local_group_is_a_view_of_the_file(tmp_path: Path) -> None:
+    artifact, content = put_latents(str(tmp_path), (40,), SHAPES)
+    reader = Loader(artifact, "train", ("z",), 8, 0).reader
+    first, second = reader.read(1), reader.read(1)
+    for group in (first, second):
+        assert np.array_equal(group.items("z", slice(2, 5)), content["z"][18:21].reshape(3, -1))
+        assert group.labels.tolist() == content["label"][16:32].tolist()
+        assert group.items("key", slice(0, 2)) == ["image-00016", "image-00017"]
+    addresses = [group.columns["z"].buffers()[1].address for group in (first, second)]
+    assert addresses[0] == addresses[1]
+    values = np.frombuffer(_file(artifact, 0).read_bytes(), np.uint8)
+    stored = np.frombuffer(second.columns["z"].buffers()[1], np.uint8)
+    assert values.tobytes().find(stored.tobytes()) > 0
+
+
+def test_what_is_held_of_a_batch_never_changes(latents: tuple[Artifact, dict[str, np.ndarray]]) -> None:
+    loader = Loader(latents[0], "train", ("z",), 32, 0, ahead=2)
+    stream = loader.stream()
+    held: list[tuple[Any, np.ndarray]] = []
+    addresses = set()
+    for number, batch in enumerate(itertools.islice(stream, 60)):
+        values = batch.arrays["z"]
+        addresses.add(values.ctypes.data)
+        for kept in (values[3:5], torch.from_numpy(values)[7], memoryview(values[9]))[: number % 4]:
+            held.append((kept, np.array(kept)))
+        del values, batch
+    stream.close()  # type: ignore[attr-defined]
+    assert len(held) > 60 and all(np.array_equal(np.asarray(kept), copy) for kept, copy in held)
+    assert len(addresses) > 45, "what is held is not written to again"
+
+    stream, addresses = loader.stream(), set()
+    for batch in itertools.islice(stream, 60):
+        addresses.add(batch.arrays["z"].ctypes.data)
+    stream.close()  # type: ignore[attr-defined]
+    assert len(addresses) < 10, "memory that nobody holds is used again"
+
+
+def test_a_part_of_a_tensors_memory_stays_a_part_of_that_tensor() -> None:
+    owner = torch.arange(24, dtype=torch.float16).reshape(6, 2, 2)
+    for values in (owner.numpy(), owner.numpy()[2:5]):
+        found = as_tensor(values)
+        assert np.array_equal(found.numpy(), values)
+        assert found.untyped_storage()._cdata == owner.untyped_storage()._cdata or (
+            found.untyped_storage().data_ptr() == owner.untyped_storage().data_ptr()
+        )
+    plain = np.arange(6.0)
+    assert as_tensor(plain[2:]).tolist() == [2.0, 3.0, 4.0, 5.0] and np.shares_memory(as_tensor(plain).numpy(), plain)
+
+
+@pytest.fixture
+def remote(home: Path) -> Iterator[tuple[Artifact, Path]]:
+    """An artifact in fsspec's memory, which is as remote as a bucket; and the folder of local copies."""
+    artifact, _ = put_latents("memory://loader", (64, 48, 32), {"z": (2, 4, 4)})
+    yield artifact, home / "cache"
+    artifact.storage.delete()
+
+
+def _copies(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet"))
+
+
+def test_a_remote_part_is_read_once(remote: tuple[Artifact, Path]) -> None:
+    artifact, folder = remote
+    plain = _take(Loader(artifact, "train", ("z",), 16, 0), 432)
+    _take(Loader(artifact, "train", ("z",), 16, 0, cache_gib=1.0), 144)
+    assert sum(path.stat().st_size for path in _copies(folder)) == artifact.manifest.size
+    for entry in artifact.files("train/"):
+        artifact.storage.delete(entry.path)
+    assert _same(_take(Loader(artifact, "train", ("z",), 16, 0, cache_gib=1.0), 432), plain)
+
+
+def test_the_cache_keeps_to_its_limit_and_evicts_the_least_recently_used(remote: tuple[Artifact, Path]) -> None:
+    artifact, folder = remote
+    entries = artifact.files("train/")
+    limit = entries[0].bytes + entries[1].bytes
+    for number in (0, 1, 0, 2):
+        fetch(artifact, entries[number], folder / copy_name(entries[number]), limit)
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= limit
+        time.sleep(0.01)  # the order of use is that of the files' times
+    assert _copies(folder) == sorted(folder / copy_name(entries[number]) for number in (0, 2))
+
+    for path in _copies(folder):
+        path.unlink()
+    plain = _take(Loader(artifact, "train", ("z",), 16, 0), 288)
+    small = (entries[1].bytes + 1) / 2**30  # too small for the first part, which is read in place
+    assert _same(_take(Loader(artifact, "train", ("z",), 16, 0, cache_gib=small), 288), plain)
+    assert folder / copy_name(entries[0]) not in _copies(folder)
+    assert sum(path.stat().st_size for path in _copies(folder)) <= entries[1].bytes
+
+
+def test_several_threads_or_processes_fetch_a_part_once(
+    remote: tuple[Artifact, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, folder = remote
+    entry = artifact.files("train/")[0]
+    asked: list[str] = []
+    whole = Storage.read_bytes
+
+    def counted(storage: Storage, name: str) -> bytes:
+        asked.append(name)
+        time.sleep(0.05)
+        return whole(storage, name)
+
+    monkeypatch.setattr(Storage, "read_bytes", counted)
+    with ThreadPoolExecutor(4) as pool:  # each has a lock of its own, as processes have
+        list(pool.map(lambda _: fetch(artifact, entry, folder / copy_name(entry), 2**30), range(4)))
+    assert asked == [entry.path] and [path.stat().st_size for path in _copies(folder)] == [entry.bytes]
+
+
+def test_a_damaged_copy_is_fetched_again(remote: tuple[Artifact, Path]) -> None:
+    artifact, folder = remote
+    plain = _take(Loader(artifact, "train", ("z",), 16, 0, cache_gib=1.0), 144)
+    whole = {path: path.read_bytes() for path in _copies(folder)}
+    for harm in (lambda data: data[:-9], lambda data: b"\0" * len(data), _with_a_flipped_bit):
+        for path, data in whole.items():
+            path.write_bytes(harm(data))
+        assert _same(_take(Loader(artifact, "train", ("z",), 16, 0, cache_gib=1.0), 144), plain)
+        assert {path: path.read_bytes() for path in _copies(folder)} == whole
+
+
+def _with_a_flipped_bit(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
 def test_from_s3_with_and_without_the_local_cache(s3_root: str, home: Path) -> None:
     artifact, _ = put_latents(s3_root, (100, 60), {"z": (2, 4, 4)})
     plain = _take(Loader(artifact, "train", ("z",), 32, 0), 320)
     limit = 1.2 * max(entry.bytes for entry in artifact.manifest.files)
     loader = Loader(artifact, "train", ("z",), 32, 0, cache_gib=limit / 2**30)
     assert _same(_take(loader, 320), plain)
-    kept = list((home / "cache").iterdir())
+    kept = _copies(home / "cache")
     assert kept and sum(path.stat().st_size for path in kept) <= limit
     artifact.storage.write_bytes(artifact.files("train/")[0].path, b"\0" * artifact.files("train/")[0].bytes)
     for path in kept:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from configs import UserError
+from configs import Recipe, UserError
 from configs.schema import Shard
 from infra.artifacts import MANIFEST
+from infra.storage import FileEntry, Storage
 from tasks import shard
 from tasks.shard import STAGE, plan
-from tasks.sources import Listing, listing_table
+from tasks.sources import Listing, listing_table, open_source
 from tests.tasks.piles import encoded, folder_of_classes, folder_recipe, picture, read_rows, run_stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -70,6 +72,49 @@ def test_parts_are_even_shuffled_and_the_same_every_time(tmp_path: Path) -> None
     assert 5 < sum(labels[:27]) < 22
     other = run_stage(STAGE, folder_recipe(pile, "shard.seed=1", "shard.limit=null"), str(tmp_path / "three"))
     assert [row["key"] for row in read_rows(other, "train")] != [row["key"] for row in read_rows(first, "train")]
+
+
+def _written_alone(root: Path, recipe: Recipe) -> tuple[Storage, list[FileEntry]]:
+    """All parts, written one after another by this process, the last one first."""
+    out = Storage.at(str(root))
+    splits, _ = plan(open_source(recipe.data).listing(), recipe.shard)
+    jobs = shard._write_plan(out, splits, recipe.shard.rows_per_shard)
+    entries = [shard.write_part(job, out, recipe.data, recipe.shard).entry for job in reversed(jobs)]
+    return out, list(reversed(entries))
+
+
+def test_parts_do_not_depend_on_who_writes_them(tmp_path: Path) -> None:
+    pile = folder_of_classes(tmp_path / "pile", {"a": 30, "b": 30})
+    recipe = folder_recipe(pile, "shard.rows_per_shard=8", "shard.limit=null")
+    by_cluster = run_stage(STAGE, recipe, str(tmp_path / "root"))
+    _, alone = _written_alone(tmp_path / "alone", recipe)
+    assert alone == [entry for entry in by_cluster.manifest.files if "/" in entry.path]
+
+
+def test_images_are_reencoded_where_the_recipe_says_so(tmp_path: Path) -> None:
+    pile = folder_of_classes(tmp_path / "pile", {"a": 4})
+    (pile / "a" / "small.png").write_bytes(encoded(picture(70, 20, 18)))
+    (pile / "a" / "large.png").write_bytes(encoded(picture(71, 300, 200)))
+    images, sizes = {}, {}
+    for quality in (95, 40):
+        recipe = folder_recipe(
+            pile, f"shard.reencode={{size: 32, quality: {quality}}}", "shard.test_share=0.0", "data.classes=2"
+        )
+        out, entries = _written_alone(tmp_path / str(quality), recipe)
+        rows = pq.read_table(pa.BufferReader(out.read_bytes(entries[0].path))).to_pylist()
+        images = {row["key"]: Image.open(io.BytesIO(row["image"])) for row in rows}
+        assert {image.format for image in images.values()} == {"JPEG"}
+        sizes[quality] = entries[0].bytes
+    assert images["a/large.png"].size == (48, 32) and images["a/small.png"].size == (20, 18)
+    assert sizes[40] < sizes[95]
+    with pytest.raises(UserError, match=r"shard\.reencode\.size 16 is below image\.size 32"):
+        folder_recipe(pile, "shard.reencode={size: 16}")
+
+
+def test_original_bytes_do_not_show_in_the_fingerprint(tmp_path: Path) -> None:
+    """`reencode` came after the first artifacts were made: a recipe without it must still find them."""
+    assert "reencode" not in folder_recipe(tmp_path).section("shard")
+    assert "reencode" in folder_recipe(tmp_path, "shard.reencode={size: 64}").section("shard")
 
 
 def test_a_killed_run_writes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
