@@ -26,7 +26,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from benchmarks.s3_server import s3_server
+from benchmarks.s3_server import BUCKET, s3_server
 from infra.artifacts import Artifact, Manifest
 from infra.storage import Storage
 from tasks.latents import WRITE_OPTIONS, Sums, latent_table, statistics_hash
@@ -185,8 +185,9 @@ def main() -> None:
             result |= from_s3(chosen.s3_root, folder, chosen.rows, chosen.threads)
         elif chosen.s3:
             (folder / "weed").mkdir()
-            with s3_server(folder / "weed") as root:
-                result |= from_s3(root, folder, chosen.rows, chosen.threads)
+            with s3_server(folder / "weed") as environment:
+                os.environ.update(environment)
+                result |= from_s3(f"s3://{BUCKET}", folder, chosen.rows, chosen.threads)
         print(json.dumps(result))
 
 

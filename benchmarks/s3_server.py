@@ -1,9 +1,8 @@
-"""A real S3 server (SeaweedFS) on loopback, for as long as a benchmark runs."""
+"""A real S3 server (SeaweedFS) on loopback, for as long as a benchmark or the tests run."""
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import socket
@@ -18,8 +17,8 @@ BUCKET = "latents"
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[str]:
-    """Give the URL of an empty bucket, with its credentials in this process's environment while it lasts."""
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """Give the environment that reaches a server with one bucket, :data:`BUCKET`, whose files lie in `folder`."""
     weed = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
     key, secret = "benchmark", secrets.token_hex(16)
     identity = {
@@ -30,29 +29,26 @@ def s3_server(folder: Path) -> Iterator[str]:
     config = folder / "s3.json"
     config.write_text(json.dumps({"identities": [identity]}))
     roles = ("master", "volume", "filer", "s3")
-    ports = dict(zip((f"{role}.port{kind}" for role in roles for kind in ("", ".grpc")), _free_ports(8), strict=True))
+    ports = dict(zip((f"{role}.port{kind}" for role in roles for kind in ("", ".grpc")), free_ports(8), strict=True))
     command = [weed, f"-logdir={folder}", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
     command += [f"-{name}={port}" for name, port in ports.items()]
     command += [f"-s3.config={config}", "-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=100"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # services at fixed ports that nobody here asks for
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-    wanted = {
+    environment = {
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    before = {name: os.environ.get(name) for name in wanted}
     with (folder / "weed.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        os.environ.update(wanted)
         _make_bucket(endpoint, key, secret, server)
-        yield f"s3://{BUCKET}"
+        yield environment
     finally:
         server.kill()  # its graceful end takes half a minute, and nothing of it is kept
         server.wait(timeout=30)
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _make_bucket(endpoint: str, key: str, secret: str, server: subprocess.Popen[bytes]) -> None:
@@ -63,7 +59,7 @@ def _make_bucket(endpoint: str, key: str, secret: str, server: subprocess.Popen[
     client = boto3.client("s3", endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret)
     for _attempt in range(240):
         if server.poll() is not None:
-            raise RuntimeError(f"{server.args!r} ended with {server.returncode}")
+            raise RuntimeError(f"{server.args!r} ended with {server.returncode}; see weed.log beside its data")
         try:
             client.create_bucket(Bucket=BUCKET)
             client.put_object(Bucket=BUCKET, Key="ready", Body=b"yes")
@@ -73,7 +69,8 @@ def _make_bucket(endpoint: str, key: str, secret: str, server: subprocess.Popen[
     raise RuntimeError("the S3 server did not answer within two minutes")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at just now."""
     probes = [socket.socket() for _ in range(count)]  # all open at once, so that no two are the same
     try:
         for probe in probes:

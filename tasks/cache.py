@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from configs.errors import UserError
@@ -20,21 +22,21 @@ def copy_name(entry: FileEntry) -> str:
     return f"{entry.sha256}{Path(entry.path).suffix}"
 
 
-def fetch(artifact: Artifact, entry: FileEntry, copy: Path, limit_bytes: int) -> None:
-    """See that a part is on local disk, fetched and checked against the manifest's hash if it is not there yet.
+def fetch(artifact: Artifact, entry: FileEntry, copy: Path, limit_bytes: int) -> FileIO:
+    """A part's copy on local disk, open; fetched and checked against the manifest's hash if it is not there yet.
 
     What does not fit beside it is evicted first: the folder never holds more than `limit_bytes`, which must be enough
     for this part. Of several processes that want the same part, one fetches it. Raises UserError where the remote
     file is not the manifest's.
     """
-    if _there(copy, entry):
-        return
+    if found := _opened(copy, entry):
+        return found
     copy.parent.mkdir(parents=True, exist_ok=True)
     partial = copy.with_suffix(_PARTIAL)
     with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released with the file, also when the process dies
-        if _there(copy, entry):  # another process was faster
-            return
+        if found := _opened(copy, entry):  # another process was faster
+            return found
         data = artifact.storage.read_bytes(entry.path)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise UserError(
@@ -48,28 +50,34 @@ def fetch(artifact: Artifact, entry: FileEntry, copy: Path, limit_bytes: int) ->
             file.truncate(len(data))  # others count it from here on
         file.write(data)
         file.flush()
+        found = FileIO(partial)  # before another process can evict it
         partial.replace(copy)
+        return found
 
 
-def _there(copy: Path, entry: FileEntry) -> bool:
+def _opened(copy: Path, entry: FileEntry) -> FileIO | None:
+    """A whole copy; open, it stays readable when it is evicted."""
     try:
-        if copy.stat().st_size != entry.bytes:
-            return False
-        os.utime(copy)  # used just now
-        return True
+        file = FileIO(copy)
     except FileNotFoundError:
-        return False
+        return None
+    status = os.fstat(file.fileno())
+    if status.st_size != entry.bytes:
+        file.close()
+        return None
+    os.utime(file.fileno(), ns=(time.time_ns(), status.st_mtime_ns))  # used just now, and not changed
+    return file
 
 
 def _make_room(folder: Path, bytes_left: int) -> None:
-    """Evict the least recently used copies; one that a process still has mapped lives on until it lets go."""
+    """Evict the least recently used copies; one that a process has open lives on until it lets go."""
     found, total = [], 0
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process evicts too
             status = path.stat()
             total += status.st_size
             if path.suffix not in (_PARTIAL, _LOCK):
-                found.append((status.st_mtime_ns, status.st_size, path))
+                found.append((status.st_atime_ns, status.st_size, path))
     for _, size, path in sorted(found):
         if total <= bytes_left:
             return

@@ -1,63 +1,65 @@
-"""Row groups of an artifact's Parquet parts, read with pyarrow; of local files they are views of the page cache."""
+"""Row groups of an artifact's Parquet parts, read by position and checked."""
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from configs.errors import UserError
 from infra.artifacts import Artifact
 from infra.home import home
 from infra.storage import FileEntry
+from tasks.buffers import Buffers
 from tasks.cache import copy_name, fetch
-from tasks.latents import is_tensor, tensor_dtype, tensor_shape, values_in_file
+from tasks.latents import is_tensor, tensor_shape, to_numpy
+from tasks.part_file import PartFile, Stamp, read_span, stamp
 
-_OPEN_FILES = 64
-_MAPPED_FILES = 1024
-"""Mapped files hold no file descriptor and no memory of their own."""
+_KNOWN_PARTS = 1024
+"""Footers that are remembered; none holds a file open."""
+_NEW, _DECODED, _DIRECT = range(3)
+"""Of a group: not read yet; pyarrow decodes it; its fixed-width columns are where they should lie."""
+_KEPT_GROUPS = 1024
+"""Row groups' memory of one size that is used again: more than the windows of a stream refer to at once."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive rows of some columns, in memory or in a mapped file."""
+    """Consecutive rows of some columns, in memory."""
 
-    columns: dict[str, pa.Array]
-    dtypes: dict[str, np.dtype[Any]]
-    """Of tensor columns."""
+    columns: dict[str, np.ndarray | pa.Array]
+    """Tensors (rows, values) in their dtype and `label` (rows,) as numpy arrays, other columns as pyarrow's."""
 
-    @cached_property
+    @property
     def labels(self) -> np.ndarray:
-        return self.columns["label"].to_numpy()
+        return self.columns["label"]
 
     def items(self, name: str, rows: slice) -> list[Any]:
         """Rows of a column: flat numpy views of a tensor's values, `bytes` or `str` otherwise."""
-        column = self.columns[name]
-        if name not in self.dtypes:
-            items: list[Any] = column[rows].to_pylist()
-            return items
-        dtype, width = self.dtypes[name], column.type.byte_width
-        values = np.frombuffer(column.buffers()[1], dtype, len(column) * width // dtype.itemsize, column.offset * width)
-        return list(values.reshape(len(column), -1)[rows])
+        found = self.columns[name][rows]
+        return list(found) if isinstance(found, np.ndarray) else found.to_pylist()
 
 
 class GroupReader:
     """Reads any row group of one split; damaged files are refused by name.
 
     The first reading of a group in a process goes through pyarrow's decoder and checks its checksums. After that its
-    fixed-width columns are views of the mapped file, if they were found there byte for byte.
+    fixed-width columns are read straight from where they were found to lie byte for byte, as long as the file stays
+    the same by size and time of change.
 
     columns: names to read; `label` should be among them.
     shapes: what tensor columns must be, from the manifest.
     cache_bytes: keep remote parts on local disk up to this size; 0 reads them in place.
+    pool: threads that share the reading of a large group.
     """
 
     def __init__(
@@ -67,20 +69,22 @@ class GroupReader:
         columns: Sequence[str],
         shapes: dict[str, tuple[int, ...]],
         cache_bytes: int = 0,
+        pool: ThreadPoolExecutor | None = None,
     ) -> None:
         self.artifact, self.columns, self.shapes = artifact, list(columns), shapes
         self.parts = [e for e in artifact.files(f"{split}/", ".parquet") if e.rows]
-        per_group = int(artifact.manifest.facts["rows_per_group"])
+        self._rows_per_group = per_group = int(artifact.manifest.facts["rows_per_group"])
         self.index = [
             (part, group, min(per_group, (entry.rows or 0) - group * per_group))
             for part, entry in enumerate(self.parts)
             for group in range(-(-(entry.rows or 0) // per_group))
         ]
         """(part, row group in it, rows) of every group, known without opening a file."""
-        self._open: OrderedDict[int, _File] = OrderedDict()
-        self._verified = np.zeros(len(self.index), bool)
-        self._mappable = np.zeros(len(self.index), bool)
-        self._cache_bytes = cache_bytes
+        self._known: OrderedDict[int, PartFile] = OrderedDict()
+        self._stamps: dict[int, Stamp | None] = {}
+        self._state = np.full(len(self.index), _NEW, np.uint8)
+        self._cache_bytes, self._pool = cache_bytes, pool
+        self._memory = Buffers(_KEPT_GROUPS)
         self._lock = Lock()
 
     @property
@@ -89,65 +93,86 @@ class GroupReader:
 
     def read(self, number: int) -> Group:
         """Group `number` of :attr:`index`. Raises UserError naming a file that is missing, cut off or damaged."""
-        part = self.index[number][0]
-        with self._lock:  # a file object has one position: streams of one loader take turns
+        entry = self.parts[self.index[number][0]]
+        with self._lock:  # streams of one loader share buffers and remote files: they take turns
             try:
                 return self._read(number)
             except _Damaged:
-                copy = self._copy(self.parts[part])
+                copy = self._copy(entry)
                 if copy is None or not copy.exists():
                     raise
                 copy.unlink()  # it may be damaged where the part is not
-                self._open.pop(part, None)
                 return self._read(number)
 
     def _read(self, number: int) -> Group:
         part, group, rows = self.index[number]
         entry = self.parts[part]
-        file = self._file(part, entry)
-        columns = file.views(group, rows, self.columns)
-        decoded = [name for name in self.columns if not self._mappable[number] or name not in columns]
-        if decoded:
-            try:
-                # Checksums cost more than the reading itself: what was right in this process needs no second look.
-                parquet = file.parquet(verify=not self._verified[number])
-                table = parquet.read_row_group(group, columns=decoded, use_threads=False)
-            except (OSError, pa.ArrowException) as error:
-                raise self._damaged(entry, str(error)) from None
-            if table.num_rows != rows:
-                raise self._damaged(entry, f"row group {group} has {table.num_rows} rows, expected {rows}")
-            found = {name: _one_chunk(table[name]) for name in decoded}
-            if not self._verified[number]:
-                self._mappable[number] = all(view.equals(found[name]) for name, view in columns.items())
-                self._verified[number] = True
-            columns = found | columns if self._mappable[number] else found
-        return Group(columns, file.dtypes)
-
-    def _file(self, part: int, entry: FileEntry) -> _File:
-        if part in self._open:
-            self._open.move_to_end(part)
-            return self._open[part]
-        storage = self.artifact.storage
         try:
-            if copy := self._copy(entry):
-                fetch(self.artifact, entry, copy, self._cache_bytes)
-                file = _File(_mapped(str(copy)))
-            else:
-                size = storage.size(entry.path)
-                if size != entry.bytes:
-                    raise self._damaged(entry, f"{size} bytes, the manifest says {entry.bytes}")
-                where = storage.locate(entry.path)
-                # Groups are read in one request each; a read-ahead would fetch much that is not asked for.
-                file = _File(_mapped(where) if storage.local else storage.fs.open(where, "rb", cache_type="none"))
-            self._check_schema(file.schema, entry)
+            with self._opened(part) as file:
+                known = self._part_file(number, file)
+                new = self._state[number] == _NEW
+                direct = {} if self._state[number] == _DECODED else self._direct(known, file, group, rows)
+                names = [name for name in self.columns if new or name not in direct]
+                # Checksums cost more than the reading itself: what was right needs no second look.
+                table = known.decoded(file, group, names, verify=new) if names else None
         except FileNotFoundError:
             raise self._damaged(entry, "the file is missing") from None
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, EOFError, pa.ArrowException) as error:
             raise self._damaged(entry, str(error)) from None
-        self._open[part] = file
-        if len(self._open) > (_OPEN_FILES if file.mapped is None else _MAPPED_FILES):
-            self._open.popitem(last=False)
-        return file
+        if table is None:
+            return Group(direct)
+        if table.num_rows != rows:
+            raise self._damaged(entry, f"row group {group} has {table.num_rows} rows, expected {rows}")
+        decoded = {name: _values(table, name) for name in names}
+        if new:
+            agree = all(np.array_equal(values, decoded[name]) for name, values in direct.items())
+            self._state[number] = _DIRECT if agree else _DECODED
+        return Group(direct | decoded)
+
+    def _direct(self, known: PartFile, file: Any, group: int, rows: int) -> dict[str, np.ndarray]:
+        """The fixed-width columns of a local file, from where their values should lie."""
+        found: dict[str, np.ndarray] = {}
+        for name in self.columns if isinstance(file, FileIO) else ():
+            if (span := known.span(group, name, rows)) is None:
+                continue
+            offset, size = span
+            memory = self._memory.take((size // rows * self._rows_per_group,), np.uint8)[:size]
+            read_span(file, offset, memory, self._pool)
+            values = memory.view(known.dtype(name)).reshape(rows, -1)
+            found[name] = values if name in known.tensors else values[:, 0]
+        return found
+
+    def _opened(self, part: int) -> Any:
+        """The part's file, or its local copy, of the size that the manifest says."""
+        entry, storage = self.parts[part], self.artifact.storage
+        if copy := self._copy(entry):
+            return fetch(self.artifact, entry, copy, self._cache_bytes)
+        where = storage.locate(entry.path)
+        file = open(where, "rb", buffering=0) if storage.local else None  # noqa: SIM115 - the caller's
+        if file or part not in self._known:
+            size = os.fstat(file.fileno()).st_size if file else storage.size(entry.path)
+            if size != entry.bytes:
+                raise self._damaged(entry, f"{size} bytes, the manifest says {entry.bytes}")
+        # Groups are read in one request each; a read-ahead would fetch much that is not asked for.
+        return file or storage.fs.open(where, "rb", cache_type="none", size=entry.bytes)
+
+    def _part_file(self, number: int, file: Any) -> PartFile:
+        """What is known of a group's part; all is forgotten where the file is another one than before."""
+        part, group, _ = self.index[number]
+        mark = stamp(file) if isinstance(file, FileIO) else None
+        if self._stamps.setdefault(part, mark) != mark:
+            self._stamps[part] = mark
+            self._known.pop(part, None)
+            first = number - group
+            self._state[first : first + -(-(self.parts[part].rows or 0) // self._rows_per_group)] = _NEW
+        if part not in self._known:
+            known = PartFile(file)
+            self._check_schema(known.schema, self.parts[part])
+            self._known[part] = known
+            if len(self._known) > _KNOWN_PARTS:
+                self._known.popitem(last=False)
+        self._known.move_to_end(part)
+        return self._known[part]
 
     def _copy(self, entry: FileEntry) -> Path | None:
         """Where a part's local copy is or will be; None where it is read in place."""
@@ -180,48 +205,9 @@ class _Damaged(UserError):
     """A file is not what the manifest says."""
 
 
-class _File:
-    """An open part: a mapped local file, or a remote one. Its footer is read once."""
-
-    def __init__(self, source: Any) -> None:
-        self.source = source
-        self.mapped: pa.Buffer | None = source if isinstance(source, pa.Buffer) else None
-        self.metadata = self._opened().metadata
-        self.schema = self.metadata.schema.to_arrow_schema()
-        self.dtypes = {field.name: tensor_dtype(field) for field in self.schema if is_tensor(field)}
-        self._parquet: tuple[bool, pq.ParquetFile] | None = None
-        self._spans: dict[str, list[tuple[int, int]] | None] = {}
-
-    def parquet(self, verify: bool) -> pq.ParquetFile:
-        if self._parquet is None or self._parquet[0] != verify:
-            self._parquet = (verify, self._opened(metadata=self.metadata, page_checksum_verification=verify))
-        return self._parquet[1]
-
-    def views(self, group: int, rows: int, names: Sequence[str]) -> dict[str, pa.Array]:
-        """The fixed-width columns among `names` where they should lie in the mapped file; see values_in_file."""
-        found: dict[str, pa.Array] = {}
-        if self.mapped is None:
-            return found
-        for name in names:
-            if name not in self._spans:
-                self._spans[name] = values_in_file(self.metadata, name)
-            spans = self._spans[name] or []
-            kind = self.schema.field(name).type
-            offset, size = spans[group] if group < len(spans) else (0, 0)
-            if size and size == rows * kind.bit_width // 8 and offset + size <= self.mapped.size:
-                found[name] = pa.Array.from_buffers(kind, rows, [None, self.mapped.slice(offset, size)])
-        return found
-
-    def _opened(self, **options: Any) -> pq.ParquetFile:
-        whole = self.mapped is not None
-        return pq.ParquetFile(pa.BufferReader(self.source) if whole else self.source, pre_buffer=not whole, **options)
-
-
-def _mapped(path: str) -> pa.Buffer:
-    """A file's bytes in the page cache. The mapping lives as long as something refers to the buffer."""
-    with pa.memory_map(path) as file:
-        return file.read_buffer()
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+def _values(table: pa.Table, name: str) -> np.ndarray | pa.Array:
+    """A decoded column as :class:`Group` holds it."""
+    column, field = table[name].combine_chunks(), table.schema.field(name)
+    if is_tensor(field):
+        return to_numpy(column, field).reshape(len(column), -1)
+    return column.to_numpy() if pa.types.is_integer(field.type) else column

@@ -6,8 +6,6 @@ size, the number of workers and where the run was interrupted: the cursor is the
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from tasks.decode import Undecodable, load
 from tasks.groups_reader import Group, GroupReader
 from tasks.latents import FLIP
 from tasks.order import Order
+from tasks.stream import Stream
 
 IMAGE = "image"
 _SHUFFLED_LATENTS = 16_384
@@ -91,13 +90,12 @@ class Loader:
                 f"{artifact.uri} has no columns {', '.join(missing)} (it has {', '.join(self.shapes) or 'images'}): "
                 "check encode.align_features, image.flips and train_semvae in its recipe"
             )
-        self.reader = GroupReader(
-            artifact, split, ["label", *(["key"] * keys), *stored], self.shapes, int(cache_gib * 2**30)
-        )
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        stored = ["label", *(["key"] * keys), *stored]
+        self.reader = GroupReader(artifact, split, stored, self.shapes, int(cache_gib * 2**30), self._pool)
         if not self.reader.index:
             raise UserError(f"{artifact.uri}: split {split!r} has no rows")
         self.order = Order(self.reader.group_rows, seed, _SHUFFLED_IMAGES if images else _SHUFFLED_LATENTS)
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._keys = keys
 
     @property
@@ -105,19 +103,15 @@ class Loader:
         """Images of the split: the length of an epoch."""
         return self.order.rows
 
-    def stream(self, cursor: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Worker `rank`'s slices of the global batches from image number `cursor` on, without end.
+    def stream(self, cursor: int = 0, rank: int = 0, world: int = 1) -> Stream[Batch]:
+        """Worker `rank`'s slices of the global batches from image number `cursor` on, without end; to be closed.
 
         Raises:
             ValueError: the batch does not divide over the workers.
         """
         if self.batch % world:
             raise ValueError(f"a global batch of {self.batch} does not divide over {world} workers")
-        return (
-            ahead_of(self._batches(cursor, rank, world), self.ahead)
-            if self.ahead
-            else self._batches(cursor, rank, world)
-        )
+        return Stream(self._batches(cursor, rank, world), self.ahead)
 
     def keys_at(self, cursor: int) -> list[str]:
         """Keys of the whole global batch that begins at image number `cursor`."""
@@ -263,36 +257,3 @@ def _by_epoch(first: int, count: int, rows: int) -> Iterator[tuple[int, int, int
         length = min(rows - place, count)
         yield epoch, place, length
         first, count = first + length, count - length
-
-
-def ahead_of(items: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """The same items, prepared by a thread up to `depth` ahead; its errors appear here, and it ends with us."""
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def hand_over(item: Any) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def prepare() -> None:
-        try:
-            for item in items:
-                hand_over((item, None))
-                if stop.is_set():
-                    return
-        except BaseException as error:
-            hand_over((None, error))
-
-    threading.Thread(target=prepare, name="loader", daemon=True).start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stop.set()

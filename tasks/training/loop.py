@@ -133,7 +133,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
                 if now.save and (kept := state.gather(images_seen)) is not None:
                     checkpoints.save(kept, state.best_at)
     finally:
-        stream.close()  # type: ignore[attr-defined]  # a generator
+        stream.close()
         checkpoints.wait()
     if now.leave and not now.last:
         dist.barrier()

@@ -63,7 +63,7 @@ class Validation:
                             sums[name] = value.double() + sums.get(name, 0.0)
                     count += 1
         finally:
-            stream.close()  # type: ignore[attr-defined]  # a generator
+            stream.close()
             trainee.module.train()
         means = torch.stack(list(sums.values())) / (count * world)
         dist.all_reduce(means)

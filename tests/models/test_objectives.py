@@ -118,6 +118,8 @@ def test_terms_are_named_weighted_and_summed_once() -> None:
         "velocity_per_image",
         "velocity/texture",
         "velocity/semantic",
+        "by_time/texture",
+        "by_time/semantic",
     }
     torch.testing.assert_close(
         found["total"].detach(), found["velocity"] + found["direction"] + 0.5 * found["alignment"]

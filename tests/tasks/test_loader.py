@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,9 +22,11 @@ from infra.storage import Storage
 from tasks.buffers import as_tensor
 from tasks.cache import copy_name, fetch
 from tasks.decode import load
+from tasks.groups_reader import GroupReader
 from tasks.latents import WRITE_OPTIONS
 from tasks.loader import Batch, Loader
 from tasks.order import Order
+from tasks.part_file import PartFile, read_span
 from tasks.shard import SCHEMA
 from tests.tasks.builders import put
 from tests.tasks.piles import encoded, picture, put_latents
@@ -109,7 +112,7 @@ def _take(loader: Loader, images: int, cursor: int = 0, world: int = 1) -> list[
             )
         )
     for stream in streams:
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
     return found
 
 
@@ -277,19 +280,66 @@ def test_parts_laid_out_in_other_ways_are_read_alike(tmp_path: Path, options: di
     assert _same(_take(Loader(artifact, "train", ("z", "s"), 14, 0, flips=True), 210), plain)
 
 
-def test_after_its_first_reading_a_local_group_is_a_view_of_the_file(tmp_path: Path) -> None:
+def test_after_its_first_reading_a_local_group_needs_no_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact, content = put_latents(str(tmp_path), (40,), SHAPES)
-    reader = Loader(artifact, "train", ("z",), 8, 0).reader
-    first, second = reader.read(1), reader.read(1)
-    for group in (first, second):
-        assert np.array_equal(group.items("z", slice(2, 5)), content["z"][18:21].reshape(3, -1))
-        assert group.labels.tolist() == content["label"][16:32].tolist()
-        assert group.items("key", slice(0, 2)) == ["image-00016", "image-00017"]
-    addresses = [group.columns["z"].buffers()[1].address for group in (first, second)]
-    assert addresses[0] == addresses[1]
-    values = np.frombuffer(_file(artifact, 0).read_bytes(), np.uint8)
-    stored = np.frombuffer(second.columns["z"].buffers()[1], np.uint8)
-    assert values.tobytes().find(stored.tobytes()) > 0
+    decoded: list[list[str]] = []
+    whole = PartFile.decoded
+    monkeypatch.setattr(
+        PartFile, "decoded", lambda *given, verify: decoded.append(given[3]) or whole(*given, verify=verify)
+    )
+    with ThreadPoolExecutor(2) as pool:
+        reader = GroupReader(artifact, "train", ["label", "key", "z"], {"z": SHAPES["z"]}, pool=pool)
+        for group in (reader.read(1), reader.read(1)):
+            assert np.array_equal(group.items("z", slice(2, 5)), content["z"][18:21].reshape(3, -1))
+            assert group.labels.tolist() == content["label"][16:32].tolist()
+            assert group.items("key", slice(0, 2)) == ["image-00016", "image-00017"]
+    assert decoded == [["label", "key", "z"], ["key"]]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("harm", ["cut off", "cut off while it is read", "damaged", "gone"])
+def test_a_file_that_changes_under_a_stream_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str, threads: int
+) -> None:
+    monkeypatch.setattr("tasks.loader._SHUFFLED_LATENTS", 64)  # windows end, so that files are read again
+    artifact, _ = put_latents(str(tmp_path), (64, 64), {"z": (2, 32, 32)})
+    path = _file(artifact, 1)
+    good = path.read_bytes()
+    loader = Loader(artifact, "train", ("z",), 32, 0, keys=False, threads=threads, ahead=2)
+    with loader.stream() as stream:
+        for _ in range(4):
+            next(stream)  # every group was found whole
+        if harm == "cut off while it is read":
+
+            def cut(file: Any, offset: int, target: np.ndarray, pool: Any) -> None:
+                os.truncate(path, len(good) // 3)
+                read_span(file, offset, target, pool)
+
+            monkeypatch.setattr("tasks.groups_reader.read_span", cut)
+        elif harm == "cut off":
+            os.truncate(path, len(good) // 3)
+        elif harm == "damaged":
+            path.write_bytes(_with_a_flipped_bit(good))
+        else:
+            path.unlink()
+        with pytest.raises(UserError, match=r"train/part-00001\.parquet is damaged .* --force encode"):
+            for _ in range(12):
+                next(stream)
+
+
+def test_a_file_replaced_by_an_equal_one_makes_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.loader._SHUFFLED_LATENTS", 64)
+    artifact, _ = put_latents(str(tmp_path), (64, 64), {"z": (2, 4, 4)})
+    loader = Loader(artifact, "train", ("z",), 32, 0, ahead=0)
+    plain = _take(loader, 512)
+    found = []
+    with loader.stream() as stream:
+        for _ in range(16):
+            found.append(next(stream))
+            artifact.storage.write_bytes(artifact.files("train/")[1].path, _file(artifact, 1).read_bytes())
+    assert _same(found, plain)
 
 
 def test_what_is_held_of_a_batch_never_changes(latents: tuple[Artifact, dict[str, np.ndarray]]) -> None:
@@ -303,14 +353,14 @@ def test_what_is_held_of_a_batch_never_changes(latents: tuple[Artifact, dict[str
         for kept in (values[3:5], torch.from_numpy(values)[7], memoryview(values[9]))[: number % 4]:
             held.append((kept, np.array(kept)))
         del values, batch
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert len(held) > 60 and all(np.array_equal(np.asarray(kept), copy) for kept, copy in held)
     assert len(addresses) > 45, "what is held is not written to again"
 
     stream, addresses = loader.stream(), set()
     for batch in itertools.islice(stream, 60):
         addresses.add(batch.arrays["z"].ctypes.data)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert len(addresses) < 10, "memory that nobody holds is used again"
 
 
