@@ -180,12 +180,14 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, where: str, which: Which
     """Load a checkpoint's weights into a network of the same shape; `where` names it in errors.
 
     Strict, but for the alignment head, which only training uses: one that the file lacks keeps its fresh
-    weights, one that the network lacks is left out. Raises ValueError listing what does not fit.
+    weights, one that the network lacks is left out. What a network has `added` to a published one keeps its fresh
+    weights as well where the file lacks it. Raises ValueError listing what does not fit.
     """
     source = checkpoint.raw if which == "raw" and checkpoint.raw else checkpoint.tensors
     expected = model.state_dict()
     head = "repa_projector."
-    missing = sorted(name for name in expected.keys() - source.keys() if not name.startswith(head))
+    fresh = (head, *getattr(model, "added", ()))
+    missing = sorted(name for name in expected.keys() - source.keys() if not name.startswith(fresh))
     surplus = sorted(name for name in source.keys() - expected.keys() if not name.startswith(head))
     shapes = [
         f"{name} {tuple(source[name].shape)} instead of {tuple(value.shape)}"

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from models.autoencoder import AutoencoderKL, Level, Middle
+from models.cascade_dit import CascadeDiT
 from models.lightningdit import LightningDiT
 from models.semantic_vae import SemanticVAE, TransformerBlock
 
@@ -19,13 +20,13 @@ from models.semantic_vae import SemanticVAE, TransformerBlock
 def forward_flops(network: nn.Module, *, side: int | None = None, alignment: bool = False) -> int:
     """Of one image through the network.
 
-    side: pixels along a side of the image (AutoencoderKL) or cells along a side of the feature grid (SemanticVAE);
-        a LightningDiT knows its own.
+    side: pixels along a side of the image (AutoencoderKL), cells along a side of the feature grid (SemanticVAE) or of
+        the latent (LightningDiT, which knows its own; a lower one for a cascade).
     alignment: with the projection to foundation features (LightningDiT).
     Raises TypeError on any other network, ValueError where `side` is missing.
     """
     if isinstance(network, LightningDiT):
-        return blocks_flops(network) + _around_blocks(network, alignment)
+        return blocks_flops(network, side) + _around_blocks(network, alignment, side)
     if not isinstance(network, AutoencoderKL | SemanticVAE):
         raise TypeError(f"no formula for {type(network).__name__}; count it with torch.utils.flop_counter")
     if side is None:
@@ -44,15 +45,15 @@ def training_flops_per_image(
     recompute: with the blocks' second forward pass (activation checkpointing, LightningDiT). It is work that the
         hardware does and not the model: utilisation of the model (MFU) leaves it out, of the hardware (HFU) not.
     """
-    again = blocks_flops(network) if recompute and isinstance(network, LightningDiT) else 0
+    again = blocks_flops(network, side) if recompute and isinstance(network, LightningDiT) else 0
     return 3 * forward_flops(network, side=side, alignment=alignment) + again
 
 
-def blocks_flops(network: LightningDiT) -> int:
-    """Of one image through all blocks. For N tokens of width D, a block with SwiGLU of width h costs
-    8 N D² + 4 N² D (attention), 6 N D h (feed-forward) and 12 D² (modulation, once per image).
+def blocks_flops(network: LightningDiT, side: int | None = None) -> int:
+    """Of one image, or of one at a lower `side`, through all blocks. For N tokens of width D, a block with SwiGLU of
+    width h costs 8 N D² + 4 N² D (attention), 6 N D h (feed-forward) and 12 D² (modulation, once per image).
     """
-    tokens = network.grid_size**2
+    tokens = _tokens(network, side)
     blocks: list[Any] = list(network.blocks)
     return sum(
         _linears([block.attn, block.mlp], tokens)
@@ -102,11 +103,17 @@ def stack_flops(stack: nn.Sequential, tokens: int) -> int:
     return total
 
 
-def _around_blocks(network: LightningDiT, alignment: bool) -> int:
-    tokens = network.grid_size**2
-    embedders = [part for name, part in network.named_children() if name.startswith("t_embedder")]
+def _tokens(network: LightningDiT, side: int | None) -> int:
+    return ((side or network.input_size) // network.patch_size) ** 2
+
+
+def _around_blocks(network: LightningDiT, alignment: bool, side: int | None) -> int:
+    tokens = _tokens(network, side)
+    embedders = [part for name, part in network.named_children() if name.startswith(("t_embedder", "level_embedder"))]
     final: Any = network.final_layer
     total = _convolutions(network.x_embedder, tokens) + _linears(embedders, 1)
+    if isinstance(network, CascadeDiT):
+        total += _convolutions(network.condition_embedder, tokens)
     total += _linears([final.adaLN_modulation], 1) + _linears([final.linear], tokens)
     if alignment and network.repa_projector is not None:
         total += _linears([network.repa_projector], tokens)

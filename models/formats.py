@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderKL
+from models.cascade_dit import CascadeDiT
 from models.groups import SFD, ChannelGroups
 from models.lightningdit import SIZES, LightningDiT
 from models.semantic_vae import SemanticVAE
@@ -51,11 +52,11 @@ def build(kind: Kind, arguments: Mapping[str, Any]) -> nn.Module:
     given = dict(arguments)
     if given.get("groups") is not None and not isinstance(given["groups"], ChannelGroups):
         given["groups"] = ChannelGroups(tuple(given["groups"]["names"]), tuple(given["groups"]["sizes"]))
-    for name in ("channel_multipliers", "attention_levels"):
+    for name in ("channel_multipliers", "attention_levels", "resolutions"):
         if name in given:
             given[name] = tuple(given[name])
     try:
-        return classes[kind](**given)
+        return (CascadeDiT if "resolutions" in given else classes[kind])(**given)
     except TypeError as error:
         raise ValueError(f"{kind}: {error}; check the argument names") from error
 
@@ -164,7 +165,8 @@ def infer_arguments(
     num_heads: needed where neither a rotary table, a query norm nor a published size gives it (LightningDiT),
         and for a Semantic VAE whose width is not the published 768 (6 heads).
     semantic_channels: of two-clock networks; 16 when the latent has the published 48 channels.
-    Also assumed: alignment at depth 2, group norm over 32 groups. Raises ValueError asking for what is missing.
+    Also assumed: alignment at depth 2, group norm over 32 groups, resolutions of a cascade that halve.
+    Raises ValueError asking for what is missing.
     """
     kind = kind_of(tensors)
     if kind == "lightningdit":
@@ -205,6 +207,9 @@ def _infer_lightningdit(
                 f"are semantic; give semantic_channels"
             )
         arguments["groups"] = {"names": list(SFD.names), "sizes": [channels - semantic, semantic]}
+    if "resolution_embedder.weight" in tensors:
+        halvings = reversed(range(tensors["resolution_embedder.weight"].shape[0]))
+        arguments["resolutions"] = [arguments["input_size"] >> halving for halving in halvings]
     if "repa_projector.4.weight" in tensors:
         dim, hidden = tensors["repa_projector.4.weight"].shape
         arguments |= {"align_depth": 2, "align_dim": dim, "align_hidden": hidden}

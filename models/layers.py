@@ -28,9 +28,9 @@ class RMSNorm(nn.Module):
 class PatchEmbed(nn.Module):
     """x_BCHW -> tokens_BND by a convolution whose kernel and stride are the patch size."""
 
-    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+    def __init__(self, in_channels: int, dim: int, patch_size: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         # Contiguous, because a strided token axis would make every linear layer a slow batched product.
@@ -92,26 +92,27 @@ class GeluMlp(nn.Module):
 class RotaryTable(nn.Module):
     """Cosines and sines of the 2D rotary embedding, (N, head_dim), rows first, then columns (papers.md 1.4).
 
-    Persistent buffers, because they are part of the published checkpoints.
+    finest: side of the grid whose cells count the positions, see `cell_centres`.
+    persistent: whether the buffers are part of checkpoints, as they are of the published ones.
     Raises ValueError when head_dim is not a multiple of 4 (two axes of pairs).
     """
 
     freqs_cos: Tensor
     freqs_sin: Tensor
 
-    def __init__(self, head_dim: int, grid: int) -> None:
+    def __init__(self, head_dim: int, grid: int, *, finest: int | None = None, persistent: bool = True) -> None:
         super().__init__()
         if head_dim % 4:
             raise ValueError(f"rotary positions need hidden_size / num_heads to be a multiple of 4, found {head_dim}")
         axis_dim = head_dim // 2
         exponents = torch.arange(0, axis_dim, 2, dtype=torch.float32) / axis_dim
-        angles = torch.arange(grid, dtype=torch.float32)[:, None] * (1.0 / MAX_PERIOD**exponents)
+        angles = cell_centres(grid, finest).float()[:, None] * (1.0 / MAX_PERIOD**exponents)
         angles = angles.repeat_interleave(2, dim=1)
         rows = angles[:, None, :].expand(grid, grid, axis_dim)
         columns = angles[None, :, :].expand(grid, grid, axis_dim)
         table = torch.cat([rows, columns], dim=-1).reshape(grid * grid, head_dim)
-        self.register_buffer("freqs_cos", table.cos())
-        self.register_buffer("freqs_sin", table.sin())
+        self.register_buffer("freqs_cos", table.cos(), persistent=persistent)
+        self.register_buffer("freqs_sin", table.sin(), persistent=persistent)
 
     def forward(self, x_BKNI: Tensor) -> Tensor:
         """Rotate neighbouring pairs (a, b) -> (-b, a) by the angle of their token, dtype kept."""
@@ -120,15 +121,24 @@ class RotaryTable(nn.Module):
         return (x_BKNI * self.freqs_cos + turned * self.freqs_sin).to(x_BKNI.dtype)
 
 
-def sincos_positions(dim: int, grid: int) -> Tensor:
+def cell_centres(grid: int, finest: int | None = None) -> Tensor:
+    """Centres of a grid's cells along an axis, float64 (grid,), counted in cells of a grid of side `finest` over the
+    same image: 0, 1, 2 … on that grid itself (or where it is None), 0.5, 2.5 … on one of half its side.
+    """
+    scale = (finest or grid) / grid
+    return (torch.arange(grid, dtype=torch.float64) + 0.5) * scale - 0.5
+
+
+def sincos_positions(dim: int, grid: int, *, finest: int | None = None) -> Tensor:
     """The fixed 2D sine-cosine table of DiT, (1, grid * grid, dim), float32: columns fill the first half of
     the features, rows the second, each as sines then cosines, temperature 10000.
+    finest: as for `cell_centres`.
     Raises ValueError when dim is not a multiple of 4.
     """
     if dim % 4:
         raise ValueError(f"hidden_size must be a multiple of 4 for 2D positions, found {dim}")
     omega = 1.0 / MAX_PERIOD ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * omega
+    angles = cell_centres(grid, finest)[:, None] * omega
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)
     columns = axis[None, :, :].expand(grid, grid, dim // 2)
     rows = axis[:, None, :].expand(grid, grid, dim // 2)

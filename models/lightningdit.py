@@ -7,6 +7,7 @@ Tensor names are the published ones, so the authors' checkpoints load strictly.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, overload
 
 import torch
@@ -220,28 +221,33 @@ class LightningDiT(nn.Module):
         training mode, that decides; callers normally use `forward_with_alignment`.
         Raises ValueError when shapes do not fit or no alignment head was built.
         """
-        t_BG = self._checked_times(x_BCHW, t_BG)
-        if with_alignment and self.repa_projector is None:
-            raise ValueError("this LightningDiT has no alignment head; build it with align_depth and align_dim")
+        t_BG = self._checked_times(x_BCHW, t_BG, self.input_size)
         x_BND = self.x_embedder(x_BCHW) + self.pos_embed
-        c_BD = self._condition(t_BG, y_B)
-        projection = None
-        for number, block in enumerate(self.blocks, start=1):
-            x_BND = block(x_BND, c_BD, self.feat_rope)
-            if with_alignment and number == self.align_depth and self.repa_projector is not None:
-                grid = (self.grid_size, self.grid_size)
-                projection = self.repa_projector(x_BND).transpose(1, 2).unflatten(-1, grid)
-        velocity = self._unpatchify(self.final_layer(x_BND, c_BD))
-        if self.learn_sigma:
-            velocity = velocity.chunk(2, dim=1)[0]
-        return velocity if projection is None else (velocity, projection)
+        return self._through_blocks(x_BND, self._condition(t_BG, y_B), self.feat_rope, with_alignment)
 
     def forward_with_alignment(self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
         """(velocity_BCHW, projection_BDhw). Goes through __call__, so hooks (ZeRO, compile) see it."""
         return self(x_BCHW, t_BG, y_B, with_alignment=True)
 
-    def _checked_times(self, x_BCHW: Tensor, t_BG: Tensor) -> Tensor:
-        expected = (self.in_channels, self.input_size, self.input_size)
+    def _through_blocks(
+        self, x_BND: Tensor, c_BD: Tensor, rope: nn.Module | None, with_alignment: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """From embedded tokens and their condition to what `forward` gives, on the square grid of the tokens."""
+        if with_alignment and self.repa_projector is None:
+            raise ValueError("this LightningDiT has no alignment head; build it with align_depth and align_dim")
+        grid = math.isqrt(x_BND.shape[1])
+        projection = None
+        for number, block in enumerate(self.blocks, start=1):
+            x_BND = block(x_BND, c_BD, rope)
+            if with_alignment and number == self.align_depth and self.repa_projector is not None:
+                projection = self.repa_projector(x_BND).transpose(1, 2).unflatten(-1, (grid, grid))
+        velocity = self._unpatchify(self.final_layer(x_BND, c_BD), grid)
+        if self.learn_sigma:
+            velocity = velocity.chunk(2, dim=1)[0]
+        return velocity if projection is None else (velocity, projection)
+
+    def _checked_times(self, x_BCHW: Tensor, t_BG: Tensor, side: int) -> Tensor:
+        expected = (self.in_channels, side, side)
         if tuple(x_BCHW.shape[1:]) != expected:
             raise ValueError(f"expected x of shape (B, {expected}), found {tuple(x_BCHW.shape)}")
         if t_BG.ndim == 1 and len(self.groups) == 1:
@@ -260,9 +266,9 @@ class LightningDiT(nn.Module):
         ]
         return torch.cat(embedded, dim=-1) + self.y_embedder(y_B)
 
-    def _unpatchify(self, x_BNF: Tensor) -> Tensor:
-        p, g = self.patch_size, self.grid_size
-        cells = x_BNF.unflatten(-1, (p, p, -1)).unflatten(1, (g, g))  # B, h, w, p, p, C
+    def _unpatchify(self, x_BNF: Tensor, grid: int) -> Tensor:
+        p = self.patch_size
+        cells = x_BNF.unflatten(-1, (p, p, -1)).unflatten(1, (grid, grid))  # B, h, w, p, p, C
         return cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
