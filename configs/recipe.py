@@ -18,6 +18,7 @@ from configs.schema import (
     Image,
     Report,
     Sample,
+    SampleStage,
     Section,
     SemanticFirstClock,
     Shard,
@@ -63,13 +64,24 @@ class Recipe(Section):
     def latent_channels(self) -> int:
         return sum(self.channel_groups.values())
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides in cells of the resolutions that the diffusion model knows, coarsest first."""
+        cascade = self.train_dit.cascade
+        return cascade.sides if cascade is not None else (self.latent_size,)
+
+    @property
+    def sample_stages(self) -> tuple[SampleStage, ...]:
+        """The resolutions that `sample` goes through; one, the latents' own, where there is no cascade."""
+        return self.sample.stages or tuple(SampleStage(side=side) for side in self.sides)
+
     def section(self, name: str) -> Any:
         """The plain values of one section, as fingerprints and manifests store it."""
         return self.model_dump(mode="json")[name]
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
-        for check in (_sizes, _stored, _semantics, _alignment, _guidance, _labels, _batches):
+        for check in (_sizes, _cascade, _stored, _semantics, _alignment, _guidance, _labels, _batches):
             check(self)
         return self
 
@@ -83,14 +95,64 @@ def _sizes(recipe: Recipe) -> None:
             f"{max(1, recipe.image.size // downscale) * downscale} or another number of levels"
         )
     models: list[tuple[str, DitModel]] = [("train_dit.model", recipe.train_dit.model)]
-    if isinstance(recipe.sample.guidance, AutoGuidance):
-        models.append(("sample.guidance.model", recipe.sample.guidance.model))
+    for field, section in _sampled(recipe):
+        if isinstance(section.guidance, AutoGuidance):
+            models.append((f"{field}.guidance.model", section.guidance.model))
     for field, model in models:
         if recipe.latent_size % model.patch_size:
             raise ValueError(
                 f"{field}.patch_size {model.patch_size} does not divide the latent side {recipe.latent_size} "
                 f"(image.size {recipe.image.size} / {downscale}): use a divisor"
             )
+        for side in recipe.sides:
+            if side % model.patch_size:
+                raise ValueError(
+                    f"{field}.patch_size {model.patch_size} does not divide {side}, one of train_dit.cascade.sides: "
+                    "use a divisor, or other sides"
+                )
+
+
+def _sampled(recipe: Recipe) -> list[tuple[str, Sample]]:
+    """The sample section, and as it holds at every stage that says otherwise, with their fields' names."""
+    stages = enumerate(recipe.sample.stages)
+    return [
+        ("sample", recipe.sample),
+        *((f"sample.stages.{number}", recipe.sample.at(stage)) for number, stage in stages if stage.guidance),
+    ]
+
+
+def _cascade(recipe: Recipe) -> None:
+    cascade, stages = recipe.train_dit.cascade, recipe.sample.stages
+    if cascade is None:
+        if stages:
+            raise ValueError(
+                "sample.stages is set but train_dit.cascade is not: leave the stages out, or add a cascade"
+            )
+        return
+    whole = recipe.latent_size
+    for side in cascade.sides:
+        factor, rest = divmod(whole, side)
+        if rest or factor & (factor - 1):
+            raise ValueError(
+                f"train_dit.cascade.sides names {side}, but only halvings of the latents' side {whole} (image.size "
+                f"{recipe.image.size} / {recipe.train_vavae.model.downscale}) have statistics: use "
+                f"{', '.join(str(whole >> halving) for halving in range(whole.bit_length()) if not whole % 2**halving)}"
+            )
+    if cascade.sides[-1] != whole:
+        raise ValueError(
+            f"train_dit.cascade.sides ends at {cascade.sides[-1]}: it must end at the latents' side {whole}"
+        )
+    sampled = [stage.side for stage in stages] or list(cascade.sides)
+    if sampled != list(cascade.sides[len(cascade.sides) - len(sampled) :]):
+        raise ValueError(
+            f"sample.stages goes through {sampled}: name the last sides of train_dit.cascade.sides "
+            f"{list(cascade.sides)} in their order, since each one is trained on the one before it"
+        )
+    if len(sampled) < len(cascade.sides) and recipe.train_dit.images and cascade.condition_dropout == 0.0:
+        raise ValueError(
+            f"sample.stages begins at {sampled[0]} but train_dit.cascade.condition_dropout is 0, so that side is never "
+            "trained without a condition: raise it, or begin at the coarsest side"
+        )
 
 
 def _stored(recipe: Recipe) -> None:
@@ -141,12 +203,17 @@ def _alignment(recipe: Recipe) -> None:
 
 
 def _guidance(recipe: Recipe) -> None:
-    guidance = recipe.sample.guidance
-    channels = getattr(guidance, "channels", None)
-    if channels is not None and channels > recipe.latent_channels:
-        raise ValueError(f"sample.guidance.channels is {channels} but the latent has {recipe.latent_channels} channels")
-    if isinstance(guidance, AutoGuidance) and guidance.semantic_scale is not None and recipe.train_semvae is None:
-        raise ValueError("sample.guidance.semantic_scale is set but there are no semantic channels (train_semvae)")
+    for field, section in _sampled(recipe):
+        guidance = section.guidance
+        channels = getattr(guidance, "channels", None)
+        if channels is not None and channels > recipe.latent_channels:
+            raise ValueError(
+                f"{field}.guidance.channels is {channels} but the latent has {recipe.latent_channels} channels"
+            )
+        if isinstance(guidance, AutoGuidance) and guidance.semantic_scale is not None and recipe.train_semvae is None:
+            raise ValueError(
+                f"{field}.guidance.semantic_scale is set but there are no semantic channels (train_semvae)"
+            )
     if recipe.sample.labels == "balanced" and recipe.sample.images % recipe.data.classes:
         raise ValueError(
             f"sample.images {recipe.sample.images} cannot be balanced over data.classes {recipe.data.classes}: "
@@ -158,11 +225,12 @@ def _guidance(recipe: Recipe) -> None:
 def _labels(recipe: Recipe) -> None:
     plan, classes = recipe.sample.labels, recipe.data.classes
     if plan == "unconditional":
-        if isinstance(recipe.sample.guidance, ClassifierFree):
-            raise ValueError(
-                "sample.labels is unconditional but sample.guidance.method is classifier_free, whose two passes would "
-                "be the same: use method: none, or labels that name classes"
-            )
+        for field, section in _sampled(recipe):
+            if isinstance(section.guidance, ClassifierFree):
+                raise ValueError(
+                    f"sample.labels is unconditional but {field}.guidance.method is classifier_free, whose two passes "
+                    "would be the same: use method: none, or labels that name classes"
+                )
         if recipe.train_dit.images and recipe.train_dit.objective.label_dropout == 0.0:
             raise ValueError(
                 "sample.labels is unconditional but train_dit.objective.label_dropout is 0, so the model never learns "

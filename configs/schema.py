@@ -375,10 +375,46 @@ class DitObjective(Section):
     label_dropout: Share = 0.1
 
 
+class Cascade(Section):
+    """Several resolutions of the diffused latent, one network for all (LowDiff, papers.md 3)."""
+
+    sides: tuple[Positive, ...]
+    """Sides in cells, coarsest first; the last is the latents' own, the others average it."""
+    probabilities: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] | None = None
+    """Of a batch's resolution; None draws all alike."""
+    weights: tuple[Weight, ...] | None = None
+    """Of each resolution's loss; None weighs all alike."""
+    upsample: Literal["bilinear", "nearest"] = "bilinear"
+    """How a lower result becomes the condition of the next resolution."""
+    augment: Share = 0.5
+    """In training, up to this share of a condition is noise, drawn uniformly for each image and told the network."""
+    condition_dropout: Share = 0.1
+    """Share of images that a finer resolution is trained on without its condition; what lets it begin by itself."""
+
+    @model_validator(mode="after")
+    def _one_for_each_side(self) -> Cascade:
+        if not self.sides or list(self.sides) != sorted(set(self.sides)):
+            raise ValueError(f"sides {list(self.sides)} must rise: name each resolution once, coarsest first")
+        for name in ("probabilities", "weights"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.sides):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.sides)} sides: give one for each")
+        if self.probabilities is not None and abs(sum(self.probabilities) - 1.0) > 1e-6:
+            raise ValueError(f"probabilities add up to {sum(self.probabilities):g}: make it 1")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Probability of each side."""
+        return self.probabilities or (1.0 / len(self.sides),) * len(self.sides)
+
+
 class TrainDit(Training):
     model: DitModel
     clock: Clock = SynchronousClock()
     objective: DitObjective = DitObjective()
+    cascade: Cascade | None = Field(default=None, exclude_if=lambda value: value is None)
+    """None diffuses at the latents' own resolution only."""
     ema_decay: Share | None = 0.9999
 
     @model_validator(mode="after")
@@ -419,6 +455,22 @@ class AutoGuidance(Section):
 Guidance = Annotated[NoGuidance | ClassifierFree | AutoGuidance, Field(discriminator="method")]
 
 
+Solver = Literal["euler", "heun", "dopri5", "sde"]
+
+
+class SampleStage(Section):
+    """One resolution of a cascade; what is left out is as in `sample`."""
+
+    side: Positive
+    """In cells, one of `train_dit.cascade.sides`."""
+    steps: Positive | None = None
+    solver: Solver | None = None
+    shift: Weight | None = None
+    guidance: Guidance | None = None
+    augment: Share = 0.1
+    """Share of noise in the condition, the lower result."""
+
+
 Label = Annotated[int, Field(ge=0)]
 
 
@@ -428,7 +480,7 @@ class Sample(Section):
     """`balanced` goes round the classes, `random` draws them, `unconditional` gives none; a list of labels is gone
     round in its order, and `label: images` gives so many of each, in an order drawn from the seed."""
     guidance: Guidance = NoGuidance()
-    solver: Literal["euler", "heun", "dopri5", "sde"] = "euler"
+    solver: Solver = "euler"
     steps: Positive = 50
     shift: Weight = 0.0
     """Time shift s of papers.md 1.7; 0 is none."""
@@ -437,7 +489,15 @@ class Sample(Section):
     ema: bool = True
     batch: Positive = 250
     """Static batch of the sampler. Images do not depend on it, but for dopri5's shared step size."""
+    stages: tuple[SampleStage, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Resolutions of a cascade to go through, coarsest first, up to the latents' own and without a gap; empty goes
+    through all of `train_dit.cascade`."""
     seed: int = 0
+
+    def at(self, stage: SampleStage) -> Sample:
+        """The section as it holds at one resolution."""
+        own = {name: getattr(stage, name) for name in ("steps", "solver", "shift", "guidance")}
+        return self.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 class Classifier(Section):

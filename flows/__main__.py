@@ -38,7 +38,7 @@ Root = Annotated[
 
 @app.command()
 def run(
-    flow: Annotated[str, typer.Argument(help="The flow: sfd-full.")],
+    flow: Annotated[str, typer.Argument(help="The flow: sfd-full or lowdiff-full.")],
     recipe: RecipeName = "demo",
     overrides: Overrides = [],  # noqa: B006  # Typer copies it
     start: Annotated[
@@ -51,11 +51,12 @@ def run(
     root: Root = None,
 ) -> None:
     """Run a flow here and now, reusing every stage whose inputs did not change."""
+    from flows.lowdiff_full import lowdiff_full
     from flows.run import preflight
     from flows.sfd_full import sfd_full
     from flows.stages import STAGES
 
-    known: dict[str, Any] = {"sfd-full": sfd_full}
+    known: dict[str, Any] = {"sfd-full": sfd_full, "lowdiff-full": lowdiff_full}
     if flow not in known:
         raise UserError(f"no flow {flow!r}: choose one of {', '.join(known)}")
     preflight(STAGES, recipe, overrides, root, start, only, force)

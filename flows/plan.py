@@ -25,11 +25,13 @@ from tasks.plan.work import works
 if TYPE_CHECKING:
     from tasks.plan.actual import Actual  # reads Parquet's library, which a plan alone does not need
 
+_FLOWS = ("sfd-full", "lowdiff-full")
+"""Flows of the same stages; what a recipe asks of them makes the difference."""
 _WIDTH = 170
 
 
 def command(
-    flow: Annotated[str, typer.Argument(help="The flow: sfd-full.")],
+    flow: Annotated[str, typer.Argument(help="The flow: sfd-full or lowdiff-full.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name (see `recipes`) or a path to a YAML file.")] = "demo",
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Lay a value upon the recipe; repeatable.")
@@ -53,8 +55,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Print rows, bytes, requests, FLOPs, GPU-hours, wall time, dollars and storage of a run that has not begun."""
-    if flow != "sfd-full":
-        raise UserError(f"no flow {flow!r}: choose one of sfd-full")
+    if flow not in _FLOWS:
+        raise UserError(f"no flow {flow!r}: choose one of {', '.join(_FLOWS)}")
     plan = make_plan(recipe, overrides, cluster, nodes, images, image_bytes, measured, root)
     found: dict[str, Actual] = {}
     if against:
@@ -66,7 +68,7 @@ def command(
         return
     console = Console()
     console.width = max(console.width, _WIDTH)
-    for line in render(plan):
+    for line in render(plan, flow):
         console.print(line)
     if found:
         console.print(compared(plan, found))
@@ -113,7 +115,7 @@ def _nodes(given: Sequence[str], cluster: Cluster) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------- printing
 
 
-def render(plan: Plan) -> list[Table | str]:
+def render(plan: Plan, flow: str = _FLOWS[0]) -> list[Table | str]:
     """Tables and lines for a terminal; every figure carries the number of its source."""
     sources: list[str] = []
 
@@ -122,7 +124,7 @@ def render(plan: Plan) -> list[Table | str]:
             sources.append(figure.source)
         return f"{shown} [dim]{sources.index(figure.source) + 1}[/dim]"
 
-    title = f"sfd-full, recipe {plan.recipe}, on {plan.cluster.name}"
+    title = f"{flow}, recipe {plan.recipe}, on {plan.cluster.name}"
     columns = ("rows", "bytes", "reads", "writes", "FLOPs", "GPU-hours", "wall time", "bound by", "nodes", "dollars")
     table = Table("stage", *columns, "storage at most", title=title)
     for stage in plan.stages:

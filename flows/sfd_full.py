@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.run import open_run
+from flows.run import Run, open_run
 from flows.stages import STAGES, encode, evaluate, report, sample, shard, train_dit, train_semvae, train_vavae
 
 
@@ -28,11 +28,16 @@ def sfd_full(
         force: redo these stages even where their artifacts are complete.
     """
     with open_run("sfd-full", STAGES, recipe, overrides or [], root, start, only, force or []) as run:
-        shards = run(shard)
-        tokenizer = run(train_vavae, shards)
-        semantics = run(train_semvae, shards)
-        latents = run(encode, shards, tokenizer, semantics)
-        model = run(train_dit, latents)
-        images = run(sample, tokenizer, latents, model)
-        scores = run(evaluate, shards, tokenizer, images)
-        return run(report, shards, tokenizer, semantics, latents, model, images, scores).uri
+        return dag(run)
+
+
+def dag(run: Run) -> str:
+    """From images to the report's URI; what a recipe does not have is left out."""
+    shards = run(shard)
+    tokenizer = run(train_vavae, shards)
+    semantics = run(train_semvae, shards)
+    latents = run(encode, shards, tokenizer, semantics)
+    model = run(train_dit, latents)
+    images = run(sample, tokenizer, latents, model)
+    scores = run(evaluate, shards, tokenizer, images)
+    return run(report, shards, tokenizer, semantics, latents, model, images, scores).uri

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -135,15 +136,15 @@ def decoded(shards: Artifact, part: str, size: int) -> tuple[list[str], np.ndarr
 def _outcome(shards: Artifact, recipe: Recipe, receipts: list[Receipt]) -> Outcome:
     train = [receipt for receipt in receipts if receipt.entry.path.startswith("train/")]
     shapes = receipts[0].facts["shapes"]
+    columns = [name for name in LATENTS if name in shapes]
     statistics = {
-        name: Sums.merged(Sums(**receipt.facts["sums"][name]) for receipt in train).moments()
-        for name in LATENTS
-        if name in shapes
+        name: Sums.merged(Sums(**receipt.facts["sums"][name]) for receipt in train).moments() for name in columns
     }
     rows = sum(receipt.entry.rows or 0 for receipt in receipts)
     facts = {
         "statistics": statistics,
         "statistics_hash": statistics_hash(statistics),
+        "averages": _averages(train, columns),
         "shapes": shapes,
         "rows_per_group": recipe.encode.rows_per_group,
         "posterior": recipe.encode.posterior,
@@ -156,9 +157,19 @@ def _outcome(shards: Artifact, recipe: Recipe, receipts: list[Receipt]) -> Outco
     return Outcome([receipt.entry for receipt in receipts], rows, facts, scores)
 
 
+def _averages(train: list[Receipt], columns: list[str]) -> dict[str, Any]:
+    """Statistics of the latents' averages on coarser grids, by side: the targets of a cascade's lower resolutions."""
+    found: dict[str, Any] = {}
+    for side in train[0].facts["averages"][columns[0]] if train else ():
+        parts = {name: [Sums(**receipt.facts["averages"][name][side]) for receipt in train] for name in columns}
+        statistics = {name: Sums.merged(sums).moments() for name, sums in parts.items()}
+        found[side] = {"statistics": statistics, "statistics_hash": statistics_hash(statistics)}
+    return found
+
+
 STAGE = Stage(
     name="encode",
-    version=2,
+    version=3,
     sections=("image", "encode", "foundation"),
     inputs=("shard", "train_vavae", "train_semvae"),
     run=run,

@@ -76,6 +76,7 @@ class Encoder:
         )
         facts = {
             "sums": {name: vars(_sums(name, tensors)) for name in ("z", "s") if name in tensors},
+            "averages": {name: _averages(name, tensors) for name in ("z", "s") if name in tensors},
             "shapes": {name: list(values.shape[1:]) for name, values in tensors.items()},
             "seconds": {"decode": row["seconds"].as_py(), "encode": time.perf_counter() - started},
         }
@@ -177,6 +178,13 @@ def key_noise(seed: int, keys: Sequence[str], column: str, shape: Sequence[int])
         philox.state = state  # counter at zero: a tenth of the cost of another generator
         generator.standard_normal(out=row, dtype=np.float32)
     return noise
+
+
+def _averages(name: str, tensors: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Sums of what coarser resolutions of a cascade see, by side; none where moments are stored, which none sees."""
+    if name + DEVIATION in tensors:
+        return {}
+    return {str(side): vars(sums) for side, sums in Sums.of_averages(tensors[name]).items()}
 
 
 def _sums(name: str, tensors: dict[str, np.ndarray]) -> Sums:

@@ -131,6 +131,18 @@ class Sums:
         return cls(values_NChw.size // max(1, channels), total.tolist(), squares.tolist())
 
     @classmethod
+    def of_averages(cls, values_NChw: np.ndarray) -> dict[int, Sums]:
+        """Of averages over 2 × 2, 4 × 4 … cells, by the side that leaves, for as long as a side halves."""
+        found: dict[int, list[Sums]] = {}
+        for start in range(0, len(values_NChw), 256):
+            piece = values_NChw[start : start + 256].astype(np.float64)
+            while piece.shape[-1] % 2 == 0:
+                pairs = piece.reshape(*piece.shape[:2], piece.shape[2] // 2, 2, piece.shape[3] // 2, 2)
+                piece = pairs.mean(axis=(3, 5))
+                found.setdefault(piece.shape[-1], []).append(cls.of(piece))
+        return {side: cls.merged(pieces) for side, pieces in found.items()}
+
+    @classmethod
     def merged(cls, parts: Iterable[Sums]) -> Sums:
         """The sums of all parts. The order of the parts fixes the last bit, so give them in theirs."""
         found = list(parts)
@@ -174,6 +186,20 @@ class Statistics:
                 "them: they were changed; run stage encode again"
             )
         return found
+
+    @classmethod
+    def of_averages(cls, facts: Mapping[str, Any], side: int, where: str = "the latents") -> Statistics:
+        """Of the latents' averages on a coarser grid of this side, from a manifest's facts.
+
+        Raises:
+            UserError: there are none of this side, or they were changed.
+        """
+        try:
+            stored = facts["averages"][str(side)]
+        except KeyError:
+            raise UserError(f"{where}: no statistics of averages of side {side}; run stage encode again") from None
+        values = {name: stored["statistics"][name] for name in ("z", "s") if name in stored["statistics"]}
+        return cls.from_facts({"statistics": values, "statistics_hash": stored["statistics_hash"]}, where)
 
     @property
     def columns(self) -> tuple[str, ...]:

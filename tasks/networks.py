@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -14,6 +14,7 @@ from configs.recipe import Recipe
 from configs.schema import AutoencoderModel, DitModel, Foundation, SemanticFirstClock, SemvaeModel
 from infra.artifacts import Artifact
 from models.autoencoder import AutoencoderKL
+from models.cascade_dit import CascadeDiT
 from models.clocks import Clock, SemanticFirst, Synchronous
 from models.foundation import FoundationModel
 from models.groups import ChannelGroups
@@ -54,25 +55,28 @@ def build_clock(recipe: Recipe) -> Clock:
 
 
 def build_dit(recipe: Recipe, section: DitModel) -> LightningDiT:
-    """The diffusion transformer that fits the recipe's latents; `section` is its own or a weak guide's."""
-    dimensions = SIZES[section.size] if section.size else section.dimensions
-    return LightningDiT(
-        input_size=recipe.latent_size,
-        patch_size=section.patch_size,
-        in_channels=recipe.latent_channels,
-        num_classes=recipe.data.classes,
-        groups=channel_groups(recipe),
-        qk_norm=section.qk_norm,
-        swiglu=section.swiglu,
-        rope=section.rope,
-        rmsnorm=section.rmsnorm,
-        shift=section.shift,
-        learn_sigma=section.learn_sigma,
-        align_depth=section.align_depth,
-        align_dim=recipe.foundation.feature_dim if recipe.foundation and section.align_depth else None,
-        align_hidden=section.align_hidden,
-        **dimensions,
-    )
+    """The diffusion transformer that fits the recipe's latents and resolutions; `section` is its own or a weak
+    guide's."""
+    arguments: dict[str, Any] = {
+        "input_size": recipe.latent_size,
+        "patch_size": section.patch_size,
+        "in_channels": recipe.latent_channels,
+        "num_classes": recipe.data.classes,
+        "groups": channel_groups(recipe),
+        "qk_norm": section.qk_norm,
+        "swiglu": section.swiglu,
+        "rope": section.rope,
+        "rmsnorm": section.rmsnorm,
+        "shift": section.shift,
+        "learn_sigma": section.learn_sigma,
+        "align_depth": section.align_depth,
+        "align_dim": recipe.foundation.feature_dim if recipe.foundation and section.align_depth else None,
+        "align_hidden": section.align_hidden,
+    }
+    arguments |= SIZES[section.size] if section.size else section.dimensions
+    if recipe.train_dit.cascade is not None:
+        return CascadeDiT(resolutions=recipe.sides, **arguments)
+    return LightningDiT(**arguments)
 
 
 def trained_autoencoder(artifact: Artifact) -> AutoencoderKL:

@@ -15,26 +15,14 @@ from numpy.typing import NDArray
 
 from configs import Recipe
 from configs.schema import AutoGuidance as AutoGuidanceSection
-from configs.schema import ClassifierFree as ClassifierFreeSection
-from configs.schema import NoGuidance as NoGuidanceSection
 from infra.progress import Bar
 from infra.storage import FileEntry
-from infra.weights import fetch, load_pretrained
-from models.groups import ChannelGroups
-from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance
-from models.lightningdit import LightningDiT
-from models.solvers import sample as solve
+from infra.weights import fetch
 from tasks import pictures
+from tasks.cascade import Integrator
 from tasks.labels import image_labels, image_noise, shown_per_class
 from tasks.latents import Statistics, tensor_array, tensor_field
-from tasks.networks import (
-    build_clock,
-    build_dit,
-    channel_groups,
-    default_device,
-    trained_autoencoder,
-    trained_dit,
-)
+from tasks.networks import default_device, trained_autoencoder, trained_dit
 from tasks.parts import Receipt, finished, write_receipt
 from tasks.pool import spread
 from tasks.readout import pick_images
@@ -63,9 +51,9 @@ def run(context: Context) -> Outcome:
     sampled = sum(part["count"] for part in missing)
     with Bar("sample", recipe.sample.images) as bar:
         bar.advance(recipe.sample.images - sampled)
-        for entry in spread(missing, Sampler, (asdict(context.job),), recipe.compute.actors):
-            done[entry.path] = Receipt(entry, made_from)
-            bar.advance(entry.rows or 0)
+        for receipt in spread(missing, Sampler, (asdict(context.job),), recipe.compute.actors):
+            done[receipt.entry.path] = receipt
+            bar.advance(receipt.entry.rows or 0)
     seconds = time.monotonic() - started
     entries = [done[part["name"]].entry for part in parts]
     sheet = pictures.png(_grid(context, entries))
@@ -77,22 +65,31 @@ def run(context: Context) -> Outcome:
             "shape": [recipe.image.size, recipe.image.size, 3],
             "guidance": recipe.section("sample")["guidance"],
         },
-        scores={"images_per_second": sampled / seconds} if sampled else {},
+        scores=_scores(list(done.values()), sampled, seconds),
     )
+
+
+def _scores(receipts: list[Receipt], sampled: int, seconds: float) -> dict[str, float]:
+    """Speed of what was sampled now, and evaluations per image of the sample (`Integrator.evaluations`)."""
+    counts = [receipt.facts["evaluations"] for receipt in receipts]
+    scores = {name: sum(count[name] for count in counts) / len(counts) for name in counts[0]}
+    return scores | ({"images_per_second": sampled / seconds, "sampling_seconds": seconds} if sampled else {})
 
 
 def external(recipe: Recipe) -> dict[str, str]:
     """The content of a weak guide's file, where there is one."""
-    guidance = recipe.sample.guidance
-    if not isinstance(guidance, AutoGuidanceSection):
-        return {}
-    with fetch(guidance.weights).open("rb") as file:
-        return {"guide": hashlib.file_digest(file, "sha256").hexdigest()}
+    sections = [recipe.sample.at(stage) for stage in recipe.sample_stages]
+    asked = [each.guidance.weights for each in sections if isinstance(each.guidance, AutoGuidanceSection)]
+    found: dict[str, str] = {}
+    for number, weights in enumerate(dict.fromkeys(asked)):
+        with fetch(weights).open("rb") as file:
+            found["guide" if number == 0 else f"guide {number + 1}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 STAGE = Stage(
     name="sample",
-    version=1,
+    version=2,
     sections=("sample",),
     inputs=("train_vavae", "encode", "train_dit"),
     run=run,
@@ -111,11 +108,10 @@ class Sampler:
             torch.set_num_threads(self.recipe.compute.actors.cpus_per_actor)
         self.tokenizer = trained_autoencoder(context.input("train_vavae")).to(self.device)
         self.statistics = Statistics.from_facts(context.input("encode").manifest.facts)
-        self.groups, self.clock = channel_groups(self.recipe), build_clock(self.recipe)
         model = trained_dit(context.input("train_dit"), ema=self.recipe.sample.ema).to(self.device)
-        self.velocity = build_guidance(self.recipe, self.groups, model)(model)
+        self.integrator = Integrator(self.recipe, model)
 
-    def __call__(self, part: Mapping[str, Any]) -> FileEntry:
+    def __call__(self, part: Mapping[str, Any]) -> Receipt:
         batch = self.recipe.sample.batch
         starts = range(part["start"], part["start"] + part["count"], batch)
         made = [self.images(np.arange(start, start + batch)) for start in starts]
@@ -123,54 +119,22 @@ class Sampler:
         indices = np.arange(part["start"], part["start"] + part["count"])
         table = image_table(indices, labels, images)
         entry = self.out.write_table(part["name"], table, rows_per_group=batch, compression="zstd")
-        write_receipt(self.out, Receipt(entry, self._made_from))
-        return entry
+        receipt = Receipt(entry, self._made_from, {"evaluations": self.integrator.evaluations()})
+        write_receipt(self.out, receipt)
+        return receipt
 
     @torch.inference_mode()
     def images(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], pictures.Pixels]:
         """Labels (B,) and pixels (B, H, W, 3) of these images; each depends on its index alone."""
-        recipe, side = self.recipe, self.recipe.latent_size
+        recipe = self.recipe
         labels = image_labels(recipe.sample.labels, indices, recipe.data.classes, recipe.sample.seed)
-        shape = (self.groups.channels, side, side)
 
-        def noise(draw: int) -> torch.Tensor:
+        def noise(shape: tuple[int, ...], draw: int) -> torch.Tensor:
             return torch.from_numpy(image_noise(indices, shape, recipe.sample.seed, draw)).to(self.device)
 
-        latents = solve(
-            self.velocity,
-            noise(0),
-            torch.from_numpy(labels).to(self.device),
-            clock=self.clock,
-            groups=self.groups,
-            solver=recipe.sample.solver,
-            steps=recipe.sample.steps,
-            shift=recipe.sample.shift,
-            steps_are_points=recipe.sample.off_by_one,
-            step_noise=lambda step: noise(step + 1),
-        )
-        texture = self.statistics.denormalise(latents[:, self.groups.slice_of("texture")], ["z"])
+        latents = self.integrator(torch.from_numpy(labels).to(self.device), noise)
+        texture = self.statistics.denormalise(latents[:, self.integrator.groups.slice_of("texture")], ["z"])
         return labels, pictures.to_pixels(self.tokenizer.decode(texture))
-
-
-def build_guidance(recipe: Recipe, groups: ChannelGroups, model: LightningDiT) -> Guidance:
-    """The guidance a recipe names, around `model`; a weak guide is built and loaded here."""
-    section = recipe.sample.guidance
-    if isinstance(section, NoGuidanceSection):
-        return NoGuidance()
-    if isinstance(section, ClassifierFreeSection):
-        return ClassifierFree(
-            section.scale,
-            null_label=model.null_label,
-            channels=section.channels,
-            interval=(section.interval_start, 1.0),
-            groups=groups,
-        )
-    weak = build_dit(recipe, section.model)
-    load_pretrained(weak, section.weights)
-    weak.requires_grad_(False).eval().to(next(model.parameters()).device)
-    semantic = section.scale if section.semantic_scale is None else section.semantic_scale
-    scales = tuple(semantic if name == "semantic" else section.scale for name in groups.names)
-    return AutoGuidance(weak, scales, groups=groups)
 
 
 def _parts(recipe: Recipe) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Stage `train_dit`: LightningDiT or SFD by velocity matching on stored latents (papers.md 1.5, 2.5)."""
+"""Stage `train_dit`: LightningDiT, SFD or LowDiff by velocity matching on stored latents (papers.md 1.5, 2.5, 3.3)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import nn
 from configs import Recipe
 from configs.schema import TrainDit
 from infra.weights import load_pretrained
+from models.cascade import TrainableCascade
 from models.objectives import TimeDistribution, TrainableVelocity, VelocityMatching
 from tasks.buffers import as_tensor
+from tasks.cascade import Resolutions
 from tasks.latents import Statistics
 from tasks.loader import Batch, Loader
 from tasks.networks import build_clock, build_dit, channel_groups
@@ -45,7 +47,7 @@ class Diffusion:
         self.network: nn.Module = network
         self.null_label = network.null_label
         weights = {"texture": 1.0, "semantic": objective.semantic_weight}
-        self.module: nn.Module = TrainableVelocity(
+        self.module: nn.Module = (TrainableVelocity if self.section.cascade is None else TrainableCascade)(
             network,
             VelocityMatching(
                 groups,
@@ -64,6 +66,10 @@ class Diffusion:
             "statistics": dict(self.statistics.values),
             "statistics_hash": self.statistics.hash,
         }
+        self.resolutions: Resolutions | None = None
+        if self.section.cascade is not None:
+            self.resolutions = Resolutions(self.section.cascade, latents, self.section.seed)
+            self.facts |= self.resolutions.facts
         self.aligned = objective.align_weight > 0
         self.noise = ImageNumbers(self.section.seed, "noise")
         self.times = ImageNumbers(self.section.seed, "time")
@@ -83,10 +89,18 @@ class Diffusion:
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
         stored = [as_tensor(batch.arrays[name]).to(device, non_blocking=True) for name in self.statistics.columns]
-        x1 = self.statistics.normalise(torch.cat(stored, dim=1))  # as float16 until here
+        latents = torch.cat(stored, dim=1)  # as float16 until normalised
+        given: dict[str, Any] = {}
+        if self.resolutions is None:
+            x1 = self.statistics.normalise(latents)
+        else:
+            side = self.resolutions.side(batch.images_seen)
+            x1 = self.resolutions.target(latents, side)
+            condition, level = self.resolutions.condition(latents, batch.positions, side)
+            given = {"condition_BCHW": condition, "level_B": level, "weight": self.resolutions.weight(side)}
         labels = torch.from_numpy(batch.labels)
         dropped = self.drops.uniform(batch.positions) < self.section.objective.label_dropout
-        given = {
+        given |= {
             "x1_BCHW": x1,
             "y_B": labels.masked_fill(dropped, self.null_label).to(device),
             "noise_BCHW": self.noise.normal(batch.positions, x1.shape[1:]).to(device),
@@ -95,6 +109,8 @@ class Diffusion:
         }
         if self.aligned:
             features = as_tensor(batch.arrays[_ALIGN]).to(device, non_blocking=True)
+            if self.resolutions is not None:
+                features = self.resolutions.cascade.lowered(features.float(), x1.shape[-1])
             given["align_target_BChw"] = features.float()
         return given
 

@@ -45,10 +45,14 @@ class Cost:
         return Cost(count * self.values, count * self.tensors, count * self.flops)
 
 
-def dit(recipe: Recipe, section: DitModel) -> tuple[Cost, Cost]:
-    """LightningDiT on the recipe's latents, and its alignment head (nothing where it has none); papers.md 1.4, 2.4."""
+def dit(recipe: Recipe, section: DitModel, side: int | None = None) -> tuple[Cost, Cost]:
+    """LightningDiT on the recipe's latents, and its alignment head (nothing where it has none); papers.md 1.4, 2.4.
+
+    side: of a cascade's lower resolution, whose FLOPs are meant; values and tensors are the same at all.
+    """
     width, depth, heads = SIZES[section.size] if section.size else _explicit(section)
-    tokens, head_width = (recipe.latent_size // section.patch_size) ** 2, width // heads
+    finest, head_width = (recipe.latent_size // section.patch_size) ** 2, width // heads
+    tokens = finest if side is None else (side // section.patch_size) ** 2
     groups, channels = len(recipe.channel_groups), recipe.latent_channels
     norm = _table(width) if section.rmsnorm else Cost()
     head_norm = _table(head_width) if section.rmsnorm else _norm(head_width)
@@ -76,12 +80,20 @@ def dit(recipe: Recipe, section: DitModel) -> tuple[Cost, Cost]:
             _convolution(channels, width, section.patch_size, tokens),
             clock.times(groups),
             _table((recipe.data.classes + 1) * width),
-            _table(tokens * width),
-            _table(tokens * head_width).times(2 if section.rope else 0),
+            _table(finest * width),
+            _table(finest * head_width).times(2 if section.rope else 0),
             block.times(depth),
             norm + _linear(width, out, tokens) + _linear(width, 2 * width),
         ]
     )
+    if recipe.train_dit.cascade is not None:
+        network += _sum(
+            [
+                _table(len(recipe.sides) * width),
+                _convolution(channels, width, section.patch_size, tokens, bias=False),
+                _linear(_TIME_FREQUENCIES, width) + _linear(width, width),
+            ]
+        )
     if section.align_depth is None or recipe.foundation is None:
         return network, Cost()
     wide = section.align_hidden
@@ -94,11 +106,11 @@ def dit(recipe: Recipe, section: DitModel) -> tuple[Cost, Cost]:
     )
 
 
-def blocks_flops(recipe: Recipe, section: DitModel) -> int:
-    """Of all blocks, which a training with `recompute` runs once more."""
+def blocks_flops(recipe: Recipe, section: DitModel, side: int | None = None) -> int:
+    """Of all blocks, which a training with `recompute` runs once more. `side` as for :func:`dit`."""
     width, depth, _ = SIZES[section.size] if section.size else _explicit(section)
-    one = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 1, "heads": 1}))[0]
-    none = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 0, "heads": 1}))[0]
+    one = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 1, "heads": 1}), side)[0]
+    none = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 0, "heads": 1}), side)[0]
     return depth * (one.flops - none.flops)
 
 

@@ -122,8 +122,11 @@ def _diffusion(recipe: Recipe, images: Images) -> Work:
     section, compute = recipe.train_dit, recipe.compute.train
     backbone, head = networks.dit(recipe, section.model)
     aligned = section.objective.align_weight > 0
-    trained = backbone.flops + (head.flops if aligned else 0)
-    again = networks.blocks_flops(recipe, section.model) if compute.recompute else 0
+    trained, again = 0.0, 0.0
+    for side, share in zip(recipe.sides, (1.0,) if section.cascade is None else section.cascade.shares, strict=True):
+        own, own_head = networks.dit(recipe, section.model, side)
+        trained += share * (own.flops + (own_head.flops if aligned else 0))
+        again += share * (networks.blocks_flops(recipe, section.model, side) if compute.recompute else 0)
     columns = sizes.latent_columns(recipe)
     row = sum(size for name, size in columns.items() if name != "f" or aligned) * sizes.views(recipe)
     return _trained(
@@ -175,11 +178,16 @@ def _sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
     made = full * length + section.batch * -(-rest // section.batch)  # batches are static: the last is filled up
     backbone, head = networks.dit(recipe, recipe.train_dit.model)
     encoder, decoder = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
-    weights, guide = backbone + head + encoder + decoder, backbone.flops
-    if isinstance(section.guidance, AutoGuidance):
-        weak, weak_head = networks.dit(recipe, section.guidance.model)
-        weights, guide = weights + weak + weak_head, weak.flops
-    steps, guided, how = solver_evaluations(recipe, section, evaluations)
+    flops, hows, guides = float(decoder.flops), list[str](), dict[str, Cost]()
+    for stage in recipe.sample_stages:
+        own = section.at(stage)
+        main = guide = networks.dit(recipe, recipe.train_dit.model, stage.side)[0].flops
+        if isinstance(own.guidance, AutoGuidance):
+            weak, weak_head = networks.dit(recipe, own.guidance.model, stage.side)
+            guides[own.guidance.weights], guide = weak + weak_head, weak.flops
+        steps, guided, how = solver_evaluations(recipe, own, evaluations)
+        flops += steps * main + guided * guide
+        hows.append(how if len(recipe.sides) == 1 else f"{how} at {stage.side} × {stage.side}")
     actors = min(compute.actors, count)
     return Work(
         stage="sample",
@@ -191,8 +199,8 @@ def _sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
         ),
         reads=Figure(6 * actors + count, _REQUESTS),
         writes=Figure(2 * count + 1 + _MANIFEST_AND_RUN, _REQUESTS),
-        flops=Figure(made * (steps * backbone.flops + guided * guide + decoder.flops), f"{_NETWORKS}; {how}"),
-        read=actors * sizes.weights_bytes(weights),
+        flops=Figure(made * flops, f"{_NETWORKS}; {', '.join(hows)}"),
+        read=actors * sizes.weights_bytes(sum(guides.values(), backbone + head + encoder + decoder)),
         workers=actors,
         gpus=compute.gpus_per_actor,
         cpus=compute.cpus_per_actor,

@@ -160,7 +160,12 @@ def _flops_per_image(context: Context) -> float | None:
         match context.job.stage:
             case "train_dit":
                 aligned = recipe.train_dit.objective.align_weight > 0
-                return training_flops_per_image(build_dit(recipe, recipe.train_dit.model), alignment=aligned)
+                network, cascade = build_dit(recipe, recipe.train_dit.model), recipe.train_dit.cascade
+                shares = (1.0,) if cascade is None else cascade.shares
+                return sum(
+                    share * training_flops_per_image(network, side=side, alignment=aligned)
+                    for side, share in zip(recipe.sides, shares, strict=True)
+                )
             case "train_vavae":
                 return training_flops_per_image(build_autoencoder(recipe.train_vavae.model), side=recipe.image.size)
     return None

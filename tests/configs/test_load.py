@@ -111,3 +111,44 @@ def test_merging_replaces_a_section_of_another_kind() -> None:
     base = {"guidance": {"method": "classifier_free", "scale": 2.0}, "kept": 1}
     assert merge(base, {"guidance": {"method": "none"}}) == {"guidance": {"method": "none"}, "kept": 1}
     assert merge(base, {"guidance": {"scale": 3.0}})["guidance"] == {"method": "classifier_free", "scale": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train_dit.cascade.sides=[4, 2]", ["sides [4, 2]", "coarsest first"]),
+        ("train_dit.cascade.sides=[1, 3, 4]", ["names 3", "halvings", "4, 2, 1"]),
+        ("train_dit.cascade.sides=[1, 2]", ["ends at 2", "latents' side 4"]),
+        ("train_dit.cascade.probabilities=[0.5, 0.4]", ["probabilities", "0.9", "make it 1"]),
+        ("train_dit.cascade.weights=[1.0]", ["weights has 1 entries for 2 sides"]),
+        ("train_dit.cascade=null", ["sample.stages", "train_dit.cascade is not"]),
+        ("sample.stages=[{side: 2}]", ["goes through [2]", "[2, 4]"]),
+        ("sample.stages=[{side: 1}, {side: 4}]", ["goes through [1, 4]", "[2, 4]"]),
+        ("train_dit.model.patch_size=4", ["train_dit.model.patch_size 4", "2, one of train_dit.cascade.sides"]),
+        (
+            "sample.stages=[{side: 2}, {side: 4, guidance: {method: classifier_free, scale: 2.0, channels: 13}}]",
+            ["sample.stages.1.guidance.channels", "13", "12 channels"],
+        ),
+    ],
+)
+def test_impossible_cascades_are_refused(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        load_recipe("lowdiff_tiny", [override])
+    for word in words:
+        assert word in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_side_that_begins_by_itself_must_be_trained_to() -> None:
+    stages, dropout = "sample.stages=[{side: 4, steps: 9}]", "train_dit.cascade.condition_dropout"
+    recipe = load_recipe("lowdiff_tiny", [stages])
+    assert [(stage.side, recipe.sample.at(stage).steps) for stage in recipe.sample_stages] == [(4, 9)]
+    with pytest.raises(UserError, match=r"condition_dropout is 0"):
+        load_recipe("lowdiff_tiny", [stages, f"{dropout}=0.0"])
+
+
+def test_recipes_without_a_cascade_are_what_they_were() -> None:
+    """Their fingerprints must not change because another system has fields of its own."""
+    recipe = load_recipe("demo")
+    assert "cascade" not in recipe.section("train_dit") and "stages" not in recipe.section("sample")
+    assert [(stage.side, recipe.sample.at(stage)) for stage in recipe.sample_stages] == [(4, recipe.sample)]

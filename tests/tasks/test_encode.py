@@ -48,6 +48,18 @@ def _tensors(artifact: Artifact, split: str) -> dict[str, np.ndarray]:
     }
 
 
+def test_statistics_of_averages_are_over_all_train_rows(encoded: Artifact) -> None:
+    """What the lower resolutions of a cascade are standardised by."""
+    tensors = _tensors(encoded, "train")
+    for side, factor in ((2, 2), (1, 4)):
+        found = Statistics.of_averages(encoded.manifest.facts, side)
+        for name in ("z", "s"):
+            values = tensors[name].astype(np.float64)
+            pooled = values.reshape(*values.shape[:2], side, factor, side, factor).mean(axis=(3, 5))
+            np.testing.assert_allclose(found.mean([name]), pooled.mean(axis=(0, 2, 3)), rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(found.std([name]), pooled.std(axis=(0, 2, 3)), rtol=1e-5)
+
+
 def test_one_part_per_shard_with_its_rows_in_order(root: str, encoded: Artifact) -> None:
     shards = Artifact(root, "shard", encoded.manifest.inputs["shard"])
     assert [(e.path, e.rows) for e in encoded.manifest.files] == [
