@@ -20,6 +20,7 @@ _HOME = Path(tempfile.mkdtemp(prefix="latentforge-tests-"))
 (_HOME / "datasets").symlink_to(_REAL_HOME / "datasets")
 os.environ["LATENTFORGE_HOME"] = str(_HOME)
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # many processes share few cores: threads that spin take them
 for _name in ("LATENTFORGE_ROOT", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "RAY_ADDRESS"):
     os.environ.pop(_name, None)
 
@@ -46,9 +47,9 @@ def fashion_mnist() -> str:
     return resolve(None)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A local Ray of two CPUs, as a stage starts it."""
+    """A local Ray of two CPUs, as a stage starts it; one for all tests, whose workers keep what they imported."""
     from infra.cluster import connect, disconnect
 
     connect()

@@ -1,15 +1,18 @@
-"""The minute-sized twin of the demo, run once by the command line and shared by the tests."""
+"""The minute-sized twin of the demo, run once by the command line, and the servers that all its runs talk to."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -36,7 +39,7 @@ class Workplace:
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
-            timeout=560,
+            timeout=850,
             check=False,
         )
         if check and done.returncode:
@@ -55,9 +58,7 @@ class Workplace:
         return {stage for stage, prints in self.manifests().items() if prints.items() - before.get(stage, {}).items()}
 
 
-@pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str) -> Workplace:
-    folder = tmp_path_factory.mktemp("workplace")
+def _workplace(folder: Path, fashion_mnist: str) -> Workplace:
     home = folder / "home"
     home.mkdir()
     environment = {
@@ -69,7 +70,28 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str) -> W
     return Workplace(home, str(folder / "artifacts"), environment)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
+def alone(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str) -> Workplace:
+    """A workplace of this test's own without servers, where a run starts Prefect's for itself as `make demo` does."""
+    return _workplace(tmp_path_factory.mktemp("alone"), fashion_mnist)
+
+
+@pytest.fixture(scope="package")
+def workplace(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str) -> Iterator[Workplace]:
+    """A workplace with what `make serve` starts, which spares each run the start of a Prefect server."""
+    from flows.serve import running
+
+    place = _workplace(tmp_path_factory.mktemp("workplace"), fashion_mnist)
+    with pytest.MonkeyPatch.context() as changed, ExitStack() as stack:
+        for name, value in place.environment.items():
+            changed.setenv(name, value)
+        served = stack.enter_context(running(free_port(), free_port()))
+        changed.undo()
+        servers = {name: served[name] for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
+        yield replace(place, environment={**place.environment, **servers})
+
+
+@pytest.fixture(scope="package")
 def finished(workplace: Workplace) -> Workplace:
     """The workplace after one undisturbed run of the whole DAG."""
     workplace.run()
