@@ -41,20 +41,26 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name: str, overrides: Sequence[str] = (), layers: Sequence[Mapping[str, Any]] = (), origin: str | None = None
+) -> Recipe:
     """Load, merge, override and validate a recipe.
 
     Args:
         name: a recipe that comes with the project, or a path to a YAML file.
         overrides: `section.field=value` strings, the value in YAML, applied in order.
+        layers: nested values that are laid upon the recipe one after the other, before the overrides.
+        origin: what errors say it is; None is the recipe's name.
 
     Raises:
         UserError: no such recipe, or a field that is unknown, of a wrong type or impossible.
     """
     values = _resolve(name, seen=())
+    for layer in layers:
+        values = merge(values, layer)
     for override in overrides:
         _apply(values, override)
-    return validate(values, origin=f"recipe {name}")
+    return validate(values, origin or f"recipe {name}")
 
 
 def validate(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -62,7 +68,12 @@ def validate(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "; ".join(_explain(fault) for fault in error.errors())) from None
+        raise UserError(f"{origin}: " + explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """Every fault, each with its field, in one line."""
+    return "; ".join(_explain(fault) for fault in error.errors())
 
 
 def _resolve(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -74,15 +85,21 @@ def _resolve(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         close = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise UserError(f"no recipe {name!r}{hint}: choose one of {', '.join(recipe_names())}, or give a .yaml file")
+    values = read_yaml(path)
+    values.setdefault("name", path.stem)
+    parent = values.pop("extends", None)
+    return values if parent is None else merge(_resolve(str(parent), (*seen, name)), values)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The plain values of a YAML file. Raises UserError on anything but `key: value` at its top."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path.name}: expected sections (key: value), found {type(values).__name__}")
-    values.setdefault("name", path.stem)
-    parent = values.pop("extends", None)
-    return values if parent is None else merge(_resolve(str(parent), (*seen, name)), values)
+    return values
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -602,6 +602,8 @@ class ActorCompute(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] = 1
     cpus_per_actor: Positive = 1
     batch: Positive = 64
+    compile: bool = False
+    """Compile the blocks of the sampled network and of its guide; pays where many batches are sampled (`sample`)."""
 
 
 class Compute(Section):

@@ -65,6 +65,56 @@ def run(
     summary(uri)
 
 
+@app.command()
+def race(
+    name: Annotated[str, typer.Argument(metavar="RACE", help="A race's name or a path to a YAML file.")],
+    overrides: Overrides = [],  # noqa: B006
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Seeds between commas, instead of the race's own.")
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Train variants of a recipe on equal budgets and seeds, score them on the way, and draw how they compare."""
+    from flows.race import race as flow
+    from flows.racing import entries_of
+
+    chosen = None if seeds is None else numbers("--seeds", seeds)
+    entries_of(name, overrides, chosen)
+    _quiet_tracebacks()
+    summary(flow(race=name, overrides=overrides, root=root, seeds=chosen))
+
+
+@app.command()
+def sweep(
+    recipe: RecipeName = "demo",
+    over: Annotated[
+        list[str], typer.Option("--over", metavar="SAMPLE.FIELD=VALUE,VALUE", help="What to vary; repeatable.")
+    ] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+    root: Root = None,
+) -> None:
+    """Sample and score a trained recipe under many settings of guidance, solver or steps."""
+    from flows.sweep import settings_of
+    from flows.sweep import sweep as flow
+
+    settings_of(recipe, over, overrides, root)
+    _quiet_tracebacks()
+    summary(flow(over=over, recipe=recipe, overrides=overrides, root=root))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN…", help="MLflow runs, or folders or URLs of artifacts or roots.")
+    ],
+    root: Root = None,
+) -> None:
+    """Put finished runs side by side in a table, charts and one page."""
+    from flows.compare import compare as side_by_side
+
+    summary(side_by_side(runs, root).uri)
+
+
 def summary(uri: str) -> None:
     """Say where the result lies and what it scored."""
     import json
@@ -81,8 +131,8 @@ def summary(uri: str) -> None:
     if manifest["scores"]:
         console.print(table)
     console.print(f"result   {uri}", soft_wrap=True)
-    if any(entry["path"] == "report.html" for entry in manifest["files"]):
-        console.print(f"report   {uri}/report.html", soft_wrap=True)
+    for page in (entry["path"] for entry in manifest["files"] if entry["path"].endswith(".html")):
+        console.print(f"page     {uri}/{page}", soft_wrap=True)
     console.print(f"MLflow   mlflow ui --backend-store-uri {tracking_uri()}", soft_wrap=True)
 
 
@@ -123,7 +173,7 @@ def sample(
     if classes is None:
         print(f"wrote {picture.write_out(recipe, npz, png, overrides, root):,} images")
     else:
-        print(f"wrote {picture.draw(recipe, picture.parse_classes(classes), seed, output, rows, overrides, root)}")
+        print(f"wrote {picture.draw(recipe, numbers('--classes', classes), seed, output, rows, overrides, root)}")
 
 
 @app.command()
@@ -133,6 +183,14 @@ def serve(
 ) -> None:
     """Start Prefect's server and worker and the MLflow UI, all on loopback, and register the deployments."""
     servers.serve(prefect_port, mlflow_port)
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """`207,360` → [207, 360]. Raises UserError on anything else."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: expected numbers between commas, for example 207,360") from None
 
 
 class _OneLine(logging.Filter):

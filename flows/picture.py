@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from configs import Recipe, UserError, load_recipe
-from flows.stages import STAGES
-from infra.artifacts import Artifact
-from infra.home import default_root
-from infra.storage import Storage
+from configs import load_recipe
+from flows.inputs import needs, sample_job
 from tasks import export, pictures
-from tasks.sample import Sampler
-from tasks.stage import Context, Job
+from tasks.sampler import Sampler
+from tasks.stage import Context
 
 
 def draw(
@@ -48,8 +44,8 @@ def draw(
         f"sample.batch={batch}",
         f"compute.actors.cpus_per_actor={os.cpu_count() or 1}",
     )
-    job = _sample_job(load_recipe(recipe, [*overrides, *ours]), recipe, root)
-    sampler = Sampler(asdict(job))
+    job = sample_job(load_recipe(recipe, [*overrides, *ours]), recipe, root)
+    sampler = Sampler.of(Context(job))
     made = [sampler.images(np.arange(start, start + batch))[1] for start in range(0, count, batch)]
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(pictures.png(pictures.grid(np.concatenate(made)[:count], columns=len(classes))))
@@ -65,44 +61,11 @@ def write_out(
         UserError: the stage is not complete.
     """
     loaded = load_recipe(recipe, overrides)
-    artifact = Context(_sample_job(loaded, recipe, root)).artifact
-    _needs(artifact, recipe)
+    artifact = Context(sample_job(loaded, recipe, root)).artifact
+    needs(artifact, recipe)
     count = 0
     if npz is not None:
         count = export.write_npz(artifact, npz, loaded.sample.seed)
     if png is not None:
         count = export.write_pngs(artifact, png)
     return count
-
-
-def parse_classes(text: str) -> list[int]:
-    """`207,360` → [207, 360]. Raises UserError on anything else."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--classes {text}: expected labels between commas, for example 207,360") from None
-
-
-def _sample_job(recipe: Recipe, name: str, root: str | None) -> Job:
-    """The job of the recipe's sample stage; its inputs are complete."""
-    place, jobs = Storage.at(root or default_root()).url, dict[str, Job]()
-    for stage in STAGES:
-        if not stage.present(recipe):
-            continue
-        prints = {needed: jobs[needed].fingerprint for needed in stage.inputs if needed in jobs}
-        found, sections = stage.fingerprint(recipe, prints)
-        jobs[stage.name] = Job(stage.name, found, place, recipe.model_dump(mode="json"), prints, sections)
-        if stage.name == "sample":
-            break
-    job = jobs["sample"]
-    for needed in job.inputs:
-        _needs(Context(job).input(needed), name)
-    return job
-
-
-def _needs(artifact: Artifact, recipe: str) -> None:
-    if not artifact.is_complete():
-        raise UserError(
-            f"{artifact.uri} is not complete, so there is nothing to sample from: run the recipe first, for example "
-            f"python -m flows run sfd-full --recipe {recipe}, with the same --set and --root"
-        )

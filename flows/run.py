@@ -56,7 +56,7 @@ class Run:
         if not stage.present(self.recipe):
             return None  # type: ignore[return-value]  # flows read as if every recipe had every stage
         given = [artifact for artifact in inputs if artifact is not None]
-        artifact, job = self._plan(stage, given)
+        artifact, job = self.plan(stage, given)
         if not self._selected(stage):
             return artifact
         for needed in given:
@@ -85,7 +85,7 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ parts
 
-    def _plan(self, stage: Stage, inputs: Sequence[Artifact]) -> tuple[Artifact, Job]:
+    def plan(self, stage: Stage, inputs: Sequence[Artifact]) -> tuple[Artifact, Job]:
         """The artifact a stage would make, and the job that makes it: a pure function of recipe and inputs."""
         prints = {artifact.stage: artifact.fingerprint for artifact in inputs}
         name, sections = stage.fingerprint(self.recipe, prints)
@@ -163,7 +163,13 @@ def open_run(
     parent = tracking.start_run(
         loaded.tracking.experiment,
         f"{flow} {loaded.name}",
-        {"flow": flow, "recipe": loaded.name, "overrides": " ".join(overrides), "prefect_flow_run": flow_run},
+        {
+            "flow": flow,
+            "recipe": loaded.name,
+            "root": storage.url,
+            "overrides": " ".join(overrides),
+            "prefect_flow_run": flow_run,
+        },
     )
     parent.params(loaded.model_dump(mode="json"))
     redone = set(force)
@@ -203,9 +209,15 @@ def preflight(
             raise UserError(f"{option} {chosen}: no such stage; there are {', '.join(names)}")
     if start is not None and only is not None:
         raise UserError("--from and --only exclude each other: choose one")
-    storage = Storage.at(root or default_root())
-    storage.check_writable()
+    storage = preflight_storage(root)
     for stage in stages:
         if stage.external is not None and stage.present(loaded):
             stage.external(loaded)
     return loaded, storage
+
+
+def preflight_storage(root: str | None) -> Storage:
+    """Where artifacts go. Raises UserError where nothing can be written."""
+    storage = Storage.at(root or default_root())
+    storage.check_writable()
+    return storage

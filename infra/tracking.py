@@ -81,6 +81,11 @@ class Tracker:
             parent = str(Path(name).parent)
             self._client.log_artifact(self.run, str(path), None if parent == "." else parent)
 
+    def table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
+        """Attach a table, which the MLflow UI shows and joins with those of other runs."""
+        if self.run:
+            self._client.log_table(self.run, dict(columns), name)
+
     def reopen(self) -> None:
         """Go on in a run that was interrupted."""
         if self.run:
@@ -108,6 +113,17 @@ def start_run(experiment: str, name: str, tags: Mapping[str, str], parent: Track
         all_tags["mlflow.parentRunId"] = parent.run
     run = client.create_run(experiment_id, run_name=name, tags=all_tags)
     return Tracker(uri, run.info.run_id)
+
+
+def run_tags(run: str) -> dict[str, str] | None:
+    """Tags of a run; None where there is no such run."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(MlflowClient(tracking_uri=tracking_uri()).get_run(run).data.tags)
+    except MlflowException:
+        return None
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:

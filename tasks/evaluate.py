@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from configs import UserError
+from configs.schema import Evaluate
 from infra.artifacts import Artifact, fingerprint
 from tasks import inception, references
 from tasks import judge as judges
@@ -41,10 +42,11 @@ def run(context: Context) -> Outcome:
     reference = references.resolve(context.recipe)
     judge = _judge(context)
     try:
-        sets = _examined(context, reference, judge)
-        made, real = sets["made"], _with_statistics(sets["reference"], reference)
+        sample = ImageSet(context.input("sample"), "part-", section.images)
+        sets = _examined(context, reference, judge, {"made": sample})[0]
+        made, real = sets["made"], with_statistics(sets["reference"], reference)
         floor = sets["floor"].first(min(made.images, sets["floor"].images))
-        names, classes = _named(context), context.recipe.data.classes
+        names, classes = score_names(section), context.recipe.data.classes
         scores = compare(real, made, section, names, classes)
         base = compare(real, floor, section, names, classes, intervals=False)
         values = {**scores.values, **{f"floor_{name}": value for name, value in base.values.items()}}
@@ -70,6 +72,33 @@ STAGE = Stage(
 # ------------------------------------------------------------------------------------------------ side artifacts
 
 
+@dataclass(frozen=True)
+class RealImages:
+    """What samples of one recipe are scored by, whichever model makes them."""
+
+    reference: Artifact
+    judge: Artifact | None
+    floor: dict[str, float]
+    """Scores of real images, as many as the recipe samples."""
+
+
+def real_images(context: Context) -> RealImages:
+    """What :func:`run` finds out about real images, on its own; it needs the input `shard` alone.
+
+    Raises as :func:`run` does.
+    """
+    section = context.recipe.evaluate
+    reference, judge = references.resolve(context.recipe), _judge(context)
+    sets, made = _examined(context, reference, judge, {})
+    floor = sets["floor"].first(min(context.recipe.sample.images, sets["floor"].images))
+    real, classes = with_statistics(sets["reference"], reference), context.recipe.data.classes
+    try:
+        base = compare(real, floor, section, score_names(section), classes, intervals=False)
+    except ValueError as error:
+        raise UserError(f"the sets cannot be scored: {error}; see sample.images and evaluate.images") from None
+    return RealImages(reference.artifact or made["reference"], judge, base.values)
+
+
 def _judge(context: Context) -> Artifact | None:
     """The judge, trained unless there is one; refused when it is worse than the recipe allows."""
     section = context.recipe.evaluate.classifier
@@ -91,15 +120,19 @@ def _judge(context: Context) -> Artifact | None:
     return artifact
 
 
-def _examined(context: Context, reference: Reference, judge: Artifact | None) -> dict[str, Examined]:
-    """The sets `made`, `reference`, `floor` and `again`; what is on record already is not looked at again."""
+def _examined(
+    context: Context, reference: Reference, judge: Artifact | None, wanted: dict[str, ImageSet]
+) -> tuple[dict[str, Examined], dict[str, Artifact]]:
+    """The sets `wanted`, `reference`, `floor` and `again`; what is on record already is not looked at again.
+
+    With them the artifacts of those that are on record now.
+    """
     section, shards = context.recipe.evaluate, context.input("shard")
     tokenizer = context.input("train_vavae") if "train_vavae" in context.job.inputs else None
     looked, limit = references.looked_at(context.recipe), section.images
-    wanted: dict[str, ImageSet] = {"made": ImageSet(context.input("sample"), "part-", limit)}
-    jobs: dict[str, Job] = {}
+    wanted, jobs = dict(wanted), dict[str, Job]()
 
-    def on_record(name: str, artifact: str, images: ImageSet, sections: dict[str, Any], **inputs: Artifact) -> None:
+    def look_at(name: str, artifact: str, images: ImageSet, sections: dict[str, Any], **inputs: Artifact) -> None:
         jobs[name] = _aside(context, artifact, 2, {**looked, **sections}, inputs)
         if not Context(jobs[name]).artifact.is_complete():
             wanted[name] = images
@@ -108,24 +141,26 @@ def _examined(context: Context, reference: Reference, judge: Artifact | None) ->
         source, prefix, most = _source(context, reference)
         counts = {"reference": reference.split or reference.identity, "images": limit, "statistics_images": most}
         inputs = {"shard": shards} if source is shards else {}
-        on_record("reference", "reference", ImageSet(source, prefix, most, keep=limit), counts, **inputs)
+        look_at("reference", "reference", ImageSet(source, prefix, most, keep=limit), counts, **inputs)
     split = reference.floor_split
     judged = {} if judge is None else {"judge": judge}
     floor = ImageSet(shards, f"{split}/", limit)
-    on_record("floor", "floor", floor, {"split": split, "images": limit}, shard=shards, **judged)
+    look_at("floor", "floor", floor, {"split": split, "images": limit}, shard=shards, **judged)
     if tokenizer is not None:
         again = ImageSet(shards, "test/", limit, reconstruct=True)
-        on_record("again", "reconstruction", again, {"images": limit}, shard=shards, train_vavae=tokenizer)
+        look_at("again", "reconstruction", again, {"images": limit}, shard=shards, train_vavae=tokenizer)
 
     published = None if section.inception is None else section.inception.weights
     networks = Networks(context.recipe.image.size, section.features, judge, tokenizer, published)
     found = examine("evaluate", wanted, networks, context.recipe.compute.actors)
+    kept: dict[str, Artifact] = {}
     for name, job in jobs.items():
         keep = partial(_kept, found.get(name), judged=name == "floor", network=looked["inception"])
-        found[name] = _read(perform(Stage(job.stage, 2, (), (), keep), job))
+        kept[name] = perform(Stage(job.stage, 2, (), (), keep), job)
+        found[name] = on_record(kept[name])
     if reference.artifact is not None:
-        found["reference"] = _read(reference.artifact)
-    return found
+        found["reference"] = on_record(reference.artifact)
+    return found, kept
 
 
 def _source(context: Context, reference: Reference) -> tuple[Artifact, str, int]:
@@ -161,7 +196,8 @@ def _kept(found: Examined | None, aside: Context, judged: bool, network: str | N
     return Outcome([aside.out.write_bytes(name, data) for name, data in files.items()], rows=found.images)
 
 
-def _read(artifact: Artifact) -> Examined:
+def on_record(artifact: Artifact) -> Examined:
+    """What a `reference`, `floor` or `reconstruction` artifact says of its images."""
     with np.load(io.BytesIO(artifact.read(_FOUND)), allow_pickle=False) as columns:
         findings = Findings(**{name: columns[name] for name in columns.files})
     with np.load(io.BytesIO(artifact.read(_GAUSSIANS)), allow_pickle=False) as found:
@@ -182,7 +218,7 @@ def _packed(arrays: dict[str, Any]) -> bytes:
 # -------------------------------------------------------------------------------------------------------- scores
 
 
-def _with_statistics(real: Examined, reference: Reference) -> Examined:
+def with_statistics(real: Examined, reference: Reference) -> Examined:
     """The reference with the means and covariances that its file brings, where it brings some."""
     if reference.statistics is None or "pool" not in real.gaussians:
         return real
@@ -191,9 +227,8 @@ def _with_statistics(real: Examined, reference: Reference) -> Examined:
     return replace(real, gaussians=own | brought) if brought else real
 
 
-def _named(context: Context) -> dict[str, Callable[[str], str]]:
+def score_names(section: Evaluate) -> dict[str, Callable[[str], str]]:
     """What scores on each network's vectors are called."""
-    section = context.recipe.evaluate
     names: dict[str, Callable[[str], str]] = {
         "features": lambda score: score_name(score, section.features.name),
     }
@@ -208,7 +243,7 @@ def _reconstruction(context: Context, sets: dict[str, Examined], reference: Refe
     test = sets["reference" if reference.split == "test" else "floor"].first(again.images)
     distances = {
         names("frechet"): FrechetFrom(test.gaussians[vectors]).of_rows(getattr(again.findings, vectors))
-        for vectors, names in _named(context).items()
+        for vectors, names in score_names(context.recipe.evaluate).items()
     }
     assert again.findings.psnr is not None, "reconstructions have a PSNR"
     return {

@@ -94,10 +94,13 @@ def trained_semantic_vae(artifact: Artifact) -> SemanticVAE:
     return _frozen(network, artifact, WEIGHTS)
 
 
-def trained_dit(artifact: Artifact, ema: bool, sigma_rel: float | None = None) -> LightningDiT:
+def trained_dit(
+    artifact: Artifact, ema: bool, sigma_rel: float | None = None, images_seen: int | None = None
+) -> LightningDiT:
     """The diffusion transformer of a `train_dit` artifact, frozen; averaged weights where `ema`.
 
-    sigma_rel: of the average at the end of training that is put together from the artifact's snapshots instead.
+    sigma_rel: of the average that is put together from the artifact's snapshots instead.
+    images_seen: where that average ends; None is the end of training.
 
     Raises:
         UserError: `sigma_rel` without snapshots.
@@ -106,7 +109,7 @@ def trained_dit(artifact: Artifact, ema: bool, sigma_rel: float | None = None) -
     has_ema = bool(artifact.files(EMA_WEIGHTS))
     network = _frozen(build_dit(recipe, recipe.train_dit.model), artifact, EMA_WEIGHTS if ema and has_ema else WEIGHTS)
     if sigma_rel is not None:
-        network.load_state_dict(snapshots.average(artifact, sigma_rel), strict=False)
+        network.load_state_dict(snapshots.average(artifact, sigma_rel, images_seen), strict=False)
     return network
 
 

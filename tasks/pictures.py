@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 from torch import Tensor
 
+from tasks import charts
+
 Pixels = NDArray[np.uint8]
 Curve = Sequence[Sequence[float]]
 """(images seen, value) points."""
 
 _READABLE = 64
 """Side in pixels that small images are enlarged to in a grid."""
-_INK = "#7c8594"
-"""A grey that reads on light and on dark paper: charts have no background of their own."""
-_COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6")
 
 
 def to_tensor(images_BHW3: Pixels) -> Tensor:
@@ -29,9 +28,14 @@ def to_tensor(images_BHW3: Pixels) -> Tensor:
 
 
 def to_pixels(images_B3HW: Tensor) -> Pixels:
+    """The levels of :func:`to_levels` on the host."""
+    return to_levels(images_B3HW).cpu().numpy()
+
+
+def to_levels(images_B3HW: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1] → uint8 (B, H, W, 3): 127.5 x + 128, clamped and truncated (papers.md 1.1)."""
     levels = (127.5 * images_B3HW.float() + 128.0).clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).cpu().numpy()
+    return levels.permute(0, 2, 3, 1).contiguous()
 
 
 def grid(images_BHW3: Pixels, columns: int, gap: int = 2) -> Pixels:
@@ -87,23 +91,8 @@ def _panel(axes: Any, title: str, curves: Mapping[str, Curve]) -> None:
         if not len(curve):
             continue
         images, losses = np.asarray(curve, dtype=np.float64).T
-        axes.plot(images, losses, label=name, color=_COLOURS[number % len(_COLOURS)], linewidth=1.6)
+        axes.plot(images, losses, label=name, color=charts.COLOURS[number % len(charts.COLOURS)], linewidth=1.6)
         values += [value for value in losses.tolist() if np.isfinite(value)]
     if values and min(values) > 0 and max(values) / min(values) > 10:
         axes.set_yscale("log")
-    axes.set_title(title, color=_INK, fontsize=11, loc="left", fontweight="bold")
-    axes.set_xlabel("images seen", color=_INK, fontsize=9)
-    axes.tick_params(colors=_INK, which="both", labelsize=8)
-    axes.xaxis.set_major_formatter(lambda value, _: _short_count(value))
-    axes.grid(alpha=0.25, color=_INK, linewidth=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_INK)
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
-
-
-def _short_count(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+    charts.dress(axes, title, "images seen")

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from configs import Recipe
@@ -19,13 +18,12 @@ from infra.progress import Bar
 from infra.storage import FileEntry
 from infra.weights import fetch
 from tasks import pictures
-from tasks.cascade import Integrator
-from tasks.labels import image_labels, image_noise, shown_per_class
+from tasks.labels import image_labels, shown_per_class
 from tasks.latents import Statistics, tensor_array, tensor_field
-from tasks.networks import default_device, trained_autoencoder, trained_dit
 from tasks.parts import Receipt, finished, write_receipt
 from tasks.pool import spread
 from tasks.readout import pick_images
+from tasks.sampler import Sampler
 from tasks.stage import Context, Job, Outcome, Stage
 
 GRID = "grid.png"
@@ -51,7 +49,7 @@ def run(context: Context) -> Outcome:
     sampled = sum(part["count"] for part in missing)
     with Bar("sample", recipe.sample.images) as bar:
         bar.advance(recipe.sample.images - sampled)
-        for receipt in spread(missing, Sampler, (asdict(context.job),), recipe.compute.actors):
+        for receipt in spread(missing, PartSampler, (asdict(context.job),), recipe.compute.actors):
             done[receipt.entry.path] = receipt
             bar.advance(receipt.entry.rows or 0)
     seconds = time.monotonic() - started
@@ -97,44 +95,23 @@ STAGE = Stage(
 )
 
 
-class Sampler:
+class PartSampler:
     """An actor with the networks of one recipe; makes and writes one part per call."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         context = Context(Job(**job))
-        self.recipe, self.out, self._made_from = context.recipe, context.out, context.job.fingerprint
-        self.device = default_device()
-        if self.device.type == "cpu":
-            torch.set_num_threads(self.recipe.compute.actors.cpus_per_actor)
-        self.tokenizer = trained_autoencoder(context.input("train_vavae")).to(self.device)
-        self.statistics = Statistics.from_facts(context.input("encode").manifest.facts)
-        model = trained_dit(context.input("train_dit"), ema=self.recipe.sample.ema).to(self.device)
-        self.integrator = Integrator(self.recipe, model)
+        self.sampler, self.out, self._made_from = Sampler.of(context), context.out, context.job.fingerprint
 
     def __call__(self, part: Mapping[str, Any]) -> Receipt:
-        batch = self.recipe.sample.batch
-        starts = range(part["start"], part["start"] + part["count"], batch)
-        made = [self.images(np.arange(start, start + batch)) for start in starts]
-        labels, images = (np.concatenate(column)[: part["count"]] for column in zip(*made, strict=True))
-        indices = np.arange(part["start"], part["start"] + part["count"])
+        batch, count = self.sampler.recipe.sample.batch, part["count"]
+        starts = range(part["start"], part["start"] + count, batch)
+        made = self.sampler.stream(np.arange(start, start + batch) for start in starts)  # the last one is cut below
+        indices, labels, images = (np.concatenate(column)[:count] for column in zip(*made, strict=True))
         table = image_table(indices, labels, images)
         entry = self.out.write_table(part["name"], table, rows_per_group=batch, compression="zstd")
-        receipt = Receipt(entry, self._made_from, {"evaluations": self.integrator.evaluations()})
+        receipt = Receipt(entry, self._made_from, {"evaluations": self.sampler.integrator.evaluations()})
         write_receipt(self.out, receipt)
         return receipt
-
-    @torch.inference_mode()
-    def images(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], pictures.Pixels]:
-        """Labels (B,) and pixels (B, H, W, 3) of these images; each depends on its index alone."""
-        recipe = self.recipe
-        labels = image_labels(recipe.sample.labels, indices, recipe.data.classes, recipe.sample.seed)
-
-        def noise(shape: tuple[int, ...], draw: int) -> torch.Tensor:
-            return torch.from_numpy(image_noise(indices, shape, recipe.sample.seed, draw)).to(self.device)
-
-        latents = self.integrator(torch.from_numpy(labels).to(self.device), noise)
-        texture = self.statistics.denormalise(latents[:, self.integrator.groups.slice_of("texture")], ["z"])
-        return labels, pictures.to_pixels(self.tokenizer.decode(texture))
 
 
 def _parts(recipe: Recipe) -> list[dict[str, Any]]:

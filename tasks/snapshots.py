@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from safetensors.torch import load as load_safetensors
@@ -19,6 +20,11 @@ def snapshot_file(images_seen: int, sigma_rel: float) -> str:
     return f"{FOLDER}/{images_seen:014d}-sigma-{sigma_rel:g}.safetensors"
 
 
+def moments(artifact: Artifact, sigma_rel: float) -> list[int]:
+    """Images seen at each stored snapshot of this width, ascending."""
+    return sorted(stored.images for stored in _stored(artifact) if math.isclose(stored.sigma_rel, sigma_rel))
+
+
 def average(artifact: Artifact, sigma_rel: float, images_seen: int | None = None) -> dict[str, Tensor]:
     """Averaged weights by name, float32, read one snapshot after the other.
 
@@ -30,10 +36,7 @@ def average(artifact: Artifact, sigma_rel: float, images_seen: int | None = None
     Raises:
         UserError: the artifact has no snapshots, or `sigma_rel` is not the width of a power profile.
     """
-    found: dict[Average, str] = {}
-    for entry in artifact.files(f"{FOLDER}/"):
-        if match := _NAME.fullmatch(entry.path):
-            found[Average(int(match["images"]), float(match["sigma"]))] = entry.path
+    found = _stored(artifact)
     if not found:
         raise UserError(
             f"{artifact.uri} has no snapshots to make an average of width {sigma_rel} from: train with ema_sigmas and "
@@ -49,3 +52,12 @@ def average(artifact: Artifact, sigma_rel: float, images_seen: int | None = None
         for name, tensor in load_safetensors(artifact.read(path)).items():
             total[name] = tensor * share if name not in total else total[name].add_(tensor, alpha=share)
     return total
+
+
+def _stored(artifact: Artifact) -> dict[Average, str]:
+    """The snapshots' files."""
+    found: dict[Average, str] = {}
+    for entry in artifact.files(f"{FOLDER}/"):
+        if match := _NAME.fullmatch(entry.path):
+            found[Average(int(match["images"]), float(match["sigma"]))] = entry.path
+    return found

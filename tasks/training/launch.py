@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
@@ -39,8 +40,11 @@ _BEST, _LAST = "best", "model"
 _RAY = "ray"
 
 
-def train(context: Context, section: Training) -> Outcome:
+def train(context: Context, section: Training, alone: bool = False) -> Outcome:
     """Train until the recipe's images are seen, surviving failures of workers; or take given weights as they are.
+
+    alone: in this process, as its only worker, instead of by Ray Train: for many small trainings, each an item of an
+        actor (`tasks/entrants.py`). The result is the same in every bit as with one worker of Ray Train's.
 
     Raises:
         UserError: a mistake that a worker found, more failures than `compute.train.max_failures`, or training left
@@ -49,6 +53,8 @@ def train(context: Context, section: Training) -> Outcome:
     if not context.out.exists(RESULT):  # else a run ended between its last file and its manifest
         if section.images == 0:
             export(context, None, None, {})
+        elif alone:
+            _fit_alone(context)
         else:
             _fit(context)
     result = json.loads(context.out.read_bytes(RESULT))
@@ -71,22 +77,37 @@ def work(config: dict[str, Any]) -> None:
     import ray.train
 
     context = Context(Job(**config["job"]))
+    setting = _setting(context, warned=lambda: ray.train.get_preemption_info() is not None)
+    with suppress(requests.Left):  # the driver sees that there is no result, and says so
+        fit(lambda: build(context), setting)
+
+
+def _fit_alone(context: Context) -> None:
+    if not dist.is_initialized():
+        backend = "nccl" if default_device().type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        fit(lambda: build(context), _setting(context))
+    except requests.Left as left:
+        raise UserError(f"{context.job.stage}: {left}") from None
+
+
+def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Setting:
+    """Where and how this process trains."""
     compute, device = context.recipe.compute.train, default_device()
     if device.type == "cpu":
         torch.set_num_threads(compute.cpus_per_worker)
     stage = import_module(f"tasks.{context.job.stage}")
     images, flops = stage.section(context.recipe).images, _flops_per_image(context)
-    setting = Setting(
+    return Setting(
         context.out,
         compute,
         device,
         Metrics(context.job.stage, images, compute.log_every, context.tracker, device, flops),
         partial(export, context),
-        warned=lambda: ray.train.get_preemption_info() is not None,
+        warned=warned,
         preview=getattr(stage, "preview", None) and partial(stage.preview, context),
     )
-    with suppress(requests.Left):  # the driver sees that there is no result, and says so
-        fit(lambda: build(context), setting)
 
 
 def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, curves: Curves) -> None:

@@ -15,6 +15,8 @@ from infra.tracking import Tracker
 Curves = dict[str, list[list[float]]]
 """(images seen, value) points by name."""
 
+SECONDS, PROCESSOR_SECONDS = "clock/seconds", "clock/processor_seconds"
+"""Curves of the time that training took so far, over all its starts: wall clock, and processor time of rank 0."""
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_REQUESTS = 10.0
 _CURVE_POINTS = 200
@@ -50,11 +52,13 @@ class Metrics:
         self._steps = self._images = 0
         self._waited = 0.0
         self._mark = self._said = self._sent = time.monotonic()
+        self._worked = time.process_time()
         self._queue: list[tuple[str, float, int]] = []
         self._due = every
 
     def resume(self, images_seen: int, curves: Curves) -> None:
         self.curves = curves
+        self._mark, self._worked = time.monotonic(), time.process_time()
         self._due = images_seen + self.every
 
     def step(
@@ -134,6 +138,11 @@ class Metrics:
         now = time.monotonic()
         seconds = max(now - self._mark, 1e-9)
         speed = self._images / seconds
+        worked = time.process_time()
+        for name, passed in ((SECONDS, seconds), (PROCESSOR_SECONDS, worked - self._worked)):
+            before = self.curves[name][-1][1] if name in self.curves else 0.0
+            self._curve(name, before + passed, images_seen)
+        self._worked = worked
         values = {
             "images_per_second": speed,
             "images_per_second_per_device": speed / dist.get_world_size(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from infra.artifacts import Artifact
 from tasks.cascade import Resolutions
 from tasks.latents import WRITE_OPTIONS, Statistics, Sums, latent_table, statistics_hash
 from tasks.networks import build_dit
-from tasks.sample import STAGE, Sampler
+from tasks.sample import STAGE
+from tasks.sampler import Sampler
 from tasks.train_dit import STAGE as TRAIN
 from tasks.train_dit import Diffusion
 from tests.tasks.builders import at, context, put, put_networks
@@ -171,7 +171,7 @@ def test_workers_share_the_resolution_and_the_stream_goes_on_after_a_restart(tmp
 def sampler(folder: Path, *overrides: str) -> Sampler:
     recipe = recipe_of(*overrides)
     put_networks(at(folder), recipe)
-    return Sampler(asdict(context(at(folder), recipe, STAGE, *INPUTS).job))
+    return Sampler.of(context(at(folder), recipe, STAGE, *INPUTS))
 
 
 GUIDED = "sample.guidance={method: classifier_free, scale: 2.0}"

@@ -10,7 +10,8 @@ import pytest
 
 from configs import Recipe, UserError
 from infra.artifacts import Artifact
-from tasks.evaluate import STAGE, _with_statistics
+from tasks import evaluate
+from tasks.evaluate import STAGE
 from tasks.examine import Examined, Findings
 from tasks.inception import Identity
 from tasks.moments import Gaussian
@@ -99,11 +100,11 @@ def test_statistics_of_a_file_go_before_those_of_the_images(tmp_path: Path, weig
     vectors = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
     columns = {"pool": np.resize(vectors, (5, 2048)), "spatial": np.resize(vectors, (5, 2023))}
     looked = Examined.of(Findings(np.zeros(5, np.int64), vectors, **columns))
-    found = _with_statistics(looked, resolve(recipe))
+    found = evaluate.with_statistics(looked, resolve(recipe))
     assert found.gaussians.keys() == {"features", "pool"}, "a file without spatial statistics gives no sFID"
     assert np.array_equal(found.gaussians["pool"].covariance, np.eye(2048))
     assert found.gaussians["features"] is looked.gaussians["features"]
-    assert _with_statistics(looked, resolve(small_recipe())) is looked
+    assert evaluate.with_statistics(looked, resolve(small_recipe())) is looked
 
 
 # -------------------------------------------------------------------------------------------------- evaluations

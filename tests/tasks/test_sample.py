@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ from infra.artifacts import Artifact
 from tasks import sample
 from tasks.labels import image_labels, image_noise, shown_per_class
 from tasks.networks import build_dit
-from tasks.sample import STAGE, Sampler
+from tasks.sample import STAGE
+from tasks.sampler import Sampler
 from tasks.stage import Context, perform
 from tests.tasks.builders import at, context, put, put_networks, small_recipe
 
@@ -35,7 +35,7 @@ def prepared(folder: Path, *overrides: str) -> tuple[Context, Recipe]:
 
 
 def sampler(folder: Path, *overrides: str) -> Sampler:
-    return Sampler(asdict(prepared(folder, *overrides)[0].job))
+    return Sampler.of(prepared(folder, *overrides)[0])
 
 
 # ----------------------------------------------------------------------------------- labels and random numbers

@@ -1,0 +1,106 @@
+"""A race: variants of one recipe that train on equal budgets and seeds, and are scored alike on the way."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from configs.errors import UserError
+from configs.load import explain, load_recipe, read_yaml
+from configs.recipe import Recipe
+from configs.schema import Positive, Section
+
+RACES = Path(__file__).parent / "races"
+_SECOND_WIDTH = 0.5
+"""Snapshots come in two widths; the narrower one is this share of the wider one."""
+
+
+class Sweep(Section):
+    """Variants that differ in one number, drawn once more over it."""
+
+    label: str
+    values: dict[str, float]
+    """By variant."""
+
+
+class Race(Section):
+    """Everything but the recipe's own fields is about the race; what variants share is made once."""
+
+    name: str
+    title: str = ""
+    recipe: str
+    """The recipe that all start from: a name, or a path to a YAML file."""
+    common: dict[str, Any] = Field(default_factory=dict)
+    """Laid upon it for all variants; `train_dit.images` is the budget, `sample` and `evaluate` say how it is scored."""
+    variants: dict[str, dict[str, Any]]
+    """What each one lays upon that, in the order of the table."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of `train_dit`; every variant trains once with each."""
+    points: Positive = 4
+    """Moments of the training, evenly apart, at which it is scored."""
+    average: Annotated[float, Field(gt=0.0, lt=0.288)] = 0.1
+    """Relative width of the power-profile average of weights that is scored (Karras et al. 2024)."""
+    clock: Literal["seconds", "processor_seconds"] = "seconds"
+    """Of the chart over time: wall clock, or processor time, which other work on the same machine disturbs less."""
+    sweep: Sweep | None = None
+
+    @model_validator(mode="after")
+    def _somebody_runs(self) -> Race:
+        if not self.variants or not self.seeds:
+            raise ValueError("a race needs at least one of variants and one of seeds")
+        strangers = [name for name in (self.sweep.values if self.sweep else {}) if name not in self.variants]
+        if strangers:
+            raise ValueError(f"sweep.values names {strangers[0]}; there are {', '.join(self.variants)}")
+        return self
+
+    def entry(self, variant: str, seed: int, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe of one variant with one seed; snapshots of its weights are stored at the race's points.
+
+        Raises UserError where it is impossible.
+        """
+        plain = load_recipe(self.recipe, overrides, [self.common, self.variants[variant]], self._origin(variant))
+        images, batch = plain.train_dit.images, plain.train_dit.batch
+        if images % (self.points * batch):
+            whole = self.points * batch
+            raise UserError(
+                f"{self._origin(variant)}: train_dit.images {images} is not a multiple of {whole}, points "
+                f"{self.points} × train_dit.batch {batch}: use {max(1, round(images / whole)) * whole}"
+            )
+        stored = {
+            "seed": seed,
+            "ema_sigmas": [self.average * _SECOND_WIDTH, self.average],
+            "snapshot_every": images // self.points,
+        }
+        layers = [self.common, self.variants[variant], {"name": f"{self.name} {variant}", "train_dit": stored}]
+        return load_recipe(self.recipe, overrides, layers, self._origin(variant))
+
+    def _origin(self, variant: str) -> str:
+        return f"race {self.name}, variant {variant}"
+
+
+def race_names() -> list[str]:
+    """Names of the races that come with the project."""
+    return sorted(path.stem for path in RACES.glob("*.yaml"))
+
+
+def load_race(name: str) -> Race:
+    """A race that comes with the project, or a path to a YAML file.
+
+    Raises:
+        UserError: no such race, or a field that is unknown, of a wrong type or impossible.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RACES / f"{name}.yaml"
+    if not path.is_file():
+        close = difflib.get_close_matches(name, race_names(), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"no race {name!r}{hint}: choose one of {', '.join(race_names())}, or give a .yaml file")
+    values = {"name": path.stem, **read_yaml(path)}
+    try:
+        return Race.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UserError(f"race {name}: {explain(error)}") from None

@@ -1,0 +1,135 @@
+"""A sweep: one trained model sampled under many settings and scored, as one job that loads every network once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+
+import yaml
+from prefect import flow
+from prefect.context import FlowRunContext
+
+from configs import Recipe, UserError, load_recipe
+from flows.inputs import sample_job
+from flows.racing import all_of, publish
+from flows.run import preflight_storage
+from infra import tracking
+from infra.artifacts import Artifact
+from infra.cluster import disconnect
+from tasks import standings
+from tasks.evaluate import RealImages, real_images
+from tasks.stage import Context, Job
+from tasks.standings import Axis, Standing
+from tasks.trial import SHEET, Trials, trial_job
+
+PAGE = "sweep.html"
+
+
+@flow(name="sweep", flow_run_name="{recipe}")
+def sweep(over: list[str], recipe: str = "demo", overrides: list[str] | None = None, root: str | None = None) -> str:
+    """Sample and score a trained recipe under every combination of settings. Returns the URI of the page's artifact.
+
+    Args:
+        over: `sample.field=value,value…` strings; with several fields, all combinations.
+        recipe: a recipe's name or a path to a YAML file, trained already.
+        overrides: `section.field=value` strings laid upon the recipe.
+        root: where artifacts live, a folder or a bucket URL; None is this machine's default.
+    """
+    settings, jobs = settings_of(recipe, over, overrides or [], root)
+    first, storage = next(iter(settings.values())), preflight_storage(root)
+    context = FlowRunContext.get()
+    flow_run = str(context.flow_run.id) if context and context.flow_run else ""
+    tags = {"flow": "sweep", "recipe": first.name, "root": storage.url, "prefect_flow_run": flow_run}
+    tracker = tracking.start_run(first.tracking.experiment, f"sweep {first.name}", tags)
+    tracker.params({"over": over, "overrides": " ".join(overrides or [])})
+    try:
+        artifact = _run(settings, jobs, over, tracker)
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    finally:
+        disconnect()
+    tracker.finish()
+    return artifact.uri
+
+
+def settings_of(
+    recipe: str, over: Sequence[str], overrides: Sequence[str], root: str | None
+) -> tuple[dict[str, Recipe], dict[str, Job]]:
+    """The recipes by the name of their setting, and the jobs that would sample them.
+
+    Raises:
+        UserError: a field that is not of `sample`, a setting that is impossible, or a recipe that is not trained here.
+    """
+    fields = [_values(text) for text in over]
+    if not fields:
+        raise UserError("nothing to sweep over: give --over sample.field=value,value, e.g. sample.guidance.scale=1.5,2")
+    settings: dict[str, Recipe] = {}
+    for values in product(*(values for _, values in fields)):
+        chosen = list(zip((field for field, _ in fields), values, strict=True))
+        name = ", ".join(f"{field.rsplit('.', 1)[-1]} {value}" for field, value in chosen)
+        settings[name] = load_recipe(recipe, [*overrides, *(f"{field}={value}" for field, value in chosen)])
+    return settings, {name: sample_job(each, recipe, root) for name, each in settings.items()}
+
+
+def _run(settings: dict[str, Recipe], jobs: dict[str, Job], over: Sequence[str], tracker: tracking.Tracker) -> Artifact:
+    first, job = next(iter(settings.values())), next(iter(jobs.values()))
+    real = real_images(Context(job))
+    trials = {name: _trial(settings[name], jobs[name], real) for name in settings}
+    missing = [each for each in trials.values() if not Context(each).artifact.is_complete()]
+    all_of("sweep", Trials, missing, first.compute.actors, len(missing) * first.sample.images)
+    made = {name: Context(each).artifact for name, each in trials.items()}
+    found = [_standing(name, artifact) for name, artifact in made.items()]
+    written = partial(
+        standings.write,
+        page_name=PAGE,
+        title=f"{first.name}: {' × '.join(text.partition('=')[0] for text in over)}",
+        lead=f"{len(found)} settings of one model, {first.sample.images:,} images each, of the same seeds.",
+        standings=found,
+        network=first.evaluate.features.name,
+        floor=real.floor,
+        details={"Sampling": first.section("sample")},
+        axis=_axis(over),
+    )
+    inputs = {name: artifact.fingerprint for name, artifact in made.items()}
+    return publish("sweep", written, job.root, first, {"over": list(over)}, inputs, tracker)
+
+
+def _trial(recipe: Recipe, job: Job, real: RealImages) -> Job:
+    inputs = {name: Context(job).input(name) for name in job.inputs}
+    return trial_job(recipe, job.root, inputs, real, None)
+
+
+def _standing(name: str, made: Artifact) -> Standing:
+    manifest = made.manifest
+    return Standing(
+        name,
+        manifest.scores,
+        figures={"effective_evaluations": manifest.facts["effective_evaluations"]},
+        intervals=manifest.facts["intervals"],
+        sheet=made.read(SHEET),
+        facts={"trial": made.uri},
+    )
+
+
+def _values(text: str) -> tuple[str, list[str]]:
+    """`sample.steps=10,20` → the field and its values."""
+    field, separator, values = text.partition("=")
+    found = [value.strip() for value in values.split(",") if value.strip()]
+    if not separator or not field.startswith("sample.") or not found:
+        raise UserError(f"--over {text}: expected sample.field=value,value, for example sample.guidance.scale=1.5,2,3")
+    return field, found
+
+
+def _axis(over: Sequence[str]) -> Axis | None:
+    """The first field along the axis, if it is a number; a line for each setting of the others."""
+    fields = [_values(text) for text in over]
+    places: dict[str, tuple[float, str]] = {}
+    for values in product(*(values for _, values in fields)):
+        parts = [f"{field.rsplit('.', 1)[-1]} {value}" for (field, _), value in zip(fields, values, strict=True)]
+        number = yaml.safe_load(values[0])
+        if not isinstance(number, (int, float)):
+            return None
+        places[", ".join(parts)] = (float(number), ", ".join(parts[1:]))
+    return Axis(fields[0][0], places)
