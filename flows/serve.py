@@ -23,6 +23,7 @@ _BIN = Path(sys.executable).parent
 
 def serve(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
     """Start everything, register the deployments of `prefect.yaml`, and wait for Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # else a service manager would leave the servers behind
     with running(prefect_port, mlflow_port) as environment:
         print(
             f"\nPrefect   http://127.0.0.1:{prefect_port}\nMLflow    http://127.0.0.1:{mlflow_port}\n\n"
@@ -46,6 +47,7 @@ def running(prefect_port: int, mlflow_port: int) -> Iterator[dict[str, str]]:
         "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{prefect_port}/api",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow_port}",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for features that nobody here calls
         "LATENTFORGE_HOME": str(folder),
         "PWD": str(_REPOSITORY),
         "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",

@@ -24,7 +24,7 @@ _READABLE = 64
 
 def to_tensor(images_BHW3: Pixels) -> Tensor:
     """uint8 (B, H, W, 3) → float32 (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images_BHW3)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.from_numpy(np.require(images_BHW3, requirements=["C", "W"])).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def to_pixels(images_B3HW: Tensor) -> Pixels:

@@ -51,7 +51,7 @@ def run(context: Context) -> Outcome:
     return Outcome(files=entries, rows=1)
 
 
-STAGE = Stage(name="report", version=1, sections=("report",), inputs=_STAGES, run=run)
+STAGE = Stage(name="report", version=2, sections=("report",), inputs=_STAGES, run=run)
 
 
 # ------------------------------------------------------------------------------------------------------ pictures
@@ -133,7 +133,7 @@ def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int
     return environment.get_template("report.html.jinja").render(
         title=recipe.report.title,
         recipe=recipe,
-        made=max(manifest.created for manifest in manifests.values()),
+        made=_moment(max(manifest.created for manifest in manifests.values())),
         columns=[_class_name(classes, label) for label in labels],
         pictures={name.removesuffix(".png"): _as_url(data) for name, data in files.items() if name.endswith(".png")},
         cards=_cards(made),
@@ -206,7 +206,7 @@ def _stage_row(name: str, manifest: Manifest, total: float) -> dict[str, Any]:
         ),
         "bytes": _size(manifest.size),
         "fingerprint": manifest.fingerprint,
-        "created": manifest.created,
+        "created": _moment(manifest.created),
     }
 
 
@@ -234,6 +234,11 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _moment(created: str) -> str:
+    """A manifest's timestamp (ISO, UTC) to the minute."""
+    return created[:16].replace("T", " ") + " UTC"
 
 
 def _size(count: float) -> str:
