@@ -13,6 +13,7 @@ INK = "#7c8594"
 """A grey that reads on light and on dark paper: charts have no background of their own."""
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6", "#ec4899", "#84cc16")
 _DOTS_PER_INCH = 144
+_COLUMNS = 2
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,19 @@ def spread_at(points: Sequence[tuple[float, float]]) -> Band:
 
 
 def lines(panels: Sequence[Panel], axis: str) -> bytes:
-    """One panel beside the other over the same axis."""
+    """Panels over the same axis, two in a row."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(panels), 3.6), dpi=_DOTS_PER_INCH, layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), dpi=_DOTS_PER_INCH, layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in places[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(places, panels, strict=False):
         for number, (name, found) in enumerate(panel.bands.items()):
             colour = COLOURS[number % len(COLOURS)]
             axes.plot(found.places, found.means, marker="o", markersize=3, color=colour, linewidth=1.6, label=name)

@@ -102,6 +102,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
     stream = trainee.loader.stream(images_seen, rank, world)
     since_looked = 0
     now = Moment(images_seen, images_seen, section.images)
+    metrics.begin()
     try:
         while not (now.last or now.stop or now.leave):
             asked = time.monotonic()

@@ -58,8 +58,11 @@ class Metrics:
 
     def resume(self, images_seen: int, curves: Curves) -> None:
         self.curves = curves
-        self._mark, self._worked = time.monotonic(), time.process_time()
         self._due = images_seen + self.every
+
+    def begin(self) -> None:
+        """The first step comes now: what was before is no time of training."""
+        self._mark, self._worked = time.monotonic(), time.process_time()
 
     def step(
         self,

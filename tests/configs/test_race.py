@@ -69,6 +69,17 @@ def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], message: st
         entries_of(written(tmp_path, change=change), [], None)
 
 
+def test_a_race_extends_another(tmp_path: Path) -> None:
+    base = written(tmp_path)
+    (tmp_path / "longer.yaml").write_text(f"extends: {base}\ncommon: {{train_dit: {{images: 640}}}}\nseeds: [1]\n")
+    race, entries = entries_of(str(tmp_path / "longer.yaml"), [], None)
+    assert race.name == "longer" and [(e.variant, e.seed) for e in entries] == [("first", 1), ("later", 1)]
+    assert {(e.recipe.train_dit.images, e.recipe.train_dit.batch) for e in entries} == {(640, 32)}
+    (tmp_path / "loop.yaml").write_text(f"extends: {tmp_path / 'loop.yaml'}\n")
+    with pytest.raises(UserError, match="extends itself"):
+        load_race(str(tmp_path / "loop.yaml"))
+
+
 def test_an_unknown_race_is_refused_with_what_there_is() -> None:
     with pytest.raises(UserError, match=r"did you mean fashion_mnist\?"):
         load_race("fashion_mnits")

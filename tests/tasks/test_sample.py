@@ -138,6 +138,15 @@ def test_another_weak_guide_is_another_sample(tmp_path: Path) -> None:
         STAGE.fingerprint(recipe, {})
 
 
+@pytest.mark.slow
+def test_compiled_networks_make_the_same_pictures(tmp_path: Path) -> None:
+    eager, compiled = (
+        sampler(tmp_path, f"compute.actors.compile={flag}").images(np.arange(20))[1].astype(int)
+        for flag in ("false", "true")
+    )
+    assert np.abs(eager - compiled).max() <= 2
+
+
 # --------------------------------------------------------------------------------------------------------- stage
 
 
@@ -163,6 +172,9 @@ def test_the_stage_resumes_and_equals_an_undisturbed_run(
     assert table["label"].to_pylist() == list(range(10))
     assert table.schema.field("image").metadata == {b"shape": b"[32, 32, 3]", b"dtype": b"uint8"}
     assert artifact.read("grid.png").startswith(b"\x89PNG")
+    by_itself = Sampler.of(job).images(np.arange(40, 60))[1][:10]  # here, while two actors made the parts
+    stored = np.frombuffer(b"".join(table["image"].to_pylist()), np.uint8).reshape(by_itself.shape)
+    assert np.array_equal(stored, by_itself)
 
     artifact.storage.delete("manifest.json")
     artifact.storage.delete(parts[1].path)
