@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.context import FlowRunContext
 
 from configs import Recipe, UserError
@@ -216,7 +216,6 @@ def publish(
 @task(name="race step", task_run_name="{what}")
 def all_of(what: str, worker: type, jobs: list[Job], actors: ActorCompute, images: int) -> None:
     """Every job by one pool of actors."""
-    get_run_logger().info("%s: %d to do", what, len(jobs))
     with Bar(what, images) as bar:
         for rows in spread([asdict(job) for job in jobs], worker, (), actors):
             bar.advance(rows)

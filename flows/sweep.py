@@ -75,7 +75,8 @@ def settings_of(
 
 def _run(settings: dict[str, Recipe], jobs: dict[str, Job], over: Sequence[str], tracker: tracking.Tracker) -> Artifact:
     first, job = next(iter(settings.values())), next(iter(jobs.values()))
-    real = real_images(Context(job))
+    shards = Context(job).input("encode").manifest.inputs["shard"]
+    real = real_images(Context(Job("sweep", "", job.root, job.recipe, {"shard": shards}, {})))
     trials = {name: _trial(settings[name], jobs[name], real) for name in settings}
     missing = [each for each in trials.values() if not Context(each).artifact.is_complete()]
     all_of("sweep", Trials, missing, first.compute.actors, len(missing) * first.sample.images)

@@ -1,4 +1,4 @@
-"""A race and a sweep from the command line: what is shared is made once; a second call makes nothing but the page."""
+"""A race from the command line: what is shared is made once; a second call makes nothing but the page."""
 
 from __future__ import annotations
 
@@ -60,18 +60,3 @@ def test_a_race_again_trains_and_samples_nothing(raced: tuple[Workplace, str, st
     before = workplace.manifests()
     workplace.flows("race", file, "--root", workplace.root, "--seeds", "0")
     assert workplace.rebuilt_since(before) == {"race"}, "fewer seeds are another page of the same trials"
-
-
-def test_a_sweep_samples_one_model_under_all_settings(raced: tuple[Workplace, str, str]) -> None:
-    workplace, _, _ = raced
-    before = workplace.manifests()
-    over = ("--over", "sample.guidance.scale=1.5,3", "--over", "sample.steps=2,4")
-    workplace.flows("sweep", "--recipe", "demo_tiny", "--root", workplace.root, *over)
-    assert workplace.rebuilt_since(before) == {"trial", "sweep"}
-    assert len(workplace.manifests()["trial"]) - len(before["trial"]) == 4
-    assert "scale 1.5, steps 2" in next(Path(workplace.root).glob("sweep/*/sweep.html")).read_text()
-
-
-def test_a_sweep_over_what_is_not_sampling_is_refused(finished: Workplace) -> None:
-    done = finished.flows("sweep", "--recipe", "demo_tiny", "--over", "train_dit.images=1,2", check=False)
-    assert done.returncode == 1 and "expected sample.field=value,value" in done.stderr
