@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
+BENCHMARKS := $(filter-out s3_server,$(notdir $(basename $(wildcard benchmarks/*.py))))
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check serve bench clean
 
@@ -35,7 +37,7 @@ serve: $(VENV)/.ready
 	$(BIN)/python -m flows serve $(ARGS)
 
 bench: $(VENV)/.ready
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf .latentforge

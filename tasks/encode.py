@@ -73,7 +73,12 @@ def _encoded(context: Context, shards: Artifact, parts: list[FileEntry]) -> Iter
     stream = stream.map_batches(
         Encoder,
         fn_constructor_args=(context.job,),
-        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),  # one waits
+        compute=ray.data.ActorPoolStrategy(
+            size=actors,
+            max_tasks_in_flight_per_actor=3,  # one is encoded, one written, one waits
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        ),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=actor_cpus,

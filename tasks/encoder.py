@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,10 @@ COLUMNS = tuple(name + suffix for name in ("z", "z" + DEVIATION, "s", "s" + DEVI
 
 
 class Encoder:
-    """An actor of the stage. Loads its networks once; every call encodes one decoded shard."""
+    """An actor of the stage. Loads its networks once; every call encodes one decoded shard.
+
+    Calls may come from several threads: one part at a time is on the device, while another is written to storage.
+    """
 
     def __init__(self, job: Job) -> None:
         self.context = Context(job)
@@ -37,6 +41,7 @@ class Encoder:
         torch.set_num_threads(compute.cpus_per_actor)
         self.batch = compute.batch
         self.device = default_device() if compute.gpus_per_actor else torch.device("cpu")
+        self._turn = Lock()
         self.uploads: Any = None
         if self.device.type == "cuda":
             self.uploads = torch.cuda.Stream(self.device)
@@ -65,11 +70,12 @@ class Encoder:
         """
         if row["error"].as_py():
             raise UserError(row["error"].as_py())
-        started = time.perf_counter()
         keys, labels = row["keys"].as_py(), row["labels"].values.to_numpy()
         size = self.recipe.image.size
         pixels = np.frombuffer(row["pixels"].as_buffer(), np.uint8).reshape(len(keys), size, size, 3)
-        tensors = self.encode(keys, pixels)
+        with self._turn:
+            started = time.perf_counter()
+            tensors = self.encode(keys, pixels)
         out, part = self.context.out, row["part"].as_py()
         entry = out.write_table(
             part, latent_table(keys, labels, tensors), self.recipe.encode.rows_per_group, **WRITE_OPTIONS

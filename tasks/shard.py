@@ -213,12 +213,15 @@ def _images(source: Reader, rows: pa.Table, section: ShardSection) -> Iterator[t
 
 
 def _read(source: Reader, key: str, file: str, start: int, length: int, max_pixels: int) -> bytes | Refusal:
-    if length > _BYTES_PER_PIXEL * max_pixels:
-        return Refusal(key, "file too large", f"{length} bytes for at most {max_pixels} pixels")
+    limit = _BYTES_PER_PIXEL * max_pixels
+    too_large = Refusal(key, "file too large", f"more than {limit} bytes for at most {max_pixels} pixels")
+    if length > limit:
+        return too_large
     try:
-        return source.read(file, start, length)
+        data = source.read(file, start, length or limit + 1)  # of unknown length: it may have no end
     except (OSError, UserError) as error:
         return Refusal(key, "unreadable", " ".join(str(error).split())[:200])
+    return too_large if len(data) > limit else data
 
 
 def _checked(

@@ -25,7 +25,8 @@ LISTING_SCHEMA = pa.schema(
     ]
 )
 """One row per image. `split` is train, test, or null where the source has no split of its own; `file`, `start`
-and `length` mean what the source's `read` wants them to mean (a byte range wherever the kind allows)."""
+and `length` mean what the source's `read` wants them to mean (a byte range wherever the kind allows; length 0 where it
+is not known)."""
 
 
 @dataclass(frozen=True, order=True)
@@ -56,7 +57,10 @@ class Reader(Protocol):
     """Hands out encoded images; called from several threads."""
 
     def read(self, file: str, start: int, length: int) -> bytes:
-        """The encoded image of one row of the listing. Raises OSError or UserError when it cannot be read."""
+        """The encoded image of one row of the listing, at most `length` bytes of it.
+
+        Raises OSError or UserError when it cannot be read.
+        """
         ...
 
 

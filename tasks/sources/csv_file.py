@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from configs.errors import UserError
 from infra.storage import Storage
 from tasks.sources.base import Listing, Refusal, identity_of, listing_table
-from tasks.sources.files import _at
+from tasks.sources.files import read_range
 
 UNKNOWN_LENGTH = 0
 
@@ -56,8 +56,7 @@ class CsvSource:
         if not file.startswith("/") and "://" not in file:
             folder, _, _ = self.path.rpartition("/")
             file = f"{folder}/{file}" if folder else file
-        storage, name = _at(file)
-        return storage.read_bytes(name)
+        return read_range(file, 0, length)
 
     def _content(self) -> bytes:
         folder, _, name = self.path.rpartition("/")

@@ -63,7 +63,7 @@ class FolderSource:
     def read(self, file: str, start: int, length: int) -> bytes:
         tree, _, name = file.partition("/")
         _, root = self._trees()[int(tree)]
-        return Storage.at(root).read_bytes(name)
+        return Storage.at(root).read_range(name, 0, length)
 
     def _trees(self) -> list[tuple[str, str]]:
         if self.test_path is None:

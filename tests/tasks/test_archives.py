@@ -187,7 +187,7 @@ def test_csv(tmp_path: Path) -> None:
         "split": ["train", "test", "train"],
     }
     row = listing.images.to_pylist()[1]
-    assert source.read(row["file"], row["start"], row["length"]) == _images(range(1, 2))[0]
+    assert source.read(row["file"], row["start"], row["length"] or 1 << 20) == _images(range(1, 2))[0]
     csv.write_text("path,label\na.jpg,3\nb.jpg,\n")
     listing = CsvSource(str(csv)).listing()
     assert listing.classes == ("0", "1", "2", "3") and [r.reason for r in listing.refused] == ["no label"]

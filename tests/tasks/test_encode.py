@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +15,7 @@ import torch
 from configs import Recipe, UserError
 from infra.artifacts import MANIFEST, Artifact
 from infra.cluster import require_gpus
-from infra.storage import Storage
+from infra.storage import FileEntry, Storage
 from tasks import encode
 from tasks.decode import load
 from tasks.encode import share_cpus
@@ -171,6 +174,42 @@ def test_moments_are_stored_and_their_statistics_are_those_of_samples(
         np.testing.assert_allclose(found["std"], samples, rtol=0.03)
         drawn = np.concatenate([_tensors(encoded, "train")[name][: len(mean)]]).astype(np.float64)
         assert abs(((drawn - mean) / std).std() - 1) < 0.1  # what `sample` stores is drawn from these
+
+
+def test_a_part_is_written_while_the_next_is_encoded(
+    root: str, recipe: Recipe, encoded: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = recipe.model_dump(mode="json")
+    encoder = Encoder(Job("encode", "overlapping", root, values, encoded.manifest.inputs, {}))
+    shards = Artifact(root, "shard", encoded.manifest.inputs["shard"])
+    rows = []
+    for part in shards.files("train/")[:2]:
+        row = encode.decode_part(pa.table({"part": [part.path], "made_from": [part.sha256]}), shards, 32)
+        rows.append({name: row[name][0] for name in row.column_names})
+    second, busy = threading.Event(), threading.Lock()
+    networks, write = Encoder.encode, Storage.write_table
+    begun: list[int] = []
+
+    def counted(self: Encoder, keys: list[str], pixels: np.ndarray) -> dict[str, np.ndarray]:
+        assert busy.acquire(blocking=False), "two parts at once on the device"
+        begun.append(len(keys))
+        if len(begun) == 2:
+            second.set()
+        try:
+            return networks(self, keys, pixels)
+        finally:
+            busy.release()
+
+    def waiting(self: Storage, *given: Any, **options: Any) -> FileEntry:
+        assert second.wait(60), "the next part is not encoded before this one is written"
+        return write(self, *given, **options)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
+    monkeypatch.setattr(Storage, "write_table", waiting)
+    with ThreadPoolExecutor(2) as threads:
+        receipts = list(threads.map(encoder.write_part, rows))
+    made = {entry.path: entry for entry in encoded.manifest.files}
+    assert [receipt.entry for receipt in receipts] == [made[receipt.entry.path] for receipt in receipts]
 
 
 def test_noise_belongs_to_the_image() -> None:

@@ -16,6 +16,7 @@ from infra.storage import FileEntry, Storage
 from tasks import shard
 from tasks.shard import STAGE, plan
 from tasks.sources import Listing, listing_table, open_source
+from tasks.sources.csv_file import UNKNOWN_LENGTH, CsvSource
 from tests.tasks.piles import encoded, folder_of_classes, folder_recipe, picture, read_rows, run_stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -191,6 +192,14 @@ def test_a_file_too_large_to_be_an_image_is_never_read(tmp_path: Path) -> None:
             raise AssertionError("read")
 
     refusal = shard._read(Forbidden(), "k", "f", 0, 10**9, max_pixels=1_000_000)  # type: ignore[arg-type]
+    assert isinstance(refusal, shard.Refusal) and refusal.reason == "file too large"
+
+
+def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
+    """A CSV names files without their size; this one grows for as long as somebody reads."""
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    source = CsvSource(str(tmp_path / "list.csv"))
+    refusal = shard._read(source, "k", "endless.png", 0, UNKNOWN_LENGTH, max_pixels=100_000)
     assert isinstance(refusal, shard.Refusal) and refusal.reason == "file too large"
 
 
