@@ -24,9 +24,8 @@ from configs.schema import (
     Shard,
     Tracking,
     TrainDit,
-    TrainSemvae,
-    TrainVavae,
 )
+from configs.tokenizers import TrainSemvae, TrainVavae
 
 
 class Recipe(Section):
@@ -187,7 +186,7 @@ def _semantics(recipe: Recipe) -> None:
 
 def _alignment(recipe: Recipe) -> None:
     aligned = {
-        "train_vavae.objective.align_weight": recipe.train_vavae.objective.align_weight,
+        "train_vavae.objective.align_weight": max(each.align_weight for _, each in recipe.train_vavae.objectives),
         "train_dit.objective.align_weight": recipe.train_dit.objective.align_weight,
     }
     for field, weight in aligned.items():

@@ -148,6 +148,10 @@ class Foundation(Section):
     layer: int | None = None
     """Index of the feature level for convolutional networks; None takes the last patch tokens."""
     imagenet_norm: bool = True
+    interpolation: Literal["bicubic", "bilinear"] = Field(
+        default="bicubic", exclude_if=lambda value: value == "bicubic"
+    )
+    """Of the resize; the published VA-VAE's is bilinear."""
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -216,88 +220,6 @@ class Training(Section):
                 "[0.05, 0.1]"
             )
         return self
-
-
-class AutoencoderModel(Section):
-    """Convolutional KL autoencoder (papers.md 1.1); the defaults are the published f16d32."""
-
-    base_channels: Positive = 128
-    channel_multipliers: tuple[Positive, ...] = (1, 1, 2, 2, 4)
-    blocks_per_level: Positive = 2
-    z_channels: Positive = 32
-    attention_levels: tuple[int, ...] = (4,)
-    decoder_attention: bool = True
-    norm_groups: Positive = 32
-
-    @property
-    def downscale(self) -> int:
-        """Pixels per latent cell along a side."""
-        return 2 ** (len(self.channel_multipliers) - 1)
-
-    @model_validator(mode="after")
-    def _widths_fit(self) -> AutoencoderModel:
-        for multiplier in self.channel_multipliers:
-            width = self.base_channels * multiplier
-            if width % self.norm_groups:
-                raise ValueError(
-                    f"norm_groups {self.norm_groups} does not divide a level's width {width} "
-                    f"(base_channels {self.base_channels} × {multiplier}): choose a divisor"
-                )
-        levels = len(self.channel_multipliers)
-        for level in self.attention_levels:
-            if not 0 <= level < levels:
-                raise ValueError(f"attention_levels names level {level}; there are levels 0 to {levels - 1}")
-        return self
-
-
-class VavaeObjective(Section):
-    """Terms of the tokenizer's loss and their weights (papers.md 1.2); 0 switches a term off."""
-
-    reconstruction: Literal["l1", "l2"] = "l1"
-    perceptual_weight: Weight = 0.0
-    kl_weight: Weight = 1e-6
-    gan_weight: Weight = 0.0
-    align_weight: Weight = 0.0
-    cos_margin: Weight = 0.5
-    distance_margin: Weight = 0.25
-    adaptive: bool = True
-    """Scale the alignment by the ratio of gradient norms at the encoder's last layer (papers.md 1.2)."""
-
-
-class TrainVavae(Training):
-    betas: tuple[float, float] = (0.5, 0.9)
-    model: AutoencoderModel = AutoencoderModel()
-    objective: VavaeObjective = VavaeObjective()
-
-
-class SemvaeModel(Section):
-    """Semantic VAE (papers.md 2.2); the defaults are the published width."""
-
-    width: Positive = 768
-    depth: Positive = 4
-    heads: Positive = 6
-    channels: Positive = 16
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> SemvaeModel:
-        if self.width % self.heads:
-            raise ValueError(f"heads {self.heads} does not divide width {self.width}: choose a divisor")
-        return self
-
-
-class SemvaeObjective(Section):
-    mse_weight: Weight = 1.0
-    cosine_weight: Weight = 1.0
-    cosine_axis: Literal["feature", "token"] = "feature"
-    """`feature` is the paper's, `token` what the released code does (papers.md 2.2)."""
-    kl_weight: Weight = 1e-7
-
-
-class TrainSemvae(Training):
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: Weight = 0.01
-    model: SemvaeModel = SemvaeModel()
-    objective: SemvaeObjective = SemvaeObjective()
 
 
 class Encode(Section):

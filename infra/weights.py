@@ -93,11 +93,19 @@ def foundation_weights(name: str, weights: str) -> dict[str, Tensor] | None:
             return load_efficientnet_lite0()
         except (ImportError, ValueError) as error:
             raise UserError(str(error)) from None
-    path = fetch(weights)
+    return load_tensors(weights, name)
+
+
+def load_tensors(location: str, whose: str) -> dict[str, Tensor]:
+    """Tensors by name from a location, whatever they are of; `whose` names that in errors.
+
+    Raises:
+        UserError: it cannot be had, or holds something else.
+    """
     try:
-        return _flat_tensors(path)
+        return _flat_tensors(fetch(location))
     except ValueError as error:
-        raise UserError(f"weights of {name} at {weights}: {error}") from None
+        raise UserError(f"weights of {whose} at {location}: {error}") from None
 
 
 def _flat_tensors(path: Path) -> dict[str, Tensor]:

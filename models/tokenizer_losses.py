@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -65,7 +66,7 @@ class _Known(torch.autograd.Function):
 
 def hinge_generator(logits_fake: Tensor) -> Tensor:
     """-mean D(reconstruction), a scalar."""
-    return -logits_fake.mean()
+    return -logits_fake.float().mean()
 
 
 def hinge_discriminator(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
@@ -73,14 +74,29 @@ def hinge_discriminator(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
 
 
+@dataclass(frozen=True)
+class TokenizerWeights:
+    """Weights and margins of the VA-VAE objective's terms; a weight of 0 leaves a term out (papers.md 1.2)."""
+
+    perceptual: float = 1.0
+    kl: float = 1e-6
+    adversarial: float = 0.5
+    """Of the adaptive weight, or by itself where the module is not adaptive."""
+    align: float = 0.1
+    """The published w_hyper; as above."""
+    cosine_margin: float = 0.5
+    distance_margin: float = 0.25
+    """m1 and m2."""
+
+
 class TrainableTokenizer(nn.Module):
     """An autoencoder with the generator side of the VA-VAE objective as one module for a training engine.
     `.model` is the autoencoder; `linear_proj` (published name) projects latents up to the feature width.
 
     feature_dim: width of the foundation features; None leaves alignment out.
-    align_weight: the published w_hyper, multiplied by the adaptive weight unless `adaptive` is False.
-    cosine_margin, distance_margin: m1 and m2.
+    adaptive: multiply the adversarial and alignment weights by ratios of gradient norms.
     perceptual: (x, recon) -> (B,) or broadcastable; it counts once per pixel and channel, as published.
+    weights: of all terms, where a call does not give others.
     average: mean of a tensor over all workers, so that the adaptive weights are those of the whole batch.
     one_decoder_backward: take the decoder's gradients once, for the adaptive weight and for training, instead of
         twice. The same gradients; needs whole (unsharded) parameters while the loss is computed.
@@ -92,14 +108,9 @@ class TrainableTokenizer(nn.Module):
         *,
         feature_dim: int | None = None,
         reconstruction: Literal["l1", "l2"] = "l1",
-        kl_weight: float = 1e-6,
-        align_weight: float = 0.1,
-        cosine_margin: float = 0.5,
-        distance_margin: float = 0.25,
         adaptive: bool = True,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
-        perceptual_weight: float = 1.0,
-        adversarial_weight: float = 0.5,
+        weights: TokenizerWeights | None = None,
         average: Callable[[Tensor], Tensor] | None = None,
         one_decoder_backward: bool = True,
     ) -> None:
@@ -108,10 +119,8 @@ class TrainableTokenizer(nn.Module):
         self.average, self.one_decoder_backward = average, one_decoder_backward
         self.linear_proj = nn.Conv2d(model.embed_dim, feature_dim, 1, bias=False) if feature_dim else None
         self.reconstruction: Literal["l1", "l2"] = reconstruction
-        self.kl_weight, self.align_weight, self.adaptive = kl_weight, align_weight, adaptive
-        self.cosine_margin, self.distance_margin = cosine_margin, distance_margin
-        self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
-        self.adversarial_weight = adversarial_weight
+        self.adaptive, self.perceptual = adaptive, perceptual
+        self.weights = weights or TokenizerWeights()
 
     def forward(
         self,
@@ -119,50 +128,54 @@ class TrainableTokenizer(nn.Module):
         noise_BCHW: Tensor,
         features_BDhw: Tensor | None = None,
         discriminator: Callable[[Tensor], Tensor] | None = None,
+        weights: TokenizerWeights | None = None,
     ) -> dict[str, Tensor]:
-        """{"total", "reconstruction", "kl", and where asked "perceptual", "cosine", "distance",
-        "align_scale", "adversarial", "adversarial_scale"} for images in [-1, 1]; also "image" and "latent"
-        (detached), for metrics. `discriminator` maps images to logits once adversarial training has begun.
+        """{"total", "reconstruction", "kl", "latent_mean", "latent_std", and where asked "perceptual", "cosine",
+        "distance", "align_scale", "adversarial", "adversarial_scale"} for images in [-1, 1]; also "image" and
+        "latent" (detached), for metrics and the discriminator's own step.
+
+        discriminator: images to logits, with gradients to the images; given once adversarial training has begun.
+        weights: those of this step, in place of the module's own.
         Raises ValueError when features are needed and missing.
         """
+        w = weights or self.weights
         posterior = self.model.encode(images_B3HW)
         z = posterior.sample(noise_BCHW)
+        aligned, adversarial = self.linear_proj is not None and w.align > 0, w.adversarial > 0
         balanced = self.adaptive and self.training and torch.is_grad_enabled()
         # With a discriminator the decoder has two gradients, of which only one balances the alignment.
-        once = balanced and self.one_decoder_backward and self.linear_proj is not None and discriminator is None
+        once = balanced and self.one_decoder_backward and aligned and discriminator is None
         latent = z.detach().requires_grad_() if once else z
         recon = self.model.decode(latent)
         terms = {"reconstruction": reconstruction_error(images_B3HW, recon, self.reconstruction).mean()}
-        weights = {"reconstruction": 1.0}
-        if self.perceptual is not None:
+        weighted = {"reconstruction": 1.0}
+        if self.perceptual is not None and w.perceptual > 0:
             terms["perceptual"] = self.perceptual(images_B3HW, recon).mean() * images_B3HW[0].numel()
-            weights["perceptual"] = self.perceptual_weight
-        fidelity, at_z = LossTerms(dict(terms), dict(weights)).total, None
+            weighted["perceptual"] = w.perceptual
+        fidelity, at_z = LossTerms(dict(terms), dict(weighted)).total, None
         if once:
             fidelity, at_z = self._settled(fidelity, z, latent)
-        terms["kl"], weights["kl"] = posterior.kl().mean(), self.kl_weight
-        total = fidelity + self.kl_weight * terms["kl"]
-        scales: dict[str, Tensor] = {}
-        if self.linear_proj is not None:
+        terms["kl"], weighted["kl"] = posterior.kl().mean(), w.kl
+        total = fidelity + w.kl * terms["kl"]
+        others: dict[str, Tensor] = {"latent_mean": z.float().mean(), "latent_std": z.float().std()}
+        if aligned:
             if features_BDhw is None:
                 raise ValueError("this tokenizer is trained with alignment: give features_BDhw")
-            projected = self.linear_proj(z)
-            cosine = marginal_cosine(projected, features_BDhw, self.cosine_margin)
-            distance = marginal_distance_matrix(projected, features_BDhw, self.distance_margin)
-            weight = self.model.last_encoder_weight
+            projected = self.linear_proj(z)  # type: ignore[misc]
+            cosine = marginal_cosine(projected, features_BDhw, w.cosine_margin)
+            distance = marginal_distance_matrix(projected, features_BDhw, w.distance_margin)
             main = (z, at_z) if once else (fidelity, None)
-            scale = self._scale(main, cosine + distance, weight, 1e8) if balanced else fidelity.new_tensor(1.0)
-            scales["align_scale"] = self.align_weight * scale
-            scales["cosine"], scales["distance"] = cosine, distance
-            total = total + scales["align_scale"] * (cosine + distance)
-        if discriminator is not None:
-            adversarial = hinge_generator(discriminator(recon))
-            weight = self.model.last_decoder_weight
-            scale = self._scale((fidelity, None), adversarial, weight, 1e4) if balanced else fidelity.new_tensor(1.0)
-            scales["adversarial_scale"] = self.adversarial_weight * scale
-            scales["adversarial"] = adversarial
-            total = total + scales["adversarial_scale"] * adversarial
-        named = LossTerms(terms, weights, scales).as_dict()
+            encoder = self.model.last_encoder_weight
+            scale = self._scale(main, cosine + distance, encoder, 1e8) if balanced else fidelity.new_tensor(1.0)
+            others |= {"align_scale": w.align * scale, "cosine": cosine, "distance": distance}
+            total = total + others["align_scale"] * (cosine + distance)
+        if discriminator is not None and adversarial:
+            fooled = hinge_generator(discriminator(recon))
+            decoder = self.model.last_decoder_weight
+            scale = self._scale((fidelity, None), fooled, decoder, 1e4) if balanced else fidelity.new_tensor(1.0)
+            others |= {"adversarial_scale": w.adversarial * scale, "adversarial": fooled}
+            total = total + others["adversarial_scale"] * fooled
+        named = LossTerms(terms, weighted, others).as_dict()
         return named | {"total": total, "image": recon.detach(), "latent": z.detach()}
 
     def _settled(self, fidelity: Tensor, z: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,9 +237,10 @@ class TrainableSemanticVAE(nn.Module):
         self.cosine_axis: Literal["feature", "token"] = cosine_axis
 
     def forward(self, features_BDhw: Tensor, noise_BChw: Tensor) -> dict[str, Tensor]:
-        """{"total", "mse", "cosine", "kl"}; all but the total detached."""
-        recon, posterior, _ = self.model(features_BDhw, noise_BChw)
-        return semantic_terms(
+        """{"total", "mse", "cosine", "kl", "latent_mean", "latent_std"}; all but the total detached."""
+        recon, posterior, s_BChw = self.model(features_BDhw, noise_BChw)
+        latent = s_BChw.detach().float()
+        terms = semantic_terms(
             features_BDhw,
             recon,
             posterior.kl(),
@@ -234,7 +248,8 @@ class TrainableSemanticVAE(nn.Module):
             cosine_weight=self.cosine_weight,
             kl_weight=self.kl_weight,
             cosine_axis=self.cosine_axis,
-        ).as_dict()
+        )
+        return terms.as_dict() | {"latent_mean": latent.mean(), "latent_std": latent.std()}
 
 
 def _same_grid(z_BDhw: Tensor, f_BDhw: Tensor) -> None:

@@ -11,7 +11,8 @@ from torch import nn
 from configs.errors import UserError
 from configs.load import validate
 from configs.recipe import Recipe
-from configs.schema import AutoencoderModel, DitModel, Foundation, SemanticFirstClock, SemvaeModel
+from configs.schema import DitModel, Foundation, SemanticFirstClock
+from configs.tokenizers import AutoencoderModel, SemvaeModel
 from infra.artifacts import Artifact
 from models.autoencoder import AutoencoderKL
 from models.cascade_dit import CascadeDiT
@@ -128,6 +129,7 @@ def load_foundation(section: Foundation) -> FoundationModel:
         input_size=section.input_size,
         layer=section.layer,
         imagenet_norm=section.imagenet_norm,
+        interpolation=section.interpolation,
     )
     if model.feature_dim != section.feature_dim:
         raise UserError(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs import Recipe
-from configs.schema import TrainSemvae
+from configs.tokenizers import TrainSemvae
 from infra.weights import load_pretrained
 from models.tokenizer_losses import TrainableSemanticVAE
 from tasks.loader import IMAGE, Batch, Loader

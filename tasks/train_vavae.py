@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,17 +10,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs import Recipe, UserError
-from configs.schema import TrainVavae
-from infra.weights import load_pretrained
-from models.tokenizer_losses import TrainableTokenizer
+from configs.tokenizers import Discriminator, TrainVavae, VavaeObjective
+from infra.weights import load_pretrained, load_tensors
+from models.discriminator import PatchDiscriminator, TrainableDiscriminator
+from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
 from tasks.loader import IMAGE, Batch, Loader
 from tasks.networks import build_autoencoder, load_foundation
+from tasks.perceptual import Lpips
 from tasks.readout import images
 from tasks.stage import Context, Outcome, Stage
 from tasks.training.launch import train
 from tasks.training.randomness import ImageNumbers
 
 _SCORED_IMAGES = 10_000
+_NETWORK_IN_MODULE, _DISCRIMINATOR = "model.", "discriminator."
 
 
 def section(recipe: Recipe) -> TrainVavae:
@@ -27,19 +31,7 @@ def section(recipe: Recipe) -> TrainVavae:
 
 
 def run(context: Context) -> Outcome:
-    """Train the tokenizer, or take the weights that `train_vavae.pretrained` names.
-
-    Raises:
-        UserError: a term of the objective that cannot be trained yet.
-    """
-    objective = context.recipe.train_vavae.objective
-    if context.recipe.train_vavae.images:
-        for field, weight in (("perceptual_weight", objective.perceptual_weight), ("gan_weight", objective.gan_weight)):
-            if weight > 0:
-                raise UserError(
-                    f"train_vavae.objective.{field} is {weight}, but this version trains reconstruction, KL and "
-                    "alignment only: set it to 0, or take a published tokenizer with images: 0 and pretrained"
-                )
+    """Train the tokenizer in its stages, or take the weights that `train_vavae.pretrained` names."""
     return train(context, context.recipe.train_vavae)
 
 
@@ -47,6 +39,17 @@ def to_float(images_BHWC: Any, device: torch.device) -> Tensor:
     """uint8 numpy (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1] on the device."""
     pixels = torch.from_numpy(images_BHWC).to(device, non_blocking=True)
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+
+
+def _weights(objective: VavaeObjective) -> TokenizerWeights:
+    return TokenizerWeights(
+        perceptual=objective.perceptual_weight,
+        kl=objective.kl_weight,
+        adversarial=objective.gan_weight,
+        align=objective.align_weight,
+        cosine_margin=objective.cos_margin,
+        distance_margin=objective.distance_margin,
+    )
 
 
 def mean_of_workers(gradient: Tensor) -> Tensor:
@@ -58,30 +61,46 @@ def mean_of_workers(gradient: Tensor) -> Tensor:
     return mean / dist.get_world_size()
 
 
+class Critic:
+    """The tokenizer's rival: a discriminator of images and reconstructions (papers.md 1.2)."""
+
+    def __init__(self, section: Discriminator) -> None:
+        self.network = PatchDiscriminator(**section.model_dump())
+        self.module: nn.Module = TrainableDiscriminator(self.network)
+
+    def inputs(self, given: Mapping[str, Any], terms: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """The batch and what the tokenizer made of it, once the tokenizer is trained against them."""
+        if "discriminator" not in given:
+            return None
+        return {"real_BCHW": given["images_B3HW"], "fake_BCHW": terms["image"]}
+
+
 class Tokenizer:
-    """The trainee: autoencoder and objective over decoded images."""
+    """The trainee: autoencoder and objective over decoded images, against a discriminator where one is asked for."""
 
     def __init__(self, context: Context) -> None:
         recipe = context.recipe
         self.section = recipe.train_vavae
         objective = self.section.objective
+        self.objectives = self.section.objectives
         self.network: nn.Module = build_autoencoder(self.section.model)
         if self.section.pretrained is not None:
             load_pretrained(self.network, self.section.pretrained)
-        aligned = objective.align_weight > 0 and recipe.foundation is not None
+        foundation = recipe.foundation if self.section.aligned else None
+        trains = self.section.images > 0
         self.module: nn.Module = TrainableTokenizer(
             self.network,  # type: ignore[arg-type]
-            feature_dim=recipe.foundation.feature_dim if aligned and recipe.foundation else None,
+            feature_dim=foundation.feature_dim if foundation else None,
             reconstruction=objective.reconstruction,
-            kl_weight=objective.kl_weight,
-            align_weight=objective.align_weight,
-            cosine_margin=objective.cos_margin,
-            distance_margin=objective.distance_margin,
             adaptive=objective.adaptive,
+            perceptual=Lpips(objective.lpips_weights) if trains and self.section.perceptual else None,
             average=mean_of_workers,
             one_decoder_backward=recipe.compute.train.zero_stage < 3,  # which holds parameters in parts
         )
-        self.foundation = load_foundation(recipe.foundation) if aligned and recipe.foundation else None
+        self.rival = Critic(objective.discriminator) if trains and self.section.adversarial else None
+        if self.section.pretrained_objective is not None:
+            self._go_on(self.section.pretrained_objective)
+        self.foundation = load_foundation(foundation) if trains and foundation else None
         self.shards, self.size = context.input("shard"), recipe.image.size
         self.latent = (self.section.model.z_channels, recipe.latent_size, recipe.latent_size)
         self.noise = ImageNumbers(self.section.seed, "posterior")
@@ -101,10 +120,26 @@ class Tokenizer:
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
         pixels = to_float(batch.arrays[IMAGE], device)
-        given = {"images_B3HW": pixels, "noise_BCHW": self.noise.normal(batch.positions, self.latent).to(device)}
-        if self.foundation is not None:
+        begin, objective = self._objective(batch.images_seen - self.section.batch)
+        given = {
+            "images_B3HW": pixels,
+            "noise_BCHW": self.noise.normal(batch.positions, self.latent).to(device),
+            "weights": _weights(objective),
+        }
+        if self.foundation is not None and objective.align_weight > 0:
             given["features_BDhw"] = self.foundation.to(device)(pixels)
+        begun = batch.images_seen - self.section.batch >= begin + objective.gan_start
+        if self.rival is not None and self.module.training and objective.gan_weight > 0 and begun:
+            given["discriminator"] = self.rival.network.frozen
         return given
+
+    def beside(self) -> dict[str, Tensor]:
+        """The projection and the discriminator, by name: what a later run's objective can go on from."""
+        own = {
+            name: value for name, value in self.module.state_dict().items() if not name.startswith(_NETWORK_IN_MODULE)
+        }
+        rival = {} if self.rival is None else self.rival.network.state_dict()
+        return own | {f"{_DISCRIMINATOR}{name}": value for name, value in rival.items()}
 
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """PSNR in dB of reconstructed posterior means as uint8, averaged over images of the test split."""
@@ -116,6 +151,37 @@ class Tokenizer:
             total += float((10 * torch.log10(255.0**2 / error.clamp_min(1e-10))).sum())
             count += len(real)
         return {"psnr": total / count} if count else {}
+
+    def _objective(self, images_seen: int) -> tuple[int, VavaeObjective]:
+        """The stage of the batch that begins there, and where the stage begins. Held-out images are scored by the last
+        stage's, so that scores can be compared throughout.
+        """
+        if not self.module.training:
+            return self.objectives[-1]
+        return next(stage for stage in reversed(self.objectives) if stage[0] <= images_seen)
+
+    def _go_on(self, location: str) -> None:
+        """Load another run's projection and discriminator, every tensor of them or none.
+
+        Raises:
+            UserError: naming tensors that are missing, unknown or of another shape.
+        """
+        found, own = load_tensors(location, "the objective"), self.beside()
+        problems = [f"{name} is missing" for name in own.keys() - found.keys()]
+        problems += [f"{name} belongs to nothing here" for name in found.keys() - own.keys()]
+        problems += [
+            f"{name} has shape {tuple(found[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own.keys() & found.keys()
+            if own[name].shape != found[name].shape
+        ]
+        if problems:
+            raise UserError(
+                f"train_vavae.pretrained_objective {location}: {'; '.join(sorted(problems)[:5])}: let the terms, "
+                "foundation and discriminator be as they were in that run, or leave pretrained_objective out"
+            )
+        with torch.no_grad():
+            for name, value in own.items():  # views of the parameters themselves
+                value.copy_(found[name])
 
 
 def trainee(context: Context) -> Tokenizer:

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from configs.recipe import Recipe
-from configs.schema import AutoencoderModel, Classifier, DitModel, Foundation, SemvaeModel
+from configs.schema import Classifier, DitModel, Foundation
+from configs.tokenizers import AutoencoderModel, SemvaeModel
 
 SIZES = {
     "S": (384, 12, 6),

@@ -102,7 +102,7 @@ def _tokenizer(recipe: Recipe, images: Images) -> Work:
     encoder, decoder = networks.autoencoder(section.model, recipe.image.size)
     network = encoder + decoder
     given, source = 0, _NETWORKS
-    if section.objective.align_weight > 0 and recipe.foundation is not None:
+    if section.aligned and recipe.foundation is not None:
         given, how = networks.foundation_flops(recipe.foundation)
         source += f"; {how}"
     return _training("train_vavae", recipe, section, images, network, given, network.flops, source)

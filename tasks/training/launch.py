@@ -32,10 +32,11 @@ from tasks.training.checkpoints import Checkpoint
 from tasks.training.ema import MAIN
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Curves, Metrics
-from tasks.training.state import WEIGHTS
+from tasks.training.state import RIVAL, WEIGHTS
 from tasks.training.trainee import Trainee
 
 RESULT = "result.json"
+OBJECTIVE = "objective.safetensors"
 _BEST, _LAST = "best", "model"
 _RAY = "ray"
 
@@ -123,9 +124,11 @@ def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, cu
     if best is not None:
         write(_BEST, best, MAIN if MAIN in best.tensors else None)
     if end is not None:
-        for part in end.tensors.keys() - {WEIGHTS}:
-            write(part, end, part)
+        for part in end.tensors:
+            if part != WEIGHTS and not part.startswith(RIVAL):
+                write(part, end, part)
         write(_LAST, end, None)
+        files += _beside(context.out, trainee, end)
     else:
         files.append(_write(context.out, f"{_LAST}.safetensors", trainee.network))
     files += _snapshots(context.out)
@@ -166,6 +169,15 @@ def _load_trained(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def _write(out: Storage, name: str, network: nn.Module) -> FileEntry:
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     return out.write_bytes(name, to_safetensors(tensors))
+
+
+def _beside(out: Storage, trainee: Trainee, end: Checkpoint) -> list[FileEntry]:
+    """What another training can go on from beside the network: the trained parts of the objective."""
+    if (rival := getattr(trainee, "rival", None)) is not None:
+        rival.module.load_state_dict(end.tensors[RIVAL + WEIGHTS])
+    beside: Callable[[], dict[str, Tensor]] = getattr(trainee, "beside", dict)
+    tensors = {name: value.detach().cpu().clone() for name, value in beside().items()}
+    return [out.write_bytes(OBJECTIVE, to_safetensors(tensors))] if tensors else []
 
 
 def _snapshots(out: Storage) -> list[FileEntry]:

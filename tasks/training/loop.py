@@ -22,8 +22,9 @@ from tasks.training.guard import Guard, Rewind
 from tasks.training.metrics import Curves, Metrics
 from tasks.training.profiling import Profiler
 from tasks.training.requests import Left, Requests
+from tasks.training.rival import Duel
 from tasks.training.schedule import learning_rate
-from tasks.training.state import WEIGHTS, State, check
+from tasks.training.state import RIVAL, WEIGHTS, State, check
 from tasks.training.trainee import Preview, Trainee, pieces
 from tasks.training.validation import Validation, held_out_of
 
@@ -76,17 +77,22 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
     section, compute, device, metrics = trainee.section, setting.compute, setting.device, setting.metrics
     rank, world = dist.get_rank(), dist.get_world_size()
     checkpoints = Checkpoints(setting.out, compute.keep_checkpoints, compute.keep_every)
-    module = trainee.module.to(device).train()
+    module, rival = trainee.module.to(device).train(), getattr(trainee, "rival", None)
     found = checkpoints.newest()
     if found is not None:
         check(found, trainee.facts, setting.out)
         module.load_state_dict(found.tensors[WEIGHTS], strict=False)
+        if rival is not None:
+            rival.module.load_state_dict(found.tensors[RIVAL + WEIGHTS])
     if hasattr(trainee.network, "blocks"):
         prepare(trainee.network, compile=compute.compile, checkpoint_activations=compute.recompute)
     engine = build_engine(module, section, compute, device)
     split = Split.of(section.batch, world, compute.micro_batch)
     emas = averages(section, engine.live())
-    state = State(trainee, engine, emas, guard, metrics)
+    state, advance = State(trainee, engine, emas, guard, metrics), engine.advance
+    if rival is not None:
+        duel = Duel(engine, rival, section, compute, device)
+        state.rival, advance = duel.engine, duel.advance
     profiler = Profiler(setting.out, metrics.tracker) if rank == 0 else None
     callbacks = _callbacks(trainee, setting, checkpoints, profiler)
     images_seen = 0
@@ -113,7 +119,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
                 rate = learning_rate(section, before)
                 for group in engine.optimizer.param_groups:
                     group["lr"] = rate
-                terms = [engine.advance(trainee.inputs(piece, device)) for piece in pieces(batch, split.micro)]
+                terms = [advance(trainee.inputs(piece, device)) for piece in pieces(batch, split.micro)]
                 for ema in emas.values():
                     ema.update(before, images_seen, engine.optimizer.bad)
                 guard.watch(before, engine.optimizer.event)

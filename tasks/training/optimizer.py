@@ -56,6 +56,9 @@ class GuardedAdamW(torch.optim.AdamW):
         self.scale = torch.full((), _FIRST_SCALE if scaled else 1.0, device=device)
         self.since_change = torch.zeros((), device=device)
         """What the loss is multiplied by before the backward pass, and good steps since that changed."""
+        self.veto = torch.zeros((), device=device)
+        """1 where the next step is to be left out whatever it is like, and that is no event: another network's step on
+        the same batch was."""
         self.found_inf: Tensor | None = None
         self.grad_scale: Tensor | None = None
         self.armed = False
@@ -78,7 +81,7 @@ class GuardedAdamW(torch.optim.AdamW):
         if self.sharded:
             dist.all_reduce(square)
         norm, size = square.sqrt() / self.scale, self.loss.abs()
-        good = norm.isfinite() & size.isfinite()
+        good = norm.isfinite() & size.isfinite() & (self.veto == 0)
         if self.limit is not None:
             usual = (norm <= self.limit * self.usual) & (size <= self.limit * self.usual_loss)
             good &= usual | (self.good < _TRUSTED_STEPS)
@@ -94,12 +97,12 @@ class GuardedAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def settle(self) -> None:
         """After a step that was announced: what the guard is told of it, and the scale of the next loss."""
-        self.event = self.bad
+        self.event = self.bad * (1 - self.veto)
         if not self.scaled:
             return
         # A loss that is not finite is no matter of scale, and one that overflows at the least scale is not either.
         overflow = self.bad.bool() & ~self.norm.isfinite() & self.loss.isfinite() & (self.scale > _LEAST_SCALE)
-        self.event = self.bad * ~overflow
+        self.event = self.event * ~overflow
         since = torch.where(overflow, 0.0, self.since_change + (1 - self.bad))
         doubled = since >= _DOUBLED_AFTER
         factor = torch.where(overflow, 0.5, torch.where(doubled, 2.0, 1.0))

@@ -20,6 +20,8 @@ from tasks.training.metrics import Metrics
 from tasks.training.trainee import Trainee
 
 WEIGHTS = "weights"
+RIVAL = "rival-"
+"""What the parts of a rival begin with in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class State:
     guard: Guard
     metrics: Metrics
     best: Best | None = None
+    rival: Engine | None = None
 
     @property
     def best_at(self) -> int | None:
@@ -62,14 +65,14 @@ class State:
             if dist.get_rank() == 0:
                 kept.setdefault(part, {})[name] = whole.detach().to("cpu", copy=True).contiguous()
 
-        for name, live in self.engine.live().items():
-            keep(WEIGHTS, name, self.engine.whole(name, live.detach()))
+        for prefix, engine in self._engines():
+            for name, live in engine.live().items():
+                keep(prefix + WEIGHTS, name, engine.whole(name, live.detach()))
+            for moment, name, whole in engine.moments() if moments else ():
+                keep(prefix + moment, name, whole)
         for ema in self.emas:
             for name, whole in self.average(ema):
                 keep(ema, name, whole)
-        if moments:
-            for moment, name, whole in self.engine.moments():
-                keep(moment, name, whole)
         if dist.get_rank() != 0:
             return None
         for name, buffer in self.trainee.module.named_buffers():
@@ -79,19 +82,23 @@ class State:
             "curves": {name: list(points) for name, points in self.metrics.curves.items()},
             "left_out": sorted(self.guard.left_out),
             "best": None if self.best is None else asdict(self.best),
-            "optimizer": self.engine.optimizer.kept(),
-        }
+        } | {f"{prefix}optimizer": engine.optimizer.kept() for prefix, engine in self._engines()}
         return Checkpoint(images_seen, kept, values)
 
     def restore(self, found: Checkpoint) -> None:
         """All but the weights, which the module had before the engine took it."""
-        self.engine.load_moments({moment: found.tensors[moment] for moment in MOMENTS})
-        self.engine.optimizer.load_kept(found.values["optimizer"])
+        for prefix, engine in self._engines():
+            engine.load_moments({moment: found.tensors[prefix + moment] for moment in MOMENTS})
+            engine.optimizer.load_kept(found.values[f"{prefix}optimizer"])
         for name, ema in self.emas.items():
             ema.load({each: self.engine.part(each, whole) for each, whole in found.tensors[name].items()})
         self.guard.resume(found.values["left_out"])
         self.metrics.resume(found.images_seen, found.values["curves"])
         self.best = None if found.values["best"] is None else Best(**found.values["best"])
+
+    def _engines(self) -> list[tuple[str, Engine]]:
+        """With what their parts begin with."""
+        return [("", self.engine)] + ([(RIVAL, self.rival)] if self.rival is not None else [])
 
 
 def check(found: Checkpoint, facts: Mapping[str, Any], out: Storage) -> None:

@@ -14,7 +14,11 @@ from tasks.loader import Batch, Loader
 
 
 class Trainee(Protocol):
-    """Built alike in every worker, its initial weights from the seed alone."""
+    """Built alike in every worker, its initial weights from the seed alone.
+
+    One may also have a `rival` (`rival.Rival`) that is trained against it, and `beside`, which gives the tensors of
+    its objective that another training can go on from: they become the artifact's `objective.safetensors`.
+    """
 
     section: Training
     module: nn.Module

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from models.discriminator import PatchDiscriminator
 from models.semantic_vae import SemanticVAE
 from models.tokenizer_losses import (
+    TokenizerWeights,
     TrainableSemanticVAE,
     TrainableTokenizer,
     adaptive_weight,
@@ -24,6 +29,7 @@ from tests.models.test_autoencoders import small
 
 IMAGES = torch.linspace(-1, 1, 2 * 64).view(2, 1, 8, 8)
 NOISE = torch.ones(2, 3, 4, 4)
+NO_MARGINS = {"cosine_margin": 0.0, "distance_margin": 0.0}
 FEATURES = torch.sin(torch.arange(2 * 5 * 16.0)).view(2, 5, 4, 4)
 
 
@@ -58,9 +64,9 @@ def test_hinge_losses() -> None:
     assert hinge_generator(torch.tensor([1.0, 3.0])).item() == -2.0
 
 
-def tokenizer(**options: object) -> TrainableTokenizer:
+def tokenizer(weights: dict[str, float] | None = None, **options: object) -> TrainableTokenizer:
     torch.manual_seed(0)
-    return TrainableTokenizer(small(), **options)  # type: ignore[arg-type]
+    return TrainableTokenizer(small(), weights=TokenizerWeights(**(weights or {})), **options)  # type: ignore[arg-type]
 
 
 def _squares(x: Tensor, recon: Tensor) -> Tensor:
@@ -68,14 +74,14 @@ def _squares(x: Tensor, recon: Tensor) -> Tensor:
 
 
 def test_plain_tokenizer_total() -> None:
-    found = tokenizer(kl_weight=0.5)(IMAGES, NOISE)
+    found = tokenizer({"kl": 0.5})(IMAGES, NOISE)
     torch.testing.assert_close(found["total"].detach(), found["reconstruction"] + 0.5 * found["kl"])
     assert found["image"].shape == IMAGES.shape and found["latent"].shape == NOISE.shape
     assert [name for name, value in found.items() if value.requires_grad] == ["total"]
 
 
 def test_alignment_is_balanced_against_the_reconstruction() -> None:
-    module = tokenizer(feature_dim=5, align_weight=0.1, cosine_margin=0.0, distance_margin=0.0)
+    module = tokenizer(NO_MARGINS, feature_dim=5)
     assert module.linear_proj is not None and module.linear_proj.weight.shape == (5, 3, 1, 1)
     found = module(IMAGES, NOISE, FEATURES)
     # The two weighted gradients at the encoder's last weight stand in the ratio align_weight.
@@ -96,7 +102,7 @@ def test_alignment_is_balanced_against_the_reconstruction() -> None:
 def test_one_decoder_backward_gives_the_gradients_of_two() -> None:
     found = []
     for once in (True, False):
-        module = tokenizer(feature_dim=5, align_weight=0.1, one_decoder_backward=once, perceptual=_squares)
+        module = tokenizer(feature_dim=5, one_decoder_backward=once, perceptual=_squares)
         terms = module(IMAGES, NOISE, FEATURES)
         (2 * terms["total"]).backward()  # as a loss scaler does
         found.append({name: p.grad for name, p in module.named_parameters()} | {"total": terms["total"].detach()})
@@ -106,7 +112,7 @@ def test_one_decoder_backward_gives_the_gradients_of_two() -> None:
 
 def test_balance_is_of_all_workers() -> None:
     """Two halves of a batch with averaged gradients have the weight of the whole batch."""
-    options = {"feature_dim": 5, "cosine_margin": 0.0, "distance_margin": 0.0}
+    options: dict[str, Any] = {"weights": NO_MARGINS, "feature_dim": 5}
     whole = tokenizer(**options)(IMAGES, NOISE, FEATURES)["align_scale"]
     seen: list[Tensor] = []
     tokenizer(**options, average=lambda g: seen.append(g) or g)(IMAGES[:1], NOISE[:1], FEATURES[:1])
@@ -117,22 +123,81 @@ def test_balance_is_of_all_workers() -> None:
 
 
 def test_fixed_weight_and_missing_features() -> None:
-    module = tokenizer(feature_dim=5, align_weight=0.25, adaptive=False)
+    module = tokenizer({"align": 0.25}, feature_dim=5, adaptive=False)
     assert module(IMAGES, NOISE, FEATURES)["align_scale"].item() == 0.25
     with pytest.raises(ValueError, match="features"):
         module(IMAGES, NOISE)
-    module = tokenizer(feature_dim=5, align_weight=0.25).eval()
+    module = tokenizer({"align": 0.25}, feature_dim=5).eval()
     with torch.no_grad():
         assert module(IMAGES, NOISE, FEATURES)["align_scale"].item() == 0.25
 
 
 def test_perceptual_and_adversarial_terms() -> None:
-    found = tokenizer(perceptual=_squares, adversarial_weight=0.5)(
-        IMAGES, NOISE, discriminator=lambda image: image.mean(dim=(1, 2, 3))
-    )
+    found = tokenizer(perceptual=_squares)(IMAGES, NOISE, discriminator=lambda image: image.mean(dim=(1, 2, 3)))
     parts = found["reconstruction"] + found["perceptual"] + 1e-6 * found["kl"]
     torch.testing.assert_close(found["total"].detach(), parts + found["adversarial_scale"] * found["adversarial"])
     assert found["adversarial_scale"] > 0
+
+
+def test_both_adaptive_weights_are_those_of_autograd_by_hand() -> None:
+    """The published formula: gradients of the whole reconstruction and of each other term at one weight, their norms'
+    ratio with 1e-4 below the line, times 0.5 and w_hyper (papers.md 1.2)."""
+    module = tokenizer(NO_MARGINS, feature_dim=5, perceptual=_squares)
+    torch.manual_seed(1)
+    critic = PatchDiscriminator(in_channels=1, width=4, layers=1)
+    found = module(IMAGES, NOISE, FEATURES, discriminator=critic.frozen)
+
+    posterior = module.model.encode(IMAGES)
+    z = posterior.mean + posterior.std * NOISE
+    recon = module.model.decode(z)
+    nll = (IMAGES - recon).abs().sum() / 2 + _squares(IMAGES, recon).mean() * IMAGES[0].numel()
+    projected = torch.einsum("dc,bchw->bdhw", module.linear_proj.weight[:, :, 0, 0], z)  # type: ignore[union-attr]
+    unit_z, unit_f = F.normalize(projected.flatten(2), dim=1), F.normalize(FEATURES.flatten(2), dim=1)
+    cosine = (1 - (unit_z * unit_f).sum(dim=1)).relu().mean()
+    gram = torch.einsum("bdi,bdj->bij", unit_z, unit_z) - torch.einsum("bdi,bdj->bij", unit_f, unit_f)
+    align, fooled = cosine + gram.abs().mean(), -critic(recon).mean()
+
+    def at(loss: Tensor, weight: Tensor) -> float:
+        return float(torch.autograd.grad(loss, weight, retain_graph=True)[0].norm())
+
+    last, first = module.model.decoder.conv_out.weight, module.model.encoder.conv_out.weight
+    gan = 0.5 * at(nll, last) / (at(fooled, last) + 1e-4)
+    pull = 0.1 * at(nll, first) / (at(align, first) + 1e-4)
+    assert found["adversarial_scale"].item() == pytest.approx(gan, rel=1e-4)
+    assert found["align_scale"].item() == pytest.approx(pull, rel=1e-4)
+    total = nll + 1e-6 * posterior.kl().mean() + gan * fooled + pull * align
+    torch.testing.assert_close(found["total"], total, rtol=1e-5, atol=1e-4)
+    # And the gradient of the total is that of this sum with both weights held.
+    parameters = list(module.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(found["total"], parameters), torch.autograd.grad(total, parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert all(parameter.grad is None for parameter in critic.parameters())
+
+
+def test_weights_of_a_call_take_the_place_of_the_modules() -> None:
+    module = tokenizer({"align": 0.0, "adversarial": 0.0}, feature_dim=5, perceptual=_squares)
+    critic = PatchDiscriminator(in_channels=1, width=4, layers=1)
+    assert module(IMAGES, NOISE, discriminator=critic.frozen).keys().isdisjoint({"cosine", "adversarial"})
+    later = TokenizerWeights(perceptual=0.0, align=0.2, cosine_margin=0.9, distance_margin=0.0)
+    found = module(IMAGES, NOISE, FEATURES, critic.frozen, later)
+    assert "perceptual" not in found and {"cosine", "adversarial"} <= found.keys()
+    other = module(IMAGES, NOISE, FEATURES, critic.frozen, replace(later, cosine_margin=0.0))
+    assert (other["cosine"] - found["cosine"]).item() == pytest.approx(0.9, abs=0.3)
+
+
+def test_alignment_terms_by_hand() -> None:
+    """Two cells of two channels: cosines that one can compute in the head."""
+    z = torch.tensor([[[[1.0, 1.0]], [[0.0, 1.0]]]])  # cells (1, 0) and (1, 1)
+    f = torch.tensor([[[[0.0, 2.0]], [[3.0, 2.0]]]])  # cells (0, 3) and (2, 2)
+    root = math.sqrt(0.5)
+    assert marginal_cosine(z, f, 0.0).item() == pytest.approx((1.0 + 0.0) / 2)  # cosines 0 and 1
+    assert marginal_cosine(z, f, 0.5).item() == pytest.approx(0.25)
+    # cos(z_1, z_2) = cos(f_1, f_2) = root: no difference; turning f_2 to (-1, 1) makes it root against root.
+    assert marginal_distance_matrix(z, f, 0.0).item() == pytest.approx(0.0, abs=1e-6)
+    opposite = torch.tensor([[[[0.0, 0.0]], [[3.0, -3.0]]]])  # cos(f_1, f_2) = -1
+    assert marginal_distance_matrix(z, opposite, 0.25).item() == pytest.approx(2 * (root + 1 - 0.25) / 4, abs=1e-6)
 
 
 def test_semantic_terms_and_both_axes() -> None:
@@ -155,7 +220,7 @@ def test_semantic_vae_learns() -> None:
     losses = []
     for _ in range(80):
         found = module(FEATURES, torch.zeros(2, 3, 4, 4))
-        assert found.keys() == {"total", "mse", "cosine", "kl"}
+        assert found.keys() == {"total", "mse", "cosine", "kl", "latent_mean", "latent_std"}
         optimizer.zero_grad()
         found["total"].backward()
         optimizer.step()

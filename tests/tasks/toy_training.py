@@ -113,6 +113,7 @@ class Run:
     """The last worker gets SIGTERM before its step that reaches this many images."""
     ask: str | None = None
     """A request that is there before the run."""
+    trainee: type[ToyTrainee] = ToyTrainee
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def perform(run: Run, folder: Path) -> None:
     try:
         held_out: Any = Numbers(settings.batch, split="held out")
         setting = Setting(out, knobs, device, metrics, finished, held_out=lambda trainee: held_out)
-        fit(lambda: ToyTrainee(settings, run), setting)
+        fit(lambda: run.trainee(settings, run), setting)
     except Exception as error:
         if dist.get_rank() == 0:
             (folder / f"{run.name}.error").write_text(f"{type(error).__name__}: {error}")

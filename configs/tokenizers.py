@@ -1,0 +1,172 @@
+"""Sections of the two tokenizers: the autoencoder (VA-VAE and its plain twin) and the Semantic VAE."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.schema import Positive, Section, Training, Weight
+
+
+class AutoencoderModel(Section):
+    """Convolutional KL autoencoder (papers.md 1.1); the defaults are the published f16d32."""
+
+    base_channels: Positive = 128
+    channel_multipliers: tuple[Positive, ...] = (1, 1, 2, 2, 4)
+    blocks_per_level: Positive = 2
+    z_channels: Positive = 32
+    attention_levels: tuple[int, ...] = (4,)
+    decoder_attention: bool = True
+    norm_groups: Positive = 32
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell along a side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> AutoencoderModel:
+        for multiplier in self.channel_multipliers:
+            width = self.base_channels * multiplier
+            if width % self.norm_groups:
+                raise ValueError(
+                    f"norm_groups {self.norm_groups} does not divide a level's width {width} "
+                    f"(base_channels {self.base_channels} × {multiplier}): choose a divisor"
+                )
+        levels = len(self.channel_multipliers)
+        for level in self.attention_levels:
+            if not 0 <= level < levels:
+                raise ValueError(f"attention_levels names level {level}; there are levels 0 to {levels - 1}")
+        return self
+
+
+class Discriminator(Section):
+    """PatchGAN that the tokenizer is trained against (papers.md 1.2); the defaults are the published one."""
+
+    width: Positive = 64
+    layers: Positive = 3
+    """Halvings of the side."""
+    norm: Literal["batch", "group"] = "batch"
+    """`batch` is published, and makes what it learns depend on how a global batch is cut; `group` does not."""
+
+
+class VavaeObjective(Section):
+    """Terms of the tokenizer's loss and their weights (papers.md 1.2); 0 switches a term off."""
+
+    reconstruction: Literal["l1", "l2"] = "l1"
+    perceptual_weight: Weight = 0.0
+    """Of LPIPS, which counts once for every pixel and channel as published; 1 is the published weight."""
+    lpips_weights: str = "hub"
+    """VGG16 of LPIPS: `hub` (torchvision's), `random` (for tests), or a path or URL of torchvision's file."""
+    kl_weight: Weight = 1e-6
+    gan_weight: Weight = 0.0
+    """Of the adversarial term, times its adaptive weight; 0.5 is published, 0 trains no discriminator."""
+    gan_start: Annotated[int, Field(ge=0)] = 640_000
+    """Images, of the stage where there are stages, before the discriminator begins. Published as step 5,001 of a
+    counter that two optimizers advance: 2,500 batches of 256."""
+    discriminator: Discriminator = Discriminator()
+    align_weight: Weight = 0.0
+    """The published w_hyper: of both alignment terms, times their adaptive weight."""
+    cos_margin: Weight = 0.5
+    distance_margin: Weight = 0.25
+    adaptive: bool = True
+    """Scale alignment and adversarial term by ratios of gradient norms at the encoder's and the decoder's last layer
+    (papers.md 1.2)."""
+
+
+class VavaeStage(Section):
+    """A stretch of the training with its own weights; what is left out is as in `objective`."""
+
+    images: Positive
+    perceptual_weight: Weight | None = None
+    kl_weight: Weight | None = None
+    gan_weight: Weight | None = None
+    gan_start: Annotated[int, Field(ge=0)] | None = None
+    align_weight: Weight | None = None
+    cos_margin: Weight | None = None
+    distance_margin: Weight | None = None
+
+
+class TrainVavae(Training):
+    betas: tuple[float, float] = (0.5, 0.9)
+    model: AutoencoderModel = AutoencoderModel()
+    objective: VavaeObjective = VavaeObjective()
+    stages: tuple[VavaeStage, ...] = ()
+    """One after the other in one run, with one optimizer; their images add up to `images`. None is one stage."""
+    pretrained_objective: str | None = None
+    """With `pretrained`: an earlier run's `objective.safetensors`, from which its projection and its discriminator go
+    on; None begins them anew."""
+
+    @property
+    def objectives(self) -> tuple[tuple[int, VavaeObjective], ...]:
+        """(images before it begins, objective with what the stage changes) of every stage, in order."""
+        found, begin = [], 0
+        for stage in self.stages or (VavaeStage(images=max(1, self.images)),):
+            changes = stage.model_dump(exclude_none=True, exclude={"images"})
+            found.append((begin, self.objective.model_copy(update=changes)))
+            begin += stage.images
+        return tuple(found)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether any stage has the alignment terms."""
+        return any(objective.align_weight > 0 for _, objective in self.objectives)
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether any stage has the adversarial term."""
+        return any(objective.gan_weight > 0 for _, objective in self.objectives)
+
+    @property
+    def perceptual(self) -> bool:
+        """Whether any stage has the perceptual term."""
+        return any(objective.perceptual_weight > 0 for _, objective in self.objectives)
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> TrainVavae:
+        total = sum(stage.images for stage in self.stages)
+        if self.stages and self.images and total != self.images:
+            raise ValueError(f"images is {self.images} but stages have {total} images in all: make them equal")
+        for number, stage in enumerate(self.stages):
+            if stage.images % self.batch:
+                raise ValueError(
+                    f"stages.{number}.images {stage.images} is not a multiple of batch {self.batch}, so a batch would "
+                    f"have two objectives: use {max(1, round(stage.images / self.batch)) * self.batch}"
+                )
+        if self.pretrained_objective is not None and self.pretrained is None:
+            raise ValueError("pretrained_objective goes with pretrained: name the same run's model.safetensors there")
+        return self
+
+
+class SemvaeModel(Section):
+    """Semantic VAE (papers.md 2.2); the defaults are the published width."""
+
+    width: Positive = 768
+    depth: Positive = 4
+    heads: Positive = 6
+    channels: Positive = 16
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> SemvaeModel:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide width {self.width}: choose a divisor")
+        return self
+
+
+class SemvaeObjective(Section):
+    mse_weight: Weight = 1.0
+    cosine_weight: Weight = 1.0
+    cosine_axis: Literal["feature", "token"] = "feature"
+    """`feature` is the paper's, `token` what the released code does (papers.md 2.2)."""
+    kl_weight: Weight = 1e-7
+
+
+class TrainSemvae(Training):
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Weight = 0.01
+    features: str = "images"
+    """`images` streams images through the foundation model; else the folder or URL of a complete `encode` artifact
+    with stored features (`encode.align_features`), which are read instead."""
+    model: SemvaeModel = SemvaeModel()
+    objective: SemvaeObjective = SemvaeObjective()

@@ -1,0 +1,56 @@
+"""A second network that is trained against the first, in the same steps, by an optimizer of its own.
+
+Whatever engine trains the first, the rival is plain data parallel: it is small, and DeepSpeed's engines each want to
+be the only one. A batch that is left out for the first network is left out for the rival too; one that is bad for the
+rival alone leaves the rival as it was, and the guard is told. Progress stays images, however many optimizers step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import TrainCompute, Training
+from tasks.training.engine import Engine, build_engine
+
+
+class Rival(Protocol):
+    """What a trainee gives as its `rival`; built like the trainee, alike in every worker."""
+
+    module: nn.Module
+    """Called as `module(**inputs)`; gives named scalars, of which `total` is minimised."""
+
+    def inputs(self, given: Mapping[str, Any], terms: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Arguments of `module` after a pass of the trainee's module over `given` that gave `terms`; None where the
+        rival does not train yet.
+        """
+        ...
+
+
+class Duel:
+    """Advances both networks: the trainee's, then its rival."""
+
+    def __init__(
+        self, engine: Engine, rival: Rival, section: Training, compute: TrainCompute, device: torch.device
+    ) -> None:
+        self._main, self._rival = engine, rival
+        plain = compute.model_copy(update={"engine": "plain", "zero_stage": 0})
+        self.engine = build_engine(rival.module.to(device).train(), section, plain, device)
+        """The rival's."""
+
+    def advance(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """As an engine does; the rival's terms are named `rival_…`."""
+        terms = self._main.advance(inputs)
+        given = self._rival.inputs(inputs, terms)
+        if given is None:
+            return terms
+        main, own = self._main.optimizer, self.engine.optimizer
+        own.veto = main.bad
+        for group in own.param_groups:
+            group["lr"] = main.param_groups[0]["lr"]
+        found = self.engine.advance(given)
+        main.event = torch.maximum(main.event, own.event)
+        return terms | {f"rival_{name}": value.detach() for name, value in found.items()}
