@@ -33,7 +33,7 @@ from torch import Tensor
 
 from configs import Recipe, load_recipe
 from infra.artifacts import Artifact, Manifest, library_versions, timestamp
-from tasks import encode, train_vavae
+from tasks import encode, train_dit, train_semvae, train_vavae
 from tasks.decode import center_crop
 from tasks.encoder import Encoder
 from tasks.examine import Examiner
@@ -52,14 +52,14 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 TRAIN, TEST = 4_000, 1_000
 BASE = (
-    "train_vavae.images=12800",
+    "train_vavae.images=8000",
     "train_vavae.model.base_channels=8",
     "train_vavae.objective.align_weight=0.0",
-    "train_semvae.images=9600",
+    "train_semvae.images=6400",
     "encode.align_features=false",
     "train_dit.model.align_depth=null",
     "train_dit.objective.align_weight=0.0",
-    "compute.train={workers: 1, engine: plain, checkpoint_every: 6400, log_every: 1600}",
+    "compute.train={workers: 1, engine: plain, checkpoint_every: 3200, log_every: 1600}",
     "compute.actors.actors=1",
 )
 ALIGNED = (  # the first stage of the published three: w 0.5, no margins (papers.md 1.3)
@@ -70,12 +70,13 @@ ALIGNED = (  # the first stage of the published three: w 0.5, no margins (papers
 DIFFUSION = (
     "train_semvae=null",
     "train_dit.clock={kind: synchronous}",
-    "train_dit.images=19200",
+    "train_dit.images=12800",
     "train_dit.model={hidden_size: 128, depth: 4, heads: 4, align_depth: null, qk_norm: true}",
     "train_dit.objective={semantic_weight: 1.0, align_weight: 0.0}",
     "sample={images: 1000, guidance: {method: none}, steps: 20, batch: 100}",
 )
 VARIANTS = {"plain": (), "aligned": ALIGNED}
+DATA = ("fashion", "photographs")
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,14 @@ class Trial:
 
     root: str
     data: str
-    overrides: tuple[str, ...]
+    variant: str
+    seed: int
+    further: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
-        return load_recipe("demo", [*BASE, *self.overrides])
+        seeds = [f"{section}.seed={self.seed}" for section in ("train_vavae", "train_semvae", "train_dit")]
+        return load_recipe("demo", [*BASE, *VARIANTS[self.variant], *seeds, *self.further])
 
     def job(self, stage: Stage, **inputs: str) -> Job:
         prints = {"shard": self.data} | inputs
@@ -243,7 +247,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", default=".latentforge/tokenizers")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=20.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     root = Path(arguments.folder).absolute().as_uri()
@@ -252,15 +255,23 @@ def main() -> None:
         for name, source in (("fashion", fashion), ("photographs", photographs)):
             put_shards(root, name, source)
         for seed in range(arguments.seeds):
-            for data in ("fashion", "photographs"):
-                for variant, changes in VARIANTS.items():
-                    if time.process_time() > 60 * arguments.minutes:
-                        break
-                    overrides = (f"train_vavae.seed={seed}", f"train_semvae.seed={seed}", f"train_dit.seed={seed}")
-                    trial = Trial(root, data, (*changes, *overrides))
-                    before = time.process_time()
-                    made = trial.train(train_vavae.STAGE, memory.setdefault(data, {}))
-                    print(data, variant, seed, made.manifest.scores, time.process_time() - before, flush=True)
+            for data in DATA:
+                for variant in VARIANTS:
+                    trained(train_vavae.STAGE, Trial(root, data, variant, seed), memory)
+                trained(train_semvae.STAGE, Trial(root, data, "plain", seed), memory)
+            for variant in VARIANTS:
+                trial = Trial(root, "fashion", variant, seed, DIFFUSION)
+                tokenizer = trained(train_vavae.STAGE, trial, memory)
+                trained(train_dit.STAGE, trial, memory, encode=latents(trial, tokenizer).fingerprint)
+
+
+def trained(stage: Stage, trial: Trial, memory: dict[str, dict[bytes, Tensor]], **inputs: str) -> Artifact:
+    began = time.process_time()
+    made = trial.train(stage, memory.setdefault(trial.data, {}), **inputs)
+    spent = time.process_time() - began
+    if spent > 1:
+        print(f"{stage.name} {trial.data} {trial.variant} {trial.seed}: {spent:.0f} s {made.uri}", flush=True)
+    return made
 
 
 if __name__ == "__main__":
