@@ -1,13 +1,12 @@
 """What alignment, the Semantic VAE and both together buy: the experiment of docs/tokenizers.md.
 
-    python -m benchmarks.tokenizers [--folder F] [--seeds 3] [--minutes 20] [--write docs/tokenizers.md]
+    python -m benchmarks.tokenizers [--folder F] [--seeds 3] [--scale 1] [--write docs/tokenizers.md]
 
 On Fashion-MNIST and on patches of scikit-image's photographs, all at 32 × 32, with equal budgets and several seeds:
 the tokenizer with and without alignment; the Semantic VAE against PCA; and a small diffusion model on the latents of
 each Fashion-MNIST tokenizer. Everything goes through the project's own training loop and scores, in this process and
-without Ray. What is done is kept in the folder, so the same command goes on where it was stopped; --minutes bounds the
-CPU time of one call. The tables are written over the part of the page between its two marks, and the last line is one
-JSON object.
+without Ray. What is done is kept in the folder, so the same command goes on where it was stopped. The tables are
+written over the part of the page between its two marks, and the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -52,10 +51,10 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 TRAIN, TEST = 4_000, 1_000
 BASE = (
-    "train_vavae.images=8000",
+    "train_vavae.warmup_images=320",
     "train_vavae.model.base_channels=8",
     "train_vavae.objective.align_weight=0.0",
-    "train_semvae.images=6400",
+    "train_semvae.warmup_images=320",
     "encode.align_features=false",
     "train_dit.model.align_depth=null",
     "train_dit.objective.align_weight=0.0",
@@ -70,11 +69,12 @@ ALIGNED = (  # the first stage of the published three: w 0.5, no margins (papers
 DIFFUSION = (
     "train_semvae=null",
     "train_dit.clock={kind: synchronous}",
-    "train_dit.images=12800",
+    "train_dit.warmup_images=640",
     "train_dit.model={hidden_size: 128, depth: 4, heads: 4, align_depth: null, qk_norm: true}",
     "train_dit.objective={semantic_weight: 1.0, align_weight: 0.0}",
     "sample={images: 1000, guidance: {method: none}, steps: 20, batch: 100}",
 )
+IMAGES = {"train_vavae": 8_000, "train_semvae": 8_000, "train_dit": 16_000}
 VARIANTS = {"plain": (), "aligned": ALIGNED}
 DATA = ("fashion", "photographs")
 
@@ -87,12 +87,14 @@ class Trial:
     data: str
     variant: str
     seed: int
+    scale: float
     further: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
-        seeds = [f"{section}.seed={self.seed}" for section in ("train_vavae", "train_semvae", "train_dit")]
-        return load_recipe("demo", [*BASE, *VARIANTS[self.variant], *seeds, *self.further])
+        budgets = [f"{section}.images={round(images * self.scale / 64) * 64}" for section, images in IMAGES.items()]
+        seeds = [f"{section}.seed={self.seed}" for section in IMAGES]
+        return load_recipe("demo", [*BASE, *VARIANTS[self.variant], *budgets, *seeds, *self.further])
 
     def job(self, stage: Stage, **inputs: str) -> Job:
         prints = {"shard": self.data} | inputs
@@ -247,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", default=".latentforge/tokenizers")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="budget of every training, over the usual one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     root = Path(arguments.folder).absolute().as_uri()
@@ -256,11 +259,13 @@ def main() -> None:
             put_shards(root, name, source)
         for seed in range(arguments.seeds):
             for data in DATA:
-                for variant in VARIANTS:
-                    trained(train_vavae.STAGE, Trial(root, data, variant, seed), memory)
-                trained(train_semvae.STAGE, Trial(root, data, "plain", seed), memory)
+                trials = {variant: Trial(root, data, variant, seed, arguments.scale) for variant in VARIANTS}
+                for trial in trials.values():
+                    trained(train_vavae.STAGE, trial, memory)
+                trained(train_semvae.STAGE, trials["plain"], memory)
+        for seed in range(arguments.seeds):
             for variant in VARIANTS:
-                trial = Trial(root, "fashion", variant, seed, DIFFUSION)
+                trial = Trial(root, "fashion", variant, seed, arguments.scale, DIFFUSION)
                 tokenizer = trained(train_vavae.STAGE, trial, memory)
                 trained(train_dit.STAGE, trial, memory, encode=latents(trial, tokenizer).fingerprint)
 
