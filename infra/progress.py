@@ -8,7 +8,10 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from infra import logs, metrics
+
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_FIGURES = 2.0
 
 
 class Bar:
@@ -17,6 +20,7 @@ class Bar:
     def __init__(self, what: str, total: int | None, unit: str = "images") -> None:
         self._what, self._total, self._unit = what, total, unit
         self._done, self._started, self._said = 0, time.monotonic(), time.monotonic()
+        self._told, self._measured = 0, self._started
         self._rich: Progress | None = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -35,10 +39,16 @@ class Bar:
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._done += amount
+        self._measure()
         if self._rich is not None:
             self._rich.update(self._task, advance=amount, note=note)
         elif time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
             self._say(note)
+
+    def skip(self, amount: int) -> None:
+        """What an earlier attempt has done."""
+        self._told += amount
+        self.advance(amount)
 
     def move_to(self, done: int, note: str = "") -> None:
         self.advance(done - self._done, note)
@@ -48,8 +58,19 @@ class Bar:
         seconds = self._said - self._started
         share = f" of {self._total:,} ({100 * self._done / self._total:.0f} %)" if self._total else ""
         rate = self._done / seconds if seconds > 0 else 0.0
-        line = f"{self._what}: {self._done:,}{share} {self._unit}, {rate:,.0f}/s, {seconds:.0f} s {note}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        line = f"{self._what}: {self._done:,}{share} {self._unit}, {rate:,.0f}/s, {seconds:.0f} s {note}".rstrip()
+        figures = {"images": self._done, "total": self._total, "images_per_second": round(rate, 1)}
+        logs.say(line, "info", sys.stderr, stage=self._what, **figures)
+
+    def _measure(self) -> None:
+        """Tell Prometheus, often enough for a curve."""
+        now = time.monotonic()
+        ends = self._total is not None and self._done >= self._total
+        if now - self._measured < _SECONDS_BETWEEN_FIGURES and not ends:
+            return
+        done, seconds = self._done - self._told, max(now - self._measured, 1e-9)
+        metrics.progress(self._what, done, (self._total or self._done) - self._done, done / seconds)
+        self._told, self._measured = self._done, now
 
     def __enter__(self) -> Bar:
         if self._rich is not None:

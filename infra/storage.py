@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import UserError
+from infra.metrics import count
 
 T = TypeVar("T")
 
@@ -188,6 +189,7 @@ class Storage:
             except (OSError, _client_errors()):
                 if self.local or attempt == _ATTEMPTS - 1:
                     raise
+                count("latentforge_retries", 1, what="storage")
                 time.sleep(_FIRST_WAIT * 2**attempt * (0.5 + random.random()))
         raise AssertionError("unreachable")
 

@@ -42,7 +42,7 @@ def run(context: Context) -> Outcome:
     missing = [entry for entry in parts if entry.path not in done]
     rows = sum(entry.rows or 0 for entry in parts)
     with Bar("encode", rows) as bar:
-        bar.advance(rows - sum(entry.rows or 0 for entry in missing))
+        bar.skip(rows - sum(entry.rows or 0 for entry in missing))
         for receipt in _encoded(context, shards, missing):
             done[receipt.entry.path] = receipt
             bar.advance(receipt.entry.rows or 0)

@@ -48,7 +48,7 @@ def run(context: Context) -> Outcome:
     started = time.monotonic()
     sampled = sum(part["count"] for part in missing)
     with Bar("sample", recipe.sample.images) as bar:
-        bar.advance(recipe.sample.images - sampled)
+        bar.skip(recipe.sample.images - sampled)
         for receipt in spread(missing, PartSampler, (asdict(context.job),), recipe.compute.actors):
             done[receipt.entry.path] = receipt
             bar.advance(receipt.entry.rows or 0)

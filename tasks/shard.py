@@ -69,7 +69,7 @@ def run(context: Context) -> Outcome:
         refused += _refusals(receipt)
     _stop_if_too_bad(refused, total, recipe.shard)
     with Bar("shard", total) as bar:
-        bar.advance(total - sum(job["rows"] for job in missing))
+        bar.skip(total - sum(job["rows"] for job in missing))
         for receipt in _written(out, recipe, missing):
             done[receipt.entry.path] = receipt
             refused += _refusals(receipt)

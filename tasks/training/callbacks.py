@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs import schema
+from infra import logs
 from tasks.snapshots import snapshot_file
 from tasks.training.checkpoints import Checkpoints
 from tasks.training.ema import sigma_name
@@ -78,10 +79,9 @@ class Scores:
         elif self._patience is not None and now.images_seen - state.best.images_seen >= self._patience:
             now.stop = True
             if dist.get_rank() == 0:
-                print(
+                logs.say(
                     f"stopping at {now.images_seen:,} images: no better validation score than {state.best.score:.6g} "
-                    f"at {state.best.images_seen:,}",
-                    flush=True,
+                    f"at {state.best.images_seen:,}"
                 )
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from infra import logs
 from infra.storage import FileEntry, Storage
 from tasks.parts import Receipt, write_receipt
 
@@ -76,8 +77,8 @@ class Checkpoints:
             return None
         found, fault = read(self._storage, images_seen)
         if fault is not None:
-            print(
-                f"checkpoint {self._storage.url}/{_name(images_seen)} is damaged ({fault}): going without", flush=True
+            logs.say(
+                f"checkpoint {self._storage.url}/{_name(images_seen)} is damaged ({fault}): going without", "warning"
             )
         return found
 
@@ -93,10 +94,10 @@ class Checkpoints:
             if not any(faults):
                 return loaded
             if rank == 0:
-                print(
+                logs.say(
                     f"checkpoint {self._storage.url}/{_name(images_seen)} is damaged "
                     f"({next(filter(None, faults))}): taking the one before",
-                    flush=True,
+                    "warning",
                 )
         return None
 

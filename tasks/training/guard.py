@@ -8,6 +8,7 @@ from torch import Tensor
 
 from configs import schema
 from configs.errors import UserError
+from infra import logs
 from tasks.loader import Loader
 
 _SHOWN_KEYS = 8
@@ -65,7 +66,7 @@ class Guard:
             )
         if dist.get_rank() == 0:
             for line in told:
-                print(f"guard: {line}", flush=True)
+                logs.say(f"guard: {line}", "warning")
         if section.policy == "rewind":
             raise Rewind(Guard(self.left_out | frozenset(found), self.rewinds + 1))
 

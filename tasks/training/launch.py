@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from configs.schema import Training
+from infra import logs
 from infra.cluster import connect
 from infra.storage import FileEntry, Storage
 from models.flops import training_flops_per_image
@@ -263,7 +264,7 @@ def _leaving_on_sigterm(out: Storage) -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: Any) -> None:
         told.set()
         signal.signal(signal.SIGTERM, usual)
-        print("SIGTERM: saving and leaving", flush=True)
+        logs.say("SIGTERM: saving and leaving", "warning")
         requests.ask(out, requests.LEAVE)
 
     signal.signal(signal.SIGTERM, note)

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 from configs.schema import TrainCompute
+from infra import logs
+from infra.metrics import count
 from infra.storage import Storage
 from models.execution import prepare
 from tasks.loader import Loader
@@ -102,7 +104,8 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
         images_seen = found.images_seen
         state.restore(found)
         if rank == 0:
-            print(f"going on from the checkpoint at {images_seen:,} images", flush=True)
+            count("latentforge_retries", 1, what=metrics.stage)
+            logs.say(f"going on from the checkpoint at {images_seen:,} images", images=images_seen)
 
     # Train
     stream = trainee.loader.stream(images_seen, rank, world)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from infra import logs, metrics
 from infra.tracking import Tracker
 
 Curves = dict[str, list[list[float]]]
@@ -160,6 +161,11 @@ class Metrics:
         for name, value in means.items():
             if name.startswith("loss/") or name == "gradient_norm":
                 self._curve(name.removeprefix("loss/"), value, images_seen)
+        if dist.get_rank() == 0:
+            metrics.progress(self.stage, self._images, max(0, self.total_images - images_seen), speed)
+            for name in ("mfu", "data_wait_share"):
+                if name in values:
+                    metrics.gauge(f"latentforge_{name}", values[name], stage=self.stage)
         if now - self._said > _SECONDS_BETWEEN_LINES or images_seen >= self.total_images:
             self._said = now
             self._print(images_seen, means, values)
@@ -182,10 +188,14 @@ class Metrics:
         losses = {name.removeprefix("loss/"): value for name, value in means.items() if name != "left_out" or value}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in losses.items() if "/" not in name)
         used = f"  MFU {100 * values['mfu']:.0f} %" if "mfu" in values else ""
-        print(
+        figures = {name: round(value, 4) for name, value in values.items()}
+        logs.say(
             f"{self.stage:>12} {bar} {100 * share:3.0f} %  {images_seen:,} images  {values['images_per_second']:,.0f}/s"
             f"{used}  wait {100 * values['data_wait_share']:.0f} %  {values['peak_memory_mib']:,.0f} MiB  {shown}",
-            flush=True,
+            stage=self.stage,
+            images=images_seen,
+            total=self.total_images,
+            **figures,
         )
 
     def _memory_mib(self) -> float:

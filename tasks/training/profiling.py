@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from infra import logs
 from infra.storage import Storage
 from infra.tracking import Tracker
 
@@ -43,4 +44,4 @@ class Profiler:
                 found.export_chrome_trace(str(path))
                 self._out.upload(str(path), name)
                 self._tracker.file(name, path.read_bytes())
-            print(f"profile of {_STEPS} steps: {self._out.url}/{name}", flush=True)
+            logs.say(f"profile of {_STEPS} steps: {self._out.url}/{name}")

@@ -5,130 +5,53 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
 
 from configs.cluster import Cluster, Pool, cluster_names, load_cluster
-
-REPOSITORY = Path(__file__).parents[2]
-INFRA = REPOSITORY / "infra"
-KUBERNETES = "1.34"
-CLOUDS = ("aws", "gcp")
-POOLS = {"head", "decode", "infer", "train"}
-
-
-def documents(path: Path) -> list[dict[str, Any]]:
-    return [document for document in yaml.safe_load_all(path.read_text()) if document is not None]
-
-
-def manifests() -> dict[str, dict[str, Any]]:
-    found = [each for path in sorted((INFRA / "kubernetes").glob("*.yaml")) for each in documents(path)]
-    return {f"{each['kind']} {each['metadata']['name']}": each for each in found}
-
-
-def ray_up(cloud: str) -> dict[str, Any]:
-    (config,) = documents(INFRA / "ray" / f"{cloud}.yaml")
-    return config
-
-
-def files() -> list[Path]:
-    """Every configuration file under infra/, code left out."""
-    return sorted(path for path in INFRA.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"})
-
-
-def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf with its path."""
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield from walk(each, f"{path}/{key}")
-    elif isinstance(value, list):
-        for number, each in enumerate(value):
-            yield from walk(each, f"{path}/{number}")
-    else:
-        yield path, value
-
-
-# ------------------------------------------------------------------------------------------------ Ray's own kinds
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Template(Strict):
-    metadata: dict[str, Any] = {}
-    spec: dict[str, Any]
-
-
-class Autoscaler(Strict):
-    idleTimeoutSeconds: int = Field(gt=0)
-    upscalingMode: Literal["Default", "Conservative"]
-    resources: dict[str, Any]
-
-
-class Head(Strict):
-    serviceType: Literal["ClusterIP"]
-    rayStartParams: dict[str, str]
-    template: Template
-
-
-class Group(Strict):
-    groupName: str
-    replicas: int = Field(ge=0)
-    minReplicas: int = Field(ge=0)
-    maxReplicas: int = Field(gt=0)
-    rayStartParams: dict[str, str]
-    template: Template
-
-
-class Authentication(Strict):
-    mode: Literal["token"]
-
-
-class RayClusterSpec(Strict):
-    rayVersion: str
-    authOptions: Authentication
-    enableInTreeAutoscaling: Literal[True]
-    autoscalerOptions: Autoscaler
-    headGroupSpec: Head
-    workerGroupSpecs: list[Group]
-
-
-class RayJobSpec(Strict):
-    clusterSelector: dict[str, str]
-    submissionMode: Literal["K8sJobMode"]
-    entrypoint: str
-    entrypointNumCpus: int
-    submitterPodTemplate: Template
-
-
-RAY_KINDS: dict[str, type[Strict]] = {"RayCluster": RayClusterSpec, "RayJob": RayJobSpec}
-"""What we use of KubeRay's kinds (ray.io/v1), stricter than they are: a field that is not here is a slip."""
-
-
-def pods() -> dict[str, dict[str, Any]]:
-    """Every pod template: of Kubernetes' kinds and of Ray's."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, each in manifests().items():
-        spec = each.get("spec", {})
-        if "template" in spec:
-            found[name] = spec["template"]
-        if each["kind"] == "RayCluster":
-            found[f"{name} head"] = spec["headGroupSpec"]["template"]
-            found |= {f"{name} {group['groupName']}": group["template"] for group in spec["workerGroupSpecs"]}
-        if each["kind"] == "RayJob":
-            found[name] = spec["submitterPodTemplate"]
-    return found
-
+from tests.infra.cluster_files import (
+    CLOUDS,
+    INFRA,
+    KUBERNETES,
+    POOLS,
+    RAY_KINDS,
+    REPOSITORY,
+    RayClusterSpec,
+    files,
+    flow_job,
+    manifests,
+    pods,
+    ray_up,
+)
 
 # ----------------------------------------------------------------------------------------------------- each alone
+
+
+def test_a_flow_run_is_a_valid_job_that_reaches_the_cluster() -> None:
+    job = flow_job()
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    found = {variable["name"]: variable["value"] for variable in container["env"]}
+    cluster = manifests()["RayCluster latentforge"]
+    ports = {
+        port["containerPort"] for port in cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    }
+    assert found["RAY_API_SERVER_ADDRESS"] == f"http://{cluster['metadata']['name']}-head-svc:8265" and 8265 in ports
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert found["RAY_AUTH_TOKEN_PATH"] == f"{mounts['ray-token']}/auth_token"
+    secret = next(v["secret"] for v in job["spec"]["template"]["spec"]["volumes"] if v["name"] == "ray-token")
+    assert secret["secretName"] == cluster["metadata"]["name"], "KubeRay names the token's secret after the cluster"
+    (worker,) = pods()["Deployment prefect-worker"]["spec"]["containers"]
+    (pool,) = {
+        each["work_pool"]["name"]
+        for each in yaml.safe_load((INFRA / "prefect" / "kubernetes.yaml").read_text())["deployments"]
+    }
+    assert worker["command"][worker["command"].index("--pool") + 1] == pool
 
 
 @pytest.mark.parametrize("name", manifests())
@@ -190,7 +113,7 @@ def test_policies_are_policies(path: Path) -> None:
 
 def test_one_image_of_one_version_everywhere() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    used = set(re.findall(r"\S+/latentforge:[\w.]+", "\n".join(path.read_text() for path in files())))
+    used = set(re.findall(r"[\w.]+/latentforge:[\w.]+", "\n".join(path.read_text() for path in files())))
     assert used == {f"registry.example.com/latentforge:{project['version']}"}
     images = {each["image"] for pod in pods().values() for each in pod["spec"]["containers"]}
     assert {image for image in images if image not in used} == {"postgres:17-bookworm"}
@@ -302,172 +225,18 @@ def test_caches_and_spilled_objects_go_to_local_disks() -> None:
     assert home.startswith("/local/") and f"LATENTFORGE_HOME={home}" in (INFRA / "container" / "Dockerfile").read_text()
 
 
-# ------------------------------------------------------------------------------------------- closed and unprivileged
+def test_a_cluster_file_of_ones_own(tmp_path: Path) -> None:
+    from configs import UserError
 
-
-def test_nothing_is_open_to_the_outside() -> None:
-    closed = manifests()["NetworkPolicy closed"]["spec"]
-    assert closed == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    for name, each in manifests().items():
-        assert each["kind"] != "Ingress"
-        assert each.get("spec", {}).get("type", "ClusterIP") == "ClusterIP" or each["kind"] != "Service", name
-        if each["kind"] == "NetworkPolicy":
-            for rule in each["spec"].get("ingress", []):
-                assert rule["from"] and not [peer for peer in rule["from"] if "ipBlock" in peer], name
-    for cloud in CLOUDS:
-        config = ray_up(cloud)
-        assert config["provider"]["use_internal_ips"] is True
-        assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
-        for node in config["available_node_types"].values():
-            if cloud == "aws":
-                assert node["node_config"]["SecurityGroupIds"], "else Ray makes a group that lets SSH in from anywhere"
-                assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
-            else:
-                (interface,) = node["node_config"]["networkInterfaces"]
-                assert "accessConfigs" not in interface, "an access config is a public address"
-
-
-def test_every_pod_that_talks_is_in_a_policy() -> None:
-    """Labels in network policies are labels of pods, so that no rule is about nothing."""
-    labels = {pod["metadata"]["labels"]["app"] for pod in pods().values()}
-    named = {
-        value
-        for each in manifests().values()
-        if each["kind"] == "NetworkPolicy"
-        for path, value in walk(each["spec"])
-        if path.endswith("/app") or "/values/" in path
-    }
-    assert named == labels
-
-
-@pytest.mark.parametrize("name", pods())
-def test_pods_run_without_privileges(name: str) -> None:
-    spec = pods()[name]["spec"]
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert spec["automountServiceAccountToken"] is (name == "RayCluster latentforge head")
-    for container in spec["containers"]:
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-        assert container["resources"]["limits"]["memory"]
-
-
-def test_secrets_are_only_referred_to() -> None:
-    for name, each in manifests().items():
-        assert each["kind"] != "Secret", name
-    for pod in pods().values():
-        for container in pod["spec"]["containers"]:
-            for variable in container.get("env", []):
-                if re.search(r"PASSWORD|TOKEN|SECRET|KEY|CONNECTION|STORE_URI", variable["name"]):
-                    assert set(variable) == {"name", "valueFrom"} and "secretKeyRef" in variable["valueFrom"]
-    leaked = re.compile(
-        r"AKIA[0-9A-Z]{16}|-----BEGIN|://[^/\s:]+:[^@\s]+@|(password|secret_access_key)\s*[:=]\s*\S", re.I
-    )
-    for path in files():
-        assert not leaked.search(path.read_text()), path.name
-
-
-def test_the_bucket_policy_allows_what_storage_does_and_no_more(s3_root: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Requests of every verb of our storage on a real S3 server are the policy's actions, all under the prefix."""
-    import logging
-
-    import pyarrow as pa
-
-    from infra.storage import Storage
-
-    caplog.set_level(logging.DEBUG, logger="s3fs")
-    storage = Storage.at(s3_root).child("stage", "0123")
-    storage.check_writable()
-    storage.write_bytes("small", b"x")
-    storage.write_bytes("large", b"x" * (60 << 20))  # in several parts
-    storage.write_table("table.parquet", pa.table({"x": [1, 2]}), rows_per_group=1)
-    assert storage.exists("small") and storage.size("small") == 1 and storage.read_range("large", 5, 2) == b"xx"
-    assert storage.names() and storage.sizes() and not storage.exists("missing")
-    with storage.open("table.parquet") as file:
-        file.read()
-    storage.delete("small")
-    storage.delete()
-    calls = {match[1] for record in caplog.records if (match := re.match(r"CALL: (\w+)", record.getMessage()))}
-    actions = {ACTIONS[call] for call in calls}
-    policy = json.loads((INFRA / "policies" / "bucket-access-aws.json").read_text())
-    own = [each for each in policy["Statement"] if "REPLACE-BUCKET" in str(each["Resource"])]
-    allowed = {
-        action for each in own for action in ([each["Action"]] if isinstance(each["Action"], str) else each["Action"])
-    }
-    assert actions <= allowed
-    assert allowed - actions <= {"s3:AbortMultipartUpload"}, "asked for only when an upload fails"
-
-
-ACTIONS = {
-    "list_objects_v2": "s3:ListBucket",
-    "head_bucket": "s3:ListBucket",
-    "head_object": "s3:GetObject",
-    "get_object": "s3:GetObject",
-    "put_object": "s3:PutObject",
-    "create_multipart_upload": "s3:PutObject",
-    "upload_part": "s3:PutObject",
-    "complete_multipart_upload": "s3:PutObject",
-    "abort_multipart_upload": "s3:AbortMultipartUpload",
-    "delete_object": "s3:DeleteObject",
-    "delete_objects": "s3:DeleteObject",
-}
-
-
-# --------------------------------------------------------------------------------------------- watching and the page
-
-
-def test_the_dashboard_shows_metrics_that_ray_has() -> None:
-    import ray.dashboard.modules.metrics.dashboards as dashboards
-
-    known = "\n".join(path.read_text() for path in Path(dashboards.__path__[0]).glob("*.py"))
-    board = json.loads((INFRA / "monitoring" / "dashboard.json").read_text())
-    shown = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    assert shown
-    for expression in shown:
-        for metric in re.findall(r"\b(?:ray|autoscaler)_[a-z_]+(?=[{\[)\s])", expression):
-            if metric not in {"ray_train_run_name"}:
-                assert re.search(rf"\b{metric}\b[{{\[(]", known), metric
-    ids = [panel["id"] for panel in board["panels"]]
-    assert len(set(ids)) == len(ids)
-
-
-def test_prometheus_looks_where_ray_is() -> None:
-    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
-
-    (config,) = documents(INFRA / "monitoring" / "prometheus.yaml")
-    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
-    assert jobs["ray"]["file_sd_configs"][0]["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
-    keeps = [rule for rule in jobs["ray-pods"]["relabel_configs"] if rule.get("action") == "keep"]
-    label, port = (rule["regex"] for rule in keeps)
-    for name, pod in pods().items():
-        if "RayCluster" in name:
-            assert re.fullmatch(label, pod["metadata"]["labels"]["app"])
-            ports = [each for each in pod["spec"]["containers"][0]["ports"] if re.fullmatch(port, each["name"])]
-            assert 8080 in {each["containerPort"] for each in ports}
-    assert jobs["ray-pods"]["kubernetes_sd_configs"][0]["namespaces"]["names"] == ["latentforge"]
-
-
-def test_the_page_names_everything_to_fill_in() -> None:
-    page = (REPOSITORY / "docs" / "operations.md").read_text()
-    text = "\n".join(path.read_text() for path in files())
-    wanted = set(re.findall(r"\b(?:ami|subnet|sg)-REPLACE\b|\bREPLACE-[A-Z]+\b", text))
-    assert wanted == set(re.findall(r"`((?:ami|subnet|sg)-REPLACE|REPLACE-[A-Z]+)`", page))
-    secrets = {
-        (value["name"], value["key"])
-        for pod in pods().values()
-        for container in pod["spec"]["containers"]
-        for variable in container.get("env", [])
-        if (value := variable.get("valueFrom", {}).get("secretKeyRef"))
-    }
-    for name, key in secrets:
-        assert name in page and f"`{key}`" in page
-
-
-def test_the_page_points_at_files_that_are_there() -> None:
-    page = (REPOSITORY / "docs" / "operations.md").read_text()
-    named = set(re.findall(r"`((?:infra|configs|tasks|flows|docs|models)/[\w./-]+\.\w+)`", page))
-    assert named
-    for name in named:
-        assert (REPOSITORY / name).is_file(), name
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: aws\npools: {train: {max_nodes: 2}}\n")
+    cluster: Cluster = load_cluster(str(mine))
+    assert cluster.pools["train"].max_nodes == 2 and cluster.pools["train"].machine == "p5.48xlarge"
+    mine.write_text("extends: aws\npools: {trian: {machine: x, cpus: 1, memory_gib: 1, network_gbit: 1.0}}\n")
+    with pytest.raises(UserError, match="trian"):
+        load_cluster(str(mine))
+    with pytest.raises(UserError, match="did you mean aws"):
+        load_cluster("awz")
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
@@ -492,17 +261,3 @@ def _fits(template: dict[str, Any], pool: Pool) -> None:
 def _gib(quantity: str) -> float:
     number, unit = float(quantity[:-2]), quantity[-2:]
     return number * {"Mi": 2**-10, "Gi": 1, "Ti": 2**10}[unit]
-
-
-def test_a_cluster_file_of_ones_own(tmp_path: Path) -> None:
-    from configs import UserError
-
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("extends: aws\npools: {train: {max_nodes: 2}}\n")
-    cluster: Cluster = load_cluster(str(mine))
-    assert cluster.pools["train"].max_nodes == 2 and cluster.pools["train"].machine == "p5.48xlarge"
-    mine.write_text("extends: aws\npools: {trian: {machine: x, cpus: 1, memory_gib: 1, network_gbit: 1.0}}\n")
-    with pytest.raises(UserError, match="trian"):
-        load_cluster(str(mine))
-    with pytest.raises(UserError, match="did you mean aws"):
-        load_cluster("awz")
