@@ -8,6 +8,7 @@ Progress is counted in images everywhere.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -528,9 +529,36 @@ class ActorCompute(Section):
     """Compile the blocks of the sampled network and of its guide; pays where many batches are sampled (`sample`)."""
 
 
+class ClusterCompute(Section):
+    """A Ray cluster that takes each stage as one job; without one, stages run in the flow's own process."""
+
+    jobs: Annotated[str, Field(pattern=r"^https?://[^/@\s]+$")] | None = None
+    """Address of its Jobs API, as `http://host:8265`. RAY_API_SERVER_ADDRESS in the environment goes before it."""
+    code: Annotated[str, Field(pattern=r"^/")] | None = None
+    """Folder of this code on every machine of the cluster, as `/opt/latentforge` in our image; None sends the
+    repository along with each job."""
+    environment: tuple[str, ...] = ()
+    """Names of variables of the flow's environment that jobs are given. Ray shows them to whoever sees its dashboard:
+    credentials belong into the environment of the cluster's machines."""
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> ClusterCompute:
+        secret = [name for name in self.environment if _SECRET.search(name)]
+        if secret:
+            raise ValueError(
+                f"environment names {', '.join(secret)}, which Ray's dashboard would show: set it on the cluster's "
+                "machines instead"
+            )
+        return self
+
+
+_SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.I)
+
+
 class Compute(Section):
     train: TrainCompute = TrainCompute()
     actors: ActorCompute = ActorCompute()
+    cluster: ClusterCompute = ClusterCompute()
 
 
 class Tracking(Section):

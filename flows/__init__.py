@@ -8,6 +8,9 @@ import os
 
 from infra.home import home
 
+if os.environ.get("LATENTFORGE_LOGS") == "json":
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER", "json")
+
 for _name, _value in {
     "PREFECT_HOME": str(home() / "prefect"),
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",

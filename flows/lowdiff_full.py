@@ -7,7 +7,7 @@ from prefect import flow
 from configs import UserError
 from flows.run import open_run
 from flows.sfd_full import dag
-from flows.stages import STAGES
+from flows.stages import STAGES, StageName
 
 
 @flow(name="lowdiff-full", flow_run_name="{recipe}")
@@ -15,9 +15,9 @@ def lowdiff_full(
     recipe: str = "lowdiff_demo",
     overrides: list[str] | None = None,
     root: str | None = None,
-    start: str | None = None,
-    only: str | None = None,
-    force: list[str] | None = None,
+    start: StageName | None = None,
+    only: StageName | None = None,
+    force: list[StageName] | None = None,
 ) -> str:
     """Run the whole DAG of a recipe with `train_dit.cascade`: `encode` stores the statistics of every resolution,
     `train_dit` draws one for each batch, `sample` goes through them. Returns the report's URI.

@@ -3,34 +3,78 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.tasks import exponential_backoff
 
 from configs import Recipe, UserError, load_recipe
-from infra import tracking
+from infra import jobs, tracking
 from infra.artifacts import Artifact
 from infra.cluster import disconnect
 from infra.home import default_root
+from infra.logs import Line
 from infra.storage import Storage
-from tasks.stage import Job, Stage, perform
+from tasks.stage import Context, Job, Stage, perform
 
 _RUN_FILE = "run.json"
+_SECONDS_BETWEEN_MOVES = 5.0
 
 
 def _fingerprint_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
     return f"{parameters['job']['stage']}-{parameters['job']['fingerprint']}"
 
 
-@task(name="stage", cache_policy=CacheKeyFnPolicy(cache_key_fn=_fingerprint_key), persist_result=True)
+def _may_help(task: Any, run: Any, state: Any) -> bool:
+    """Whether another attempt may get further: not on a person's mistake, nor on a defect of ours."""
+    return isinstance(state.result(raise_on_failure=False), jobs.JobLost)
+
+
+@task(
+    name="stage",
+    cache_policy=CacheKeyFnPolicy(cache_key_fn=_fingerprint_key),
+    persist_result=True,
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=15),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_may_help,
+)
 def _perform(stage: Stage, job: dict[str, Any]) -> str:
     """Prefect's view of a stage: cached under the artifact's fingerprint, which is also its result."""
-    return perform(stage, Job(**job)).fingerprint
+    context = Context(Job(**job))
+    artifact, cluster = context.artifact, context.recipe.compute.cluster
+    if jobs.address(cluster) is None or artifact.is_complete():
+        return perform(stage, context.job).fingerprint
+    jobs.run(artifact, json.dumps(job).encode(), cluster, _Teller())
+    return artifact.manifest.fingerprint
+
+
+class _Teller:
+    """Lines of a job into Prefect's log of the stage, and its progress as a bar beside them."""
+
+    def __init__(self) -> None:
+        self._logger = get_run_logger()
+        self._bar: Any = None
+        self._moved = 0.0
+
+    def __call__(self, line: Line) -> None:
+        self._logger.log(logging.getLevelNamesMapping()[line.level.upper()], "%s", line.message)
+        images, total = line.fields.get("images"), line.fields.get("total")
+        if images and total and time.monotonic() - self._moved > _SECONDS_BETWEEN_MOVES:
+            self._moved = time.monotonic()
+            share = min(100.0, 100.0 * images / total)
+            if self._bar is None:
+                self._bar = create_progress_artifact(share, description=line.message)
+            else:
+                update_progress_artifact(self._bar, share, description=line.message)
 
 
 @dataclass
@@ -46,6 +90,8 @@ class Run:
     tracker: tracking.Tracker
     prefect_flow_run: str
     notes: list[str] = field(default_factory=list)
+    uri: str = ""
+    """Of the last artifact that was made or reused."""
 
     def __call__(self, stage: Stage, *inputs: Artifact | None) -> Artifact:
         """Perform `stage` on `inputs`.
@@ -70,18 +116,17 @@ class Run:
             artifact.discard()
             complete = False
         self._perform(stage, artifact, job, complete)
+        self.uri = artifact.uri
         return artifact
 
     def all(self) -> str:
         """Every selected stage in order; the URI of the last one made or reused."""
         made: dict[str, Artifact] = {}
-        uri = ""
         for stage in self.stages:
             artifact = self(stage, *(made.get(name) for name in stage.inputs))
             if artifact is not None:
                 made[stage.name] = artifact
-                uri = artifact.uri if self._selected(stage) else uri
-        return uri
+        return self.uri
 
     # ------------------------------------------------------------------------------------------------ parts
 
@@ -210,6 +255,7 @@ def preflight(
     if start is not None and only is not None:
         raise UserError("--from and --only exclude each other: choose one")
     storage = preflight_storage(root)
+    jobs.check(loaded.compute.cluster)
     for stage in stages:
         if stage.external is not None and stage.present(loaded):
             stage.external(loaded)

@@ -5,7 +5,18 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.run import Run, open_run
-from flows.stages import STAGES, encode, evaluate, report, sample, shard, train_dit, train_semvae, train_vavae
+from flows.stages import (
+    STAGES,
+    StageName,
+    encode,
+    evaluate,
+    report,
+    sample,
+    shard,
+    train_dit,
+    train_semvae,
+    train_vavae,
+)
 
 
 @flow(name="sfd-full", flow_run_name="{recipe}")
@@ -13,11 +24,12 @@ def sfd_full(
     recipe: str = "demo",
     overrides: list[str] | None = None,
     root: str | None = None,
-    start: str | None = None,
-    only: str | None = None,
-    force: list[str] | None = None,
+    start: StageName | None = None,
+    only: StageName | None = None,
+    force: list[StageName] | None = None,
 ) -> str:
-    """Run the whole DAG, reusing every stage whose inputs did not change. Returns the report's URI.
+    """Run the whole DAG, reusing every stage whose inputs did not change. Returns the URI of the last
+    artifact, the report.
 
     Args:
         recipe: a recipe's name or a path to a YAML file.
@@ -32,7 +44,7 @@ def sfd_full(
 
 
 def dag(run: Run) -> str:
-    """From images to the report's URI; what a recipe does not have is left out."""
+    """From images to a report; what a recipe does not have is left out. The URI of the last artifact made or reused."""
     shards = run(shard)
     tokenizer = run(train_vavae, shards)
     semantics = run(train_semvae, shards)
@@ -40,4 +52,5 @@ def dag(run: Run) -> str:
     model = run(train_dit, latents)
     images = run(sample, tokenizer, latents, model)
     scores = run(evaluate, shards, tokenizer, images)
-    return run(report, shards, tokenizer, semantics, latents, model, images, scores).uri
+    run(report, shards, tokenizer, semantics, latents, model, images, scores)
+    return run.uri

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prefect import flow
 
 from flows.run import open_run
@@ -17,10 +19,17 @@ from tasks.train_vavae import STAGE as train_vavae
 
 STAGES: tuple[Stage, ...] = (shard, train_vavae, train_semvae, encode, train_dit, sample, evaluate, report)
 
+StageName = Literal["shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate", "report"]
+"""Their names, for Prefect's forms."""
+
 
 @flow(name="stage", flow_run_name="{stage}/{recipe}")
 def single_stage(
-    stage: str, recipe: str = "demo", overrides: list[str] | None = None, root: str | None = None, force: bool = False
+    stage: StageName,
+    recipe: str = "demo",
+    overrides: list[str] | None = None,
+    root: str | None = None,
+    force: bool = False,
 ) -> str:
     """Run one stage whose inputs are complete.
 

@@ -12,16 +12,21 @@ import ray
 
 from configs.errors import UserError
 
+SETTINGS = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the version of uv or pip that started us must not be rebuilt in workers
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # a worker's line appears once, not twice
+}
+"""Of Ray, in every process of a stage."""
+
 
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS, else start a local Ray on loopback; nothing if already connected."""
     if ray.is_initialized():
         return
-    # The version of uv or pip that started us must not be rebuilt in workers.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a worker's line appears once, not twice
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +12,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from infra.home import home
 
 
 def tracking_uri() -> str:
-    """Where runs go: MLFLOW_TRACKING_URI, or SQLite in the project's home folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    """Where runs go: MLFLOW_TRACKING_URI, or SQLite in the project's home folder.
+
+    Raises:
+        UserError: the address holds a password; it is kept beside unfinished artifacts and handed to jobs.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    if re.search(r"://[^/@]*:[^/@]*@", uri):
+        raise UserError(
+            "MLFLOW_TRACKING_URI holds a password, which would be written beside artifacts: start `mlflow server` on "
+            "that database and name the server; its own credentials go into MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+    return uri
 
 
 @dataclass(frozen=True)

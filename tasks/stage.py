@@ -8,7 +8,7 @@ is plain JSON, and what it leaves is in storage.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -110,7 +110,7 @@ def perform(stage: Stage, job: Job) -> Artifact:
     try:
         outcome = stage.run(context)
     except Exception as error:
-        mistake = _mistake_behind(error)
+        mistake = next((cause for cause in causes(error) if type(cause) is UserError), None)
         if mistake is None:
             raise
         raise UserError(f"stage {stage.name}: {mistake}") from None
@@ -136,8 +136,8 @@ def perform(stage: Stage, job: Job) -> Artifact:
     return context.artifact
 
 
-def _mistake_behind(error: BaseException) -> UserError | None:
-    """The person's mistake that Ray wrapped, if that is what stopped a stage."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error that stopped a stage, and all that Ray wrapped in it."""
     seen: set[int] = set()
     queue: list[BaseException] = [error]
     while queue:
@@ -145,12 +145,10 @@ def _mistake_behind(error: BaseException) -> UserError | None:
         if id(current) in seen:
             continue
         seen.add(id(current))
-        if type(current) is UserError:
-            return current
+        yield current
         wrapped = [getattr(current, "cause", None), current.__cause__]
         wrapped += list(getattr(current, "worker_failures", {}).values())
         queue += [each for each in wrapped if isinstance(each, BaseException)]
-    return None
 
 
 def _without_places(data: dict[str, Any]) -> dict[str, Any]:

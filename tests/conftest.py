@@ -21,7 +21,9 @@ _HOME = Path(tempfile.mkdtemp(prefix="latentforge-tests-"))
 os.environ["LATENTFORGE_HOME"] = str(_HOME)
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # many processes share few cores: threads that spin take them
-for _name in ("LATENTFORGE_ROOT", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "RAY_ADDRESS"):
+for _name in ("LATENTFORGE_ROOT", "LATENTFORGE_LOGS", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+    os.environ.pop(_name, None)
+for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
     os.environ.pop(_name, None)
 
 

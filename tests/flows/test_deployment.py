@@ -53,8 +53,9 @@ def _tracked_scales(workplace: Workplace) -> set[float]:
     return {json.loads(run.data.params["sample.guidance.scale"]) for run in scored}
 
 
-def _post(workplace: Workplace, path: str) -> list[dict]:
+def _post(workplace: Workplace, path: str, body: dict | None = None) -> list[dict]:
     url = f"{workplace.environment['PREFECT_API_URL']}/{path}"
-    request = urllib.request.Request(url, data=b"{}", headers={"Content-Type": "application/json"})
+    data = json.dumps(body or {}).encode()
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.loads(answer.read())
