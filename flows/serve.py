@@ -52,13 +52,14 @@ def running(prefect_port: int, mlflow_port: int) -> Iterator[dict[str, str]]:
         "PWD": str(_REPOSITORY),
         "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    database = f"sqlite:///{folder / 'mlflow.db'}"
+    # Databases: SQLite here, or what PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_BACKEND_STORE_URI name.
+    environment.setdefault("MLFLOW_BACKEND_STORE_URI", f"sqlite:///{folder / 'mlflow.db'}")
     with ExitStack() as stack:
         start = lambda name, *command: stack.enter_context(_process(name, command, environment))  # noqa: E731
         start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port))
         start(
             *("mlflow", "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"),
-            *("--backend-store-uri", database, "--artifacts-destination", str(folder / "mlruns")),
+            *("--artifacts-destination", str(folder / "mlruns")),
         )
         _await("the Prefect server", f"http://127.0.0.1:{prefect_port}/api/health", folder / "prefect-server.log")
         _run(environment, "prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite")
