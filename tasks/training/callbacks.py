@@ -97,7 +97,7 @@ class Pictures:
             picture, figures = self._preview()
         state.metrics.log({f"preview/{name}": value for name, value in figures.items()}, now.images_seen)
         if dist.get_rank() == 0:
-            state.metrics.tracker.file(f"preview/{now.images_seen:014d}.png", picture)
+            state.metrics.sender.file(f"preview/{now.images_seen:014d}.png", picture)
 
 
 class Snapshots:

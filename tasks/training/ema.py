@@ -32,10 +32,21 @@ class Ema:
     @torch.no_grad()
     def update(self, before: int, after: int, bad: Tensor) -> None:
         """Follow the weights, unless `bad` (a scalar on their device, 0 or 1) says that the step was left out."""
-        averages = list(self.averages.values())
-        away = torch._foreach_sub([tensor.detach().float() for tensor in self._live.values()], averages)
-        torch._foreach_mul_(away, self.share(before, after) * (1 - bad))
-        torch._foreach_add_(averages, away)
+        # One pass over memory, and one that reads `bad` by itself: plain SGD with the weights for gradients, upwards,
+        # and a decay of 1 is this very formula.
+        torch._fused_sgd_(
+            list(self.averages.values()),
+            [tensor.detach() for tensor in self._live.values()],
+            [],
+            lr=self.share(before, after),
+            weight_decay=1.0,
+            maximize=True,
+            momentum=0.0,
+            dampening=0.0,
+            nesterov=False,
+            is_first_step=False,
+            found_inf=bad,
+        )
 
     @torch.no_grad()
     def load(self, averages: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +19,7 @@ from tasks.training.callbacks import Asked, Callback, Moment, Pictures, Scores, 
 from tasks.training.checkpoints import Checkpoint, Checkpoints
 from tasks.training.ema import averages
 from tasks.training.engine import Split, build_engine
+from tasks.training.feeding import Feed
 from tasks.training.guard import Guard, Rewind
 from tasks.training.metrics import Curves, Metrics
 from tasks.training.profiling import Profiler
@@ -27,7 +27,7 @@ from tasks.training.requests import Left, Requests
 from tasks.training.rival import Duel
 from tasks.training.schedule import learning_rate
 from tasks.training.state import RIVAL, WEIGHTS, State, check
-from tasks.training.trainee import Preview, Trainee, pieces
+from tasks.training.trainee import Preview, Trainee
 from tasks.training.validation import Validation, held_out_of
 
 
@@ -95,7 +95,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
     if rival is not None:
         duel = Duel(engine, rival, section, compute, device)
         state.rival, advance = duel.engine, duel.advance
-    profiler = Profiler(setting.out, metrics.tracker) if rank == 0 else None
+    profiler = Profiler(setting.out, metrics.sender) if rank == 0 else None
     callbacks = _callbacks(trainee, setting, checkpoints, profiler)
     images_seen = 0
 
@@ -108,25 +108,24 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
             logs.say(f"going on from the checkpoint at {images_seen:,} images", images=images_seen)
 
     # Train
-    stream = trainee.loader.stream(images_seen, rank, world)
+    batches = trainee.loader.stream(images_seen, rank, world)
+    stream = Feed(trainee, batches, split.micro, device)
     since_looked = 0
     now = Moment(images_seen, images_seen, section.images)
     metrics.begin()
     try:
         while not (now.last or now.stop or now.leave):
-            asked = time.monotonic()
-            batch = next(stream)
-            waited = time.monotonic() - asked
-            before, images_seen = images_seen, batch.images_seen
+            here = next(stream)
+            before, images_seen = images_seen, here.batch.images_seen
             if before not in guard.left_out:
                 rate = learning_rate(section, before)
                 for group in engine.optimizer.param_groups:
                     group["lr"] = rate
-                terms = [advance(trainee.inputs(piece, device)) for piece in pieces(batch, split.micro)]
+                terms = [advance(inputs) for inputs in here.inputs]
                 for ema in emas.values():
                     ema.update(before, images_seen, engine.optimizer.bad)
                 guard.watch(before, engine.optimizer.event)
-                metrics.step(images_seen, section.batch, terms, engine.optimizer.figures(), rate, waited)
+                metrics.step(images_seen, section.batch, terms, engine.optimizer.figures(), rate, here.waited)
             if profiler is not None:
                 profiler.step(images_seen)
 
@@ -135,7 +134,8 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
             now.save = now.passed(compute.checkpoint_every) and not now.last
             since_looked += section.batch
             due = [callback for callback in callbacks if now.passed(callback.every)]
-            if now.save or since_looked >= compute.log_every or any(callback.every for callback in due):
+            asked = now.save or now.last or any(callback.every for callback in due)
+            if asked or since_looked >= compute.log_every:
                 since_looked = 0
                 guard.look(section.guard, trainee.loader)
                 for callback in due:
@@ -144,6 +144,8 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
                     checkpoints.save(kept, state.best_at)
     finally:
         stream.close()
+        batches.close()
+        metrics.finish()
         checkpoints.wait()
     if now.leave and not now.last:
         dist.barrier()
@@ -151,7 +153,6 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
 
     # Finish
     if (end := state.gather(images_seen, moments=False)) is not None:
-        metrics.flush()
         setting.finished(end, checkpoints.at(state.best_at), metrics.curves)
     dist.barrier()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from infra import logs, metrics
 from infra.tracking import Tracker
+from tasks.training.sending import Point, Sender
 
 Curves = dict[str, list[list[float]]]
 """(images seen, value) points by name."""
@@ -46,7 +47,7 @@ class Metrics:
     ) -> None:
         self.stage, self.total_images, self.every = stage, total_images, every
         self.curves: Curves = {}
-        self.tracker = tracker
+        self.sender = Sender(tracker)
         self._device, self._flops, self._peak = device, flops_per_image, peak_flops(device)
         self._sums: dict[str, Tensor] = {}
         self._bins: dict[str, Tensor] = {}
@@ -54,12 +55,13 @@ class Metrics:
         self._waited = 0.0
         self._mark = self._said = self._sent = time.monotonic()
         self._worked = time.process_time()
-        self._queue: list[tuple[str, float, int]] = []
+        self._queue: list[Point] = []
         self._due = every
 
     def resume(self, images_seen: int, curves: Curves) -> None:
         self.curves = curves
         self._due = images_seen + self.every
+        self._forget()
 
     def begin(self) -> None:
         """The first step comes now: what was before is no time of training."""
@@ -89,7 +91,7 @@ class Metrics:
             self._add(name, value)
         self._steps += 1
         self._images += images
-        if images_seen >= self._due:
+        if images_seen >= min(self._due, self.total_images):
             self._due = images_seen + self.every
             self._speak(images_seen, rate)
 
@@ -99,11 +101,11 @@ class Metrics:
             self._queue.append((name, value, images_seen))
             self._curve(name, value, images_seen)
 
-    def flush(self) -> None:
+    def finish(self) -> None:
+        """Send what was not sent yet, and wait for it."""
+        self._send()
         if dist.get_rank() == 0:
-            self.tracker.series(self._queue)
-        self._queue = []
-        self._sent = time.monotonic()
+            self.sender.finish()
 
     # ------------------------------------------------------------------------------------------------ parts
 
@@ -170,7 +172,16 @@ class Metrics:
             self._said = now
             self._print(images_seen, means, values)
         if now - self._sent > _SECONDS_BETWEEN_REQUESTS:
-            self.flush()
+            self._send()
+        self._forget()
+
+    def _send(self) -> None:
+        if dist.get_rank() == 0:
+            self.sender.points(self._queue)
+        self._queue = []
+        self._sent = time.monotonic()
+
+    def _forget(self) -> None:
         self._sums, self._bins, self._steps, self._images, self._waited = {}, {}, 0, 0, 0.0
         self._mark = time.monotonic()
 

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from infra import logs
 from infra.storage import Storage
-from infra.tracking import Tracker
+from tasks.training.sending import Sender
 
 FOLDER = "profiles"
 _STEPS = 5
@@ -19,8 +19,8 @@ _STEPS = 5
 class Profiler:
     """Traces this worker's next steps when told to; the trace goes to `profiles/` in the artifact and to MLflow."""
 
-    def __init__(self, out: Storage, tracker: Tracker) -> None:
-        self._out, self._tracker = out, tracker
+    def __init__(self, out: Storage, sender: Sender) -> None:
+        self._out, self._sender = out, sender
         self._profile: profile | None = None
         self._left = 0
 
@@ -43,5 +43,5 @@ class Profiler:
                 path = Path(folder) / "trace.json.gz"
                 found.export_chrome_trace(str(path))
                 self._out.upload(str(path), name)
-                self._tracker.file(name, path.read_bytes())
+                self._sender.file(name, path.read_bytes())
             logs.say(f"profile of {_STEPS} steps: {self._out.url}/{name}")
