@@ -17,6 +17,7 @@ from tasks.cascade import Resolutions
 from tasks.latents import Statistics
 from tasks.loader import Batch, Loader
 from tasks.networks import build_clock, build_dit, channel_groups
+from tasks.preview import DiffusionPreview
 from tasks.stage import Context, Outcome, Stage
 from tasks.training.launch import train
 from tasks.training.randomness import ImageNumbers
@@ -121,6 +122,10 @@ class Diffusion:
 
 def trainee(context: Context) -> Diffusion:
     return Diffusion(context)
+
+
+def preview(context: Context, trained: Diffusion) -> DiffusionPreview:
+    return DiffusionPreview(context, trained.network)  # type: ignore[arg-type]
 
 
 STAGE = Stage("train_dit", 1, ("data", "image", "foundation", "train_dit"), ("encode",), run)

@@ -33,7 +33,15 @@ def small_recipe(*overrides: str) -> Recipe:
     return load_recipe("demo_tiny", [*SMALL, *overrides])
 
 
-def put(root: str, recipe: Recipe, stage: str, files: list[FileEntry], name: str = "", **found: Any) -> Artifact:
+def put(
+    root: str,
+    recipe: Recipe,
+    stage: str,
+    files: list[FileEntry],
+    name: str = "",
+    inputs: dict[str, str] | None = None,
+    **found: Any,
+) -> Artifact:
     """Complete an artifact, named after its stage where nothing else is said, from files that are in place."""
     artifact = Artifact(root, stage, name or stage)
     manifest = Manifest(
@@ -42,7 +50,7 @@ def put(root: str, recipe: Recipe, stage: str, files: list[FileEntry], name: str
         fingerprint=artifact.fingerprint,
         recipe=recipe.model_dump(mode="json"),
         sections={},
-        inputs={},
+        inputs=inputs or {},
         files=tuple(files),
         rows=sum(entry.rows or 0 for entry in files),
         created=timestamp(),
