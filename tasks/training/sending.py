@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLong
 from functools import partial
 
+from infra import logs
 from infra.tracking import Tracker
 
 Point = tuple[str, float, int]
@@ -45,9 +46,9 @@ class Sender:
         try:
             self._begin(self._send).result(_PATIENCE)
         except TooLong:
-            print(f"the tracker did not answer within {_PATIENCE:.0f} seconds", flush=True)
+            logs.say(f"the tracker did not answer within {_PATIENCE:.0f} seconds")
         if self._waiting:
-            print(f"{len(self._waiting)} logged values did not reach the tracker", flush=True)
+            logs.say(f"{len(self._waiting)} logged values did not reach the tracker")
 
     def _begin(self, send: Callable[[], None]) -> Future[None]:
         self._last = self._thread.submit(self._guarded, send)
@@ -59,7 +60,7 @@ class Sender:
         except Exception as error:  # of any kind: nothing that a tracker does may end a training
             if not self._told:
                 self._told = True
-                print(f"the tracker cannot be reached, training goes on ({error})", flush=True)
+                logs.say(f"the tracker cannot be reached, training goes on ({error})")
 
     def _send(self) -> None:
         with self._lock:
