@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
 
+from infra.artifacts import Artifact
 from tests.flows.conftest import Workplace
 
 RACE = """
@@ -26,37 +26,42 @@ sweep: {label: delta, values: {semantic_first: 0.3, together: 0.0}}
 """
 
 
-def manifest(workplace: Workplace, stage: str) -> dict[str, object]:
-    (path,) = Path(workplace.root).glob(f"{stage}/*/manifest.json")
-    found: dict[str, object] = json.loads(path.read_text())
-    return found
+@dataclass(frozen=True)
+class Raced:
+    """The workplace after a race."""
+
+    workplace: Workplace
+    file: str
+    printed: str
+    made: dict[str, set[str]]
+    """Fingerprints of the artifacts that the race made, by stage."""
 
 
 @pytest.fixture(scope="module")
-def raced(finished: Workplace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, str, str]:
-    """The workplace after a race; with what it printed, and the race's file."""
+def raced(finished: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Raced:
     file = tmp_path_factory.mktemp("race") / "small.yaml"
     file.write_text(RACE)
-    done = finished.flows("race", str(file), "--root", finished.root)
-    return finished, done.stdout, str(file)
+    before = finished.manifests()
+    printed = finished.flows("race", str(file), "--root", finished.root).stdout
+    made = {stage: prints.keys() - before.get(stage, {}).keys() for stage, prints in finished.manifests().items()}
+    return Raced(finished, str(file), printed, {stage: prints for stage, prints in made.items() if prints})
 
 
-def test_a_race_shares_what_is_there_and_scores_every_entry_at_every_point(raced: tuple[Workplace, str, str]) -> None:
-    workplace, printed, _ = raced
-    made = workplace.manifests()
-    for stage in ("shard", "train_vavae", "train_semvae", "encode", "judge", "reference"):
-        assert len(made[stage]) == 1, f"{stage} was made once, for the pipeline and for the race"
-    assert len(made["trial"]) == 2 * 2 * 2 and len(made["train_dit"]) == 1 + 2 * 2
-    found = manifest(workplace, "race")
-    names = {entry["path"] for entry in found["files"]}  # type: ignore[attr-defined]
+def test_a_race_shares_what_is_there_and_scores_every_entry_at_every_point(raced: Raced) -> None:
+    shared = {"shard", "train_vavae", "train_semvae", "encode", "judge", "reference"}
+    assert not raced.made.keys() & shared, "they were there, from the pipeline"
+    assert (len(raced.made["train_dit"]), len(raced.made["trial"])) == (2 * 2, 2 * 2 * 2)
+    (name,) = raced.made["race"]
+    race = Artifact(f"file://{raced.workplace.root}", "race", name)
+    names = {entry.path for entry in race.files()}
     assert names == {"race.html", "scores.csv", "by_images.png", "by_seconds.png", "sweep.png"}
-    assert {"semantic_first/class_consistency", "together/class_consistency"} <= found["scores"].keys()  # type: ignore[attr-defined]
-    (page,) = Path(workplace.root).glob("race/*/race.html")
-    assert "Who leads" in page.read_text() and str(page) in printed.replace("file://", "")
+    assert {"semantic_first/class_consistency", "together/class_consistency"} <= race.manifest.scores.keys()
+    assert "Who leads" in race.read("race.html").decode()
+    assert f"{race.uri}/race.html".removeprefix("file://") in raced.printed.replace("file://", "")
 
 
-def test_a_race_again_trains_and_samples_nothing(raced: tuple[Workplace, str, str]) -> None:
-    workplace, _, file = raced
+def test_a_race_again_trains_and_samples_nothing(raced: Raced) -> None:
+    workplace = raced.workplace
     before = workplace.manifests()
-    workplace.flows("race", file, "--root", workplace.root, "--seeds", "0")
+    workplace.flows("race", raced.file, "--root", workplace.root, "--seeds", "0")
     assert workplace.rebuilt_since(before) == {"race"}, "fewer seeds are another page of the same trials"
