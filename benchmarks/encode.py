@@ -1,6 +1,6 @@
 """How fast `encode` is against a bare loop over the same networks, and its memory against the number of images.
 
-    python -m benchmarks.encode [--rows 10000 70000] [--bare-rows 8000] [--recipe demo]
+    python -m benchmarks.encode [--rows 10000 70000] [--bare-rows 4000] [--recipe demo]
 
 Memory and the share of decoding are those of the recipe as it is. For the comparison its images and networks are made
 larger, so that networks are the bottleneck. The bare loop runs in as many processes as the stage has actors, at the
@@ -39,7 +39,7 @@ from tasks.parts import RECEIPTS, Receipt
 from tasks.stage import Context, Job, Outcome, Stage, perform
 
 HEAVY = (
-    "image.size=64", "foundation.input_size=128", "train_vavae.model.base_channels=32", "shard.rows_per_shard=500",
+    "image.size=64", "foundation.input_size=128", "train_vavae.model.base_channels=32", "shard.rows_per_shard=250",
 )  # fmt: skip
 ROUNDS = 2
 """How often the bare loop goes over its images."""
@@ -166,7 +166,7 @@ def bare_rate(job: Job) -> tuple[float, float]:
 def bare_loop(job: Job, number: int, start: Any, results: Any) -> None:
     from tasks.encoder import Encoder
 
-    os.nice(15)  # as Ray's workers
+    os.nice(int(os.environ.get("RAY_worker_niceness", "15")))  # as Ray's workers
     encoder = Encoder(job)
     shards = encoder.context.input("shard")
     part = shards.files("train/")[number]
@@ -194,7 +194,7 @@ def bare_loop(job: Job, number: int, start: Any, results: Any) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rows", type=int, nargs="*", default=[10_000, 70_000], help="images of both splits")
-    options.add_argument("--bare-rows", type=int, default=8_000, help="images of the comparison with the bare loop")
+    options.add_argument("--bare-rows", type=int, default=4_000, help="images of the comparison with the bare loop")
     options.add_argument("--recipe", default="demo")
     chosen = options.parse_args()
     result: dict[str, float] = {"cores": os.cpu_count() or 1}

@@ -100,8 +100,9 @@ def restart(artifact: Artifact) -> float:
     """Seconds from nothing to the first batch in the middle of an epoch."""
     started = time.perf_counter()
     loader = Loader(artifact, "train", ("z",), BATCH, 0, keys=False)
-    next(loader.stream(cursor=loader.rows * 7 // 2 + 1))
-    return time.perf_counter() - started
+    with loader.stream(cursor=loader.rows * 7 // 2 + 1) as stream:
+        next(stream)
+        return time.perf_counter() - started
 
 
 def per_sample(folder: Path, rows: int) -> float:

@@ -148,13 +148,18 @@ class GroupReader:
         if copy := self._copy(entry):
             return fetch(self.artifact, entry, copy, self._cache_bytes)
         where = storage.locate(entry.path)
-        file = open(where, "rb", buffering=0) if storage.local else None  # noqa: SIM115 - the caller's
-        if file or part not in self._known:
-            size = os.fstat(file.fileno()).st_size if file else storage.size(entry.path)
-            if size != entry.bytes:
-                raise self._damaged(entry, f"{size} bytes, the manifest says {entry.bytes}")
+        if storage.local:
+            file = FileIO(where)
+            self._check_size(entry, os.fstat(file.fileno()).st_size)
+            return file
+        if part not in self._known:
+            self._check_size(entry, storage.size(entry.path))
         # Groups are read in one request each; a read-ahead would fetch much that is not asked for.
-        return file or storage.fs.open(where, "rb", cache_type="none", size=entry.bytes)
+        return storage.fs.open(where, "rb", cache_type="none", size=entry.bytes)
+
+    def _check_size(self, entry: FileEntry, size: int) -> None:
+        if size != entry.bytes:
+            raise self._damaged(entry, f"{size} bytes, the manifest says {entry.bytes}")
 
     def _part_file(self, number: int, file: Any) -> PartFile:
         """What is known of a group's part; all is forgotten where the file is another one than before."""
