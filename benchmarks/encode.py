@@ -166,7 +166,7 @@ def bare_rate(job: Job) -> tuple[float, float]:
 def bare_loop(job: Job, number: int, start: Any, results: Any) -> None:
     from tasks.encoder import Encoder
 
-    os.nice(int(os.environ.get("RAY_worker_niceness", "15")))  # as Ray's workers
+    os.nice(int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112 - as Ray's workers
     encoder = Encoder(job)
     shards = encoder.context.input("shard")
     part = shards.files("train/")[number]
