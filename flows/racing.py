@@ -69,9 +69,7 @@ class Racing:
         for entry in self.entries:
             if entry.variant in self._inputs:
                 continue
-            run = Run(
-                entry.recipe, self.root, STAGES, None, None, frozenset(), self.tracker, prefect_flow_run=self._flow_run
-            )
+            run = self._run(entry)
             inputs: dict[str, Artifact] = {}
             for stage in (stage for stage in _SHARED if stage.present(entry.recipe)):
                 given = [inputs[name] for name in stage.inputs if name in inputs]
@@ -90,9 +88,7 @@ class Racing:
         """
         small: list[Job] = []
         for entry in self.entries:
-            run = Run(
-                entry.recipe, self.root, STAGES, None, None, frozenset(), self.tracker, prefect_flow_run=self._flow_run
-            )
+            run = self._run(entry)
             latents = self._inputs[entry.variant]["encode"]
             model, job = run.plan(train_dit, [latents])
             self._models[entry] = model
@@ -157,7 +153,17 @@ class Racing:
         )
         return publish("race", written, self.root, recipe, sections, inputs, self.tracker)
 
+    def abandon(self) -> None:
+        """Entries are not left as if they still ran."""
+        for run in self._runs.values():
+            run.finish("FAILED")
+
     # ------------------------------------------------------------------------------------------------ parts
+
+    def _run(self, entry: Entry) -> Run:
+        return Run(
+            entry.recipe, self.root, STAGES, None, None, frozenset(), self.tracker, prefect_flow_run=self._flow_run
+        )
 
     @property
     def _images(self) -> int:
@@ -241,9 +247,11 @@ def open_race(
     tags = {"flow": "race", "race": race.name, "root": storage.url, "prefect_flow_run": flow_run}
     parent = tracking.start_run(first.tracking.experiment, f"race {race.name}", tags)
     parent.params({"race": race.model_dump(mode="json", exclude={"variants", "common"}), "common": race.common})
+    racing = Racing(race, entries, storage.url, parent, flow_run)
     try:
-        yield Racing(race, entries, storage.url, parent, flow_run)
+        yield racing
     except BaseException:
+        racing.abandon()
         parent.finish("FAILED")
         raise
     else:

@@ -31,6 +31,7 @@ from tasks.set_scores import compare
 from tasks.stage import Context, Job, Outcome, Stage, perform
 
 SHEET = "sheet.png"
+_VERSION = 1
 _COLUMNS, _ROWS = 10, 4
 _INPUTS = ("train_vavae", "encode", "train_dit")
 
@@ -57,7 +58,7 @@ def trial_job(recipe: Recipe, root: str, inputs: Mapping[str, Artifact], real: R
     prints["reference"] = real.reference.fingerprint
     if real.judge is not None:
         prints["judge"] = real.judge.fingerprint
-    name = fingerprint("trial", _STAGE_VERSION, sections, prints)
+    name = fingerprint("trial", _VERSION, sections, prints)
     return Job("trial", name, root, recipe.model_dump(mode="json"), prints, sections)
 
 
@@ -111,8 +112,7 @@ def run(context: Context) -> Outcome:
     )
 
 
-_STAGE_VERSION = 1
-STAGE = Stage("trial", _STAGE_VERSION, (), (), run)
+STAGE = Stage("trial", _VERSION, (), (), run)
 
 
 # ---------------------------------------------------------------------------------------------------------- parts
