@@ -84,6 +84,7 @@ def test_a_killed_actor_leaves_no_trace(run: Run) -> None:
     assert left and left[0] > 0, "the stage was over before an actor was killed"
 
 
+@pytest.mark.slow  # another Ray; that finished parts are kept is shown by test_shard and test_sample too
 def test_a_killed_driver_is_taken_up_where_it_stopped(run: Run, tmp_path: Path) -> None:
     run.forget()
     driver = _start(run.job(str(run.root)), tmp_path)

@@ -47,6 +47,7 @@ def processes() -> Iterator[list[psutil.Process]]:
     _end(found)
 
 
+@pytest.mark.slow  # four Rays; a killed worker of the real stage is in test_killed_worker
 def test_a_killed_driver_and_a_killed_cluster_leave_no_trace(tmp_path: Path, processes: list[psutil.Process]) -> None:
     roots = {name: at(tmp_path / name) for name in ("undisturbed", "disturbed")}
     for root in roots.values():
