@@ -17,7 +17,7 @@ from tasks.plan.data import images_of
 from tasks.plan.schedule import Rate, devices
 from tasks.plan.work import works
 
-_SIDES = ("judge", "reference", "reconstruction")
+_SIDES = ("judge", "reference", "floor", "reconstruction")
 """Artifacts that `evaluate` makes beside its own."""
 
 

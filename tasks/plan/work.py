@@ -20,6 +20,8 @@ REREAD = 1.1
 SCORED = {"train_vavae": 10_000, "train_semvae": 2_000}
 """Test images on which a trained network is scored, at most."""
 SAMPLES_PER_PART, EXAMINED_AT_ONCE, EXAMINED_BATCH = 250, 500, 64
+INCEPTION = (2048, 2023, 1008)
+"""Numbers that Inception finds in an image: pooled, spatial, logits (tasks/inception.py)."""
 _MANIFEST_AND_RUN = 2
 _HELD_BY_DRIVER = 300
 """Bytes an image in the driver of `shard`: names, places and order (docs/scale.md)."""
@@ -226,13 +228,18 @@ def _evaluate(recipe: Recipe, images: Images) -> Work:
         flops += filled * looked * network.flops
         written += sizes.weights_bytes(network)
         read += alone_decodes * images.mean_bytes * REREAD
-    wide = 4 * section.features.feature_dim + 8 + (8 if section.classifier else 0)
-    written += (sets[1] + sets[2] + again) * wide + again * 8
+    published = section.inception is not None
+    dims = [section.features.feature_dim, *(INCEPTION[:2] if published else ())]
+    kept = sets[1] + sets[2] + again
+    written += kept * (4 * (dims[0] + (sum(INCEPTION) if published else 0)) + 8)  # vectors and labels
+    written += 8 * (sets[2] * (section.classifier is not None) + again)  # the judge's labels of the floor, PSNRs
+    spreads = [8 * (dim + dim**2) for dim in dims]  # means and covariances, the published ones in two layouts
+    written += 3 * (spreads[0] + 2 * sum(spreads[1:]))
     return Work(
         stage="evaluate",
         pool="infer",
         rows=Figure(sets[0], "recipe: evaluate.images, sample.images"),
-        written=Figure(written, f"{_SIZES}; side artifacts judge, reference, reconstruction"),
+        written=Figure(written, f"{_SIZES}; side artifacts judge, reference, floor, reconstruction"),
         reads=Figure(3 * sizes.parts(looked, EXAMINED_AT_ONCE), _REQUESTS),
         writes=Figure(4 * _MANIFEST_AND_RUN, _REQUESTS),
         flops=Figure(flops + alone, f"{_NETWORKS}; {how}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,11 @@ class Workplace:
     environment: Mapping[str, str]
     first: dict[str, str] = field(default_factory=dict)
     """Fingerprint by stage of the first undisturbed run."""
+
+    @property
+    def undisturbed(self) -> str:
+        """A root with what the first run left and no other adds to."""
+        return f"{self.root}-undisturbed"
 
     def run(self, *arguments: str, root: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`python -m flows run sfd-full --recipe demo_tiny` with further arguments."""
@@ -95,5 +101,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str) -> I
 def finished(workplace: Workplace) -> Workplace:
     """The workplace after one undisturbed run of the whole DAG."""
     workplace.run()
+    shutil.copytree(workplace.root, workplace.undisturbed)
     workplace.first.update({stage: next(iter(prints)) for stage, prints in workplace.manifests().items()})
     return workplace

@@ -186,7 +186,7 @@ def test_evaluations_are_those_that_the_solver_makes(changes: list[str]) -> None
 
 def test_bytes_and_rows_of_a_real_run(finished: Workplace) -> None:
     """Every stage within 5 %; pictures of a sample and a report are compressed, so there the plan is an upper bound."""
-    plan, found = make_plan("demo_tiny"), actuals(finished.root, recipe="demo_tiny")
+    plan, found = make_plan("demo_tiny"), actuals(finished.undisturbed, recipe="demo_tiny")
     assert set(found) == {each.work.stage for each in plan.stages}
     for each in plan.stages:
         actual, name = found[each.work.stage], each.work.stage
@@ -223,19 +223,19 @@ def test_requests_to_write_are_the_files_of_a_real_run(finished: Workplace) -> N
     """Files that are left, and the run's own file, which goes when the stage is done."""
     plan = make_plan("demo_tiny")
     for name in ("shard", "encode", "sample"):
-        folder = Path(finished.root) / name / finished.first[name]
+        folder = Path(finished.undisturbed) / name / finished.first[name]
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert stage(plan, name).work.writes.value == len(files) + 1, name
 
 
 def test_measured_rates_give_back_the_measured_time_and_scale(finished: Workplace) -> None:
-    found = actuals(finished.root, recipe="demo_tiny")
-    plan = make_plan("demo_tiny", measured=finished.root)
+    found = actuals(finished.undisturbed, recipe="demo_tiny")
+    plan = make_plan("demo_tiny", measured=finished.undisturbed)
     for name in ("shard", "train_vavae", "train_dit", "encode", "sample"):
         planned = stage(plan, name)
         assert planned.bound == "measured" and "measured" in planned.seconds.source
         assert planned.seconds.value == pytest.approx(found[name].seconds)
-    twice = make_plan("demo_tiny", ["train_dit.images=1280"], measured=finished.root)
+    twice = make_plan("demo_tiny", ["train_dit.images=1280"], measured=finished.undisturbed)
     ratio = stage(twice, "train_dit").seconds.value / stage(plan, "train_dit").seconds.value
     assert ratio == pytest.approx(2)
 
@@ -251,7 +251,7 @@ def test_plan_against_a_tracked_run(finished: Workplace, monkeypatch: pytest.Mon
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.flow = 'sfd-full'", order_by=["start_time ASC"])
     run = next(run for run in runs if run.data.tags.get("stage.shard", "").startswith("made"))
-    tracked, under = actuals(run.info.run_id, finished.root), actuals(finished.root, recipe="demo_tiny")
+    tracked, under = actuals(run.info.run_id, finished.undisturbed), actuals(finished.undisturbed, recipe="demo_tiny")
     assert set(tracked) == set(under)
     assert tracked["encode"].rows == under["encode"].rows
     assert tracked["encode"].bytes == under["encode"].bytes
@@ -385,7 +385,15 @@ def _own_images(path: Path | str, *changes: str) -> Recipe:
 
 
 def test_the_command_prints_every_stage_with_sources(finished: Workplace) -> None:
-    arguments = ["sfd-full", "--recipe", "demo_tiny", "--against", finished.root, "--measured", finished.root]
+    arguments = [
+        "sfd-full",
+        "--recipe",
+        "demo_tiny",
+        "--against",
+        finished.undisturbed,
+        "--measured",
+        finished.undisturbed,
+    ]
     done = finished.flows("plan", *arguments)
     for name in (each.work.stage for each in make_plan("demo_tiny").stages):
         assert name in done.stdout
