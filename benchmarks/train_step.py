@@ -1,6 +1,7 @@
 """How fast a training step of `train_dit` is, and what our loop adds to it.
 
-    python -m benchmarks.train_step [--recipe demo] [--only eager plain_engine] [--turns 16] [--peak-tflops X]
+    python -m benchmarks.train_step [--recipe demo] [--only eager deepspeed] [--turns 16] [--peak-tflops X]
+    python -m benchmarks.train_step --flops      # exact FLOPs per image of every recipe, nothing is trained
 
 One worker's share of a recipe's batch, on synthetic latents that the real loader reads, through the real loop. The
 loop takes turns with two others on the same device, a few steps each, so that all feel the same noise:
@@ -37,6 +38,7 @@ import torch.distributed as dist
 from torch import nn
 
 from configs import Recipe, load_recipe
+from configs.load import recipe_names
 from infra.artifacts import Artifact, Manifest
 from infra.storage import Storage
 from infra.tracking import Tracker
@@ -49,6 +51,7 @@ from tasks.stage import Context, Job
 from tasks.train_dit import Diffusion
 from tasks.training.ema import averages
 from tasks.training.engine import HALVES
+from tasks.training.flops import flops_per_image
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Metrics, peak_flops
 
@@ -60,8 +63,8 @@ def variants(recipe: Recipe, device: torch.device) -> dict[str, list[str]]:
     """Changes to the recipe by name; the first is measured first and gives the headline."""
     engine, quick = "compute.train.engine=", ["compute.train.compile=true"]
     found = {
-        "eager": [engine + "auto"],
-        "plain_engine": [engine + "plain"],
+        "eager": [engine + "plain"],
+        "deepspeed": [engine + "deepspeed"],
         "compile": quick,
         "recompute": ["compute.train.recompute=true"],
         "compile_recompute": [*quick, "compute.train.recompute=true"],
@@ -269,6 +272,18 @@ def matmul_flops(device: torch.device, size: int = 2048) -> float:
     return 2 * size**3 / min(wall for wall, _ in found)
 
 
+def flops_of_recipes() -> dict[str, dict[str, float]]:
+    """GFLOPs of one image's training step by recipe and stage, without what is imported instead of trained."""
+    found: dict[str, dict[str, float]] = {}
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        for stage in ("train_vavae", "train_semvae", "train_dit"):
+            flops = flops_per_image(recipe, stage)
+            if flops is not None and getattr(recipe, stage).images:
+                found.setdefault(name, {})[stage] = round(flops / 1e9, 3)
+    return found
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--recipe", default="demo")
@@ -279,7 +294,14 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=1, help="of a CPU")
     options.add_argument("--peak-tflops", type=float, help="of the device; known ones and CPUs need none")
     options.add_argument("--json", type=Path, help="write all figures there")
+    options.add_argument("--flops", action="store_true", help="list FLOPs per image of every recipe, and end")
     chosen = options.parse_args()
+    if chosen.flops:
+        table_of_flops = flops_of_recipes()
+        for name, stages in table_of_flops.items():
+            print(f"{name:>28}: " + "  ".join(f"{stage} {value:,.3f} GFLOPs" for stage, value in stages.items()))
+        print(json.dumps(table_of_flops))
+        return
     torch.set_num_threads(chosen.threads)
     device = default_device()
     steps = chosen.steps or (10 if device.type == "cuda" else 3)
@@ -294,9 +316,9 @@ def main() -> None:
         f"compute.train.log_every={batch * steps}", f"compute.train.checkpoint_every={10 * images}",
         "compute.train.micro_batch=null",
     ]  # fmt: skip
-    alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    os.environ.update({name: os.environ.get(name, value) for name, value in alone.items()})
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     table: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as root:
         inputs = latents(base, root, max(4 * batch, 256))

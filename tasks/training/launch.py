@@ -23,14 +23,14 @@ from configs.schema import Training
 from infra import logs
 from infra.cluster import connect
 from infra.storage import FileEntry, Storage
-from models.flops import training_flops_per_image
-from tasks.networks import build_autoencoder, build_dit, default_device
+from tasks.networks import default_device
 from tasks.parts import RECEIPTS, finished
 from tasks.snapshots import FOLDER as SNAPSHOTS
 from tasks.stage import Context, Job, Outcome
 from tasks.training import checkpoints, requests
 from tasks.training.checkpoints import Checkpoint
 from tasks.training.ema import MAIN
+from tasks.training.flops import flops_per_image
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Curves, Metrics
 from tasks.training.state import RIVAL, WEIGHTS
@@ -100,7 +100,7 @@ def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Se
     if device.type == "cpu":
         torch.set_num_threads(compute.cpus_per_worker)
     stage = import_module(f"tasks.{context.job.stage}")
-    images, flops = stage.section(context.recipe).images, _flops_per_image(context)
+    images, flops = stage.section(context.recipe).images, flops_per_image(context.recipe, context.job.stage)
     return Setting(
         context.out,
         compute,
@@ -185,24 +185,6 @@ def _snapshots(out: Storage) -> list[FileEntry]:
     """Of averages, stored while training went on."""
     names = out.names(SNAPSHOTS)
     return [receipt.entry for receipt in finished(out, [(name, name) for name in names]).values()]
-
-
-def _flops_per_image(context: Context) -> float | None:
-    """Of the network's forward and backward pass, for the utilisation that metrics show; built without memory."""
-    recipe = context.recipe
-    with torch.device("meta"):
-        match context.job.stage:
-            case "train_dit":
-                aligned = recipe.train_dit.objective.align_weight > 0
-                network, cascade = build_dit(recipe, recipe.train_dit.model), recipe.train_dit.cascade
-                shares = (1.0,) if cascade is None else cascade.shares
-                return sum(
-                    share * training_flops_per_image(network, side=side, alignment=aligned)
-                    for side, share in zip(recipe.sides, shares, strict=True)
-                )
-            case "train_vavae":
-                return training_flops_per_image(build_autoencoder(recipe.train_vavae.model), side=recipe.image.size)
-    return None
 
 
 def _fit(context: Context) -> None:
