@@ -80,7 +80,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
-        for check in (_sizes, _cascade, _stored, _semantics, _alignment, _guidance, _labels, _batches):
+        for check in (_sizes, _cascade, _stored, _semantics, _alignment, _guidance, _labels, _averages, _batches):
             check(self)
         return self
 
@@ -245,6 +245,15 @@ def _labels(recipe: Recipe) -> None:
         raise ValueError(
             f"sample.labels asks for {sum(plan.values())} images in all but sample.images is {recipe.sample.images}: "
             "make them equal"
+        )
+
+
+def _averages(recipe: Recipe) -> None:
+    wanted, trained = recipe.sample.ema_sigma, recipe.train_dit
+    if wanted is not None and trained.images and trained.snapshot_every is None:
+        raise ValueError(
+            f"sample.ema_sigma is {wanted}, but train_dit.snapshot_every stores no snapshots to make that average of: "
+            "set it, and two train_dit.ema_sigmas, or leave ema_sigma out"
         )
 
 

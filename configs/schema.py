@@ -23,6 +23,8 @@ class Section(BaseModel):
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
+SigmaRel = Annotated[float, Field(gt=0.0, lt=0.288)]
+"""Width of an average with a power profile, relative to the training so far (Karras et al. 2024)."""
 
 
 # ---------------------------------------------------------------------------------------- data and images
@@ -201,8 +203,8 @@ class Training(Section):
     """Of the average that is used where averaged weights are asked for; None keeps none."""
     ema_decays: tuple[Share, ...] = ()
     """Decays of further averages, each a file of the artifact."""
-    ema_sigmas: tuple[Annotated[float, Field(gt=0.0, lt=0.288)], ...] = ()
-    """Further averages with a power profile of this relative width (sigma_rel of Karras et al. 2024)."""
+    ema_sigmas: tuple[SigmaRel, ...] = ()
+    """Further averages with a power profile of these widths."""
     snapshot_every: Positive | None = None
     """Images between stored snapshots of the `ema_sigmas`, from which any other width is had after training."""
     validation: Validation | None = None
@@ -410,6 +412,9 @@ class Sample(Section):
     off_by_one: bool = False
     """Count grid points instead of steps, as the published samplers do (250 means 249)."""
     ema: bool = True
+    ema_sigma: SigmaRel | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Sample from the average with a power profile of this width, put together from the training's snapshots
+    (`docs/training.md`), instead."""
     batch: Positive = 250
     """Static batch of the sampler. Images do not depend on it, but for dopri5's shared step size."""
     stages: tuple[SampleStage, ...] = Field(default=(), exclude_if=lambda value: not value)
@@ -490,7 +495,8 @@ class TrainCompute(Section):
     micro_batch: Positive | None = None
     """Images per worker and accumulation step; None takes the whole share of the batch at once."""
     engine: Literal["auto", "deepspeed", "plain"] = "auto"
-    """`auto` is DeepSpeed where it is installed; `plain` trains with torch alone."""
+    """`auto` is DeepSpeed where it is installed and has something to do (several workers, a ZeRO stage, settings of
+    its own); `plain` trains with torch alone."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     communication: Literal["fp32", "bf16", "fp16"] = "fp32"
     """In which gradients travel between workers."""

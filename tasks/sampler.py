@@ -67,7 +67,8 @@ class Sampler:
             torch.set_num_threads(recipe.compute.actors.cpus_per_actor)
         decoder = Decoder.of(context.input("train_vavae"), context.input("encode"), device)
         model = ready(
-            trained_dit(context.input("train_dit"), ema=recipe.sample.ema).to(device), recipe.compute.actors.compile
+            trained_dit(context.input("train_dit"), recipe.sample.ema, recipe.sample.ema_sigma).to(device),
+            recipe.compute.actors.compile,
         )
         return cls(recipe, model, decoder, device)
 
