@@ -30,7 +30,8 @@ def prepare(model: nn.Module, *, compile: bool = False, checkpoint_activations: 
         if compile:
             model.compile(fullgraph=True)
         return model
-    compiled = {kind: torch.compile(kind.forward, fullgraph=True) for kind in {type(block) for block in blocks}}
+    kinds = {type(block) for block in blocks} if compile else set()
+    compiled = {kind: torch.compile(kind.forward, fullgraph=True) for kind in kinds}
     for block in blocks:
         forward = MethodType(compiled[type(block)], block) if compile else block.forward
         if checkpoint_activations:  # around the graph; blocks draw no random numbers

@@ -76,7 +76,8 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, (6 if shift else 4) * dim))
 
     def forward(self, x_BND: Tensor, c_BD: Tensor, rope: nn.Module | None) -> Tensor:
-        modulation = self.adaLN_modulation(c_BD).unsqueeze(1)
+        """c_BD: the condition after its SiLU, which is the same for all blocks."""
+        modulation = self.adaLN_modulation[1](c_BD).unsqueeze(1)
         if self.shift:
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
             attn_in = self.norm1(x_BND) * (1 + scale_a) + shift_a
@@ -97,7 +98,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
 
     def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c_BD).unsqueeze(1).chunk(2, dim=-1)
+        shift, scale = self.adaLN_modulation[1](c_BD).unsqueeze(1).chunk(2, dim=-1)
         return self.linear(self.norm_final(x_BND) * (1 + scale) + shift)
 
 
@@ -236,6 +237,8 @@ class LightningDiT(nn.Module):
         if with_alignment and self.repa_projector is None:
             raise ValueError("this LightningDiT has no alignment head; build it with align_depth and align_dim")
         grid = math.isqrt(x_BND.shape[1])
+        # Once for all blocks; the modules named `adaLN_modulation` hold it for the published tensor names alone.
+        c_BD = F.silu(c_BD)
         projection = None
         for number, block in enumerate(self.blocks, start=1):
             x_BND = block(x_BND, c_BD, rope)

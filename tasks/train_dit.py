@@ -128,4 +128,4 @@ def preview(context: Context, trained: Diffusion) -> DiffusionPreview:
     return DiffusionPreview(context, trained.network)  # type: ignore[arg-type]
 
 
-STAGE = Stage("train_dit", 1, ("data", "image", "foundation", "train_dit"), ("encode",), run)
+STAGE = Stage("train_dit", 2, ("data", "image", "foundation", "train_dit"), ("encode",), run)

@@ -97,7 +97,7 @@ def trainee(context: Context) -> Semantics:
 
 STAGE = Stage(
     "train_semvae",
-    1,
+    2,
     ("image", "foundation", "train_semvae"),
     ("shard",),
     run,

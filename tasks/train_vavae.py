@@ -21,6 +21,7 @@ from tasks.readout import images
 from tasks.stage import Context, Outcome, Stage
 from tasks.training.launch import train
 from tasks.training.randomness import ImageNumbers
+from tasks.training.trainee import is_held_out
 
 _SCORED_IMAGES = 10_000
 _NETWORK_IN_MODULE, _DISCRIMINATOR = "model.", "discriminator."
@@ -120,7 +121,7 @@ class Tokenizer:
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
         pixels = to_float(batch.arrays[IMAGE], device)
-        begin, objective = self._objective(batch.images_seen - self.section.batch)
+        begin, objective = self._objective(batch)
         given = {
             "images_B3HW": pixels,
             "noise_BCHW": self.noise.normal(batch.positions, self.latent).to(device),
@@ -129,7 +130,7 @@ class Tokenizer:
         if self.foundation is not None and objective.align_weight > 0:
             given["features_BDhw"] = self.foundation.to(device)(pixels)
         begun = batch.images_seen - self.section.batch >= begin + objective.gan_start
-        if self.rival is not None and self.module.training and objective.gan_weight > 0 and begun:
+        if self.rival is not None and not is_held_out(batch) and objective.gan_weight > 0 and begun:
             given["discriminator"] = self.rival.network.frozen
         return given
 
@@ -152,13 +153,14 @@ class Tokenizer:
             count += len(real)
         return {"psnr": total / count} if count else {}
 
-    def _objective(self, images_seen: int) -> tuple[int, VavaeObjective]:
-        """The stage of the batch that begins there, and where the stage begins. Held-out images are scored by the last
-        stage's, so that scores can be compared throughout.
+    def _objective(self, batch: Batch) -> tuple[int, VavaeObjective]:
+        """The stage of the batch, and where the stage begins. Held-out images are scored by the last stage's, so that
+        scores can be compared throughout.
         """
-        if not self.module.training:
+        if is_held_out(batch):
             return self.objectives[-1]
-        return next(stage for stage in reversed(self.objectives) if stage[0] <= images_seen)
+        first = batch.images_seen - self.section.batch
+        return next(stage for stage in reversed(self.objectives) if stage[0] <= first)
 
     def _go_on(self, location: str) -> None:
         """Load another run's projection and discriminator, every tensor of them or none.
@@ -188,4 +190,4 @@ def trainee(context: Context) -> Tokenizer:
     return Tokenizer(context)
 
 
-STAGE = Stage("train_vavae", 1, ("image", "foundation", "train_vavae"), ("shard",), run)
+STAGE = Stage("train_vavae", 2, ("image", "foundation", "train_vavae"), ("shard",), run)

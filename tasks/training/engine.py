@@ -95,7 +95,8 @@ def build_engine(module: nn.Module, section: Training, compute: TrainCompute, de
     split = Split.of(section.batch, dist.get_world_size(), compute.micro_batch)
     wanted = compute.engine
     if wanted == "auto":
-        wanted = "deepspeed" if find_spec("deepspeed") else "plain"
+        asked = split.workers > 1 or compute.zero_stage or compute.deepspeed
+        wanted = "deepspeed" if asked and find_spec("deepspeed") else "plain"
     if wanted == "plain" and compute.zero_stage:
         raise UserError(
             f"compute.train.zero_stage is {compute.zero_stage}, but only DeepSpeed shards (engine is plain or "

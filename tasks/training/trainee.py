@@ -12,6 +12,9 @@ from torch import nn
 from configs.schema import Training
 from tasks.loader import Batch, Loader
 
+HELD_OUT_NUMBERS = 1 << 62
+"""First image number of held-out images; training never reaches it."""
+
 
 class Trainee(Protocol):
     """Built alike in every worker, its initial weights from the seed alone.
@@ -31,7 +34,8 @@ class Trainee(Protocol):
     """Goes into checkpoints, where another value is refused, and into the manifest."""
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
-        """A worker's slice of a batch as arguments of `module`, on the device."""
+        """A worker's slice of a batch as arguments of `module`, on the device. Depends on the batch alone: a thread may
+        call it ahead of the step (`feeding.py`), validation meanwhile from another."""
         ...
 
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
@@ -45,6 +49,11 @@ class Preview(Protocol):
     def __call__(self) -> tuple[bytes, dict[str, float]]:
         """A picture as PNG and figures, for rank 0 to log. Leaves weights and random numbers as they are."""
         ...
+
+
+def is_held_out(batch: Batch) -> bool:
+    """Whether validation asks, and not training."""
+    return bool(batch.positions[0] >= HELD_OUT_NUMBERS)
 
 
 def pieces(batch: Batch, size: int) -> Iterator[Batch]:

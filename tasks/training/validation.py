@@ -13,11 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tasks.loader import Loader
-from tasks.training.trainee import Trainee, pieces
+from tasks.training.trainee import HELD_OUT_NUMBERS, Trainee, pieces
 
 HELD_OUT = "test"
-_NUMBERS = 1 << 62
-"""First image number of held-out images."""
 
 
 def held_out_of(trainee: Trainee) -> Loader:
@@ -56,7 +54,7 @@ class Validation:
         try:
             for _ in range(-(-self._images // self._loader.batch)):
                 for piece in pieces(next(stream), self._micro):
-                    numbered = replace(piece, positions=piece.positions + _NUMBERS)
+                    numbered = replace(piece, positions=piece.positions + HELD_OUT_NUMBERS)
                     terms = trainee.module(**trainee.inputs(numbered, self._device))
                     for name, value in terms.items():
                         if value.ndim == 0:
