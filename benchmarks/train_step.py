@@ -287,6 +287,7 @@ def flops_of_recipes() -> dict[str, dict[str, float]]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--recipe", default="demo")
+    options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe")
     options.add_argument("--only", nargs="+", metavar="NAME", help="of the variants, e.g. eager compile")
     options.add_argument("--turns", type=int, default=16)
     options.add_argument("--steps", type=int, help="of a turn; 3 on a CPU, 10 on an accelerator")
@@ -305,7 +306,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     device = default_device()
     steps = chosen.steps or (10 if device.type == "cuda" else 3)
-    base = load_recipe(chosen.recipe)
+    base = load_recipe(chosen.recipe, chosen.set)
     batch = chosen.batch or min(
         base.train_dit.batch // base.compute.train.workers, base.compute.train.micro_batch or base.train_dit.batch
     )
@@ -324,7 +325,7 @@ def main() -> None:
         inputs = latents(base, root, max(4 * batch, 256))
         for name, change in variants(base, device).items():
             if not chosen.only or name in chosen.only:
-                recipe = load_recipe(chosen.recipe, [*changes, *change])
+                recipe = load_recipe(chosen.recipe, [*chosen.set, *changes, *change])
                 table[name] = measure(name, recipe, root, inputs, chosen.turns, steps, peak)
                 shown = "  ".join(f"{key} {value:.4g}" for key, value in table[name].items())
                 print(f"{name:>18}: {shown}", flush=True)
