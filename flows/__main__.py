@@ -204,11 +204,19 @@ class _OneLine(logging.Filter):
         return True
 
 
+_CHATTER = (
+    "mlflow.store.db.utils",
+    "ray._private.authentication.authentication_token_setup",
+    "ray.data._internal.progress",
+)
+"""Their notes tell a person nothing to act upon. Named one by one: libraries set the levels of their own roots."""
+
+
 def _quiet_tracebacks() -> None:
     from prefect.logging import get_logger
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in _CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("task_runs", "flow_runs", "engine", "task_engine", "flow_engine"):
         get_logger(name).addFilter(_OneLine())
 
