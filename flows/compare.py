@@ -21,7 +21,7 @@ from tasks.training.metrics import SECONDS
 
 PAGE = "comparison.html"
 _FLOOR = "floor_"
-_LOSSES = ("total", "validation/total")
+_LOSSES = {"total": "training loss", "validation/total": "validation loss"}
 _EXPERIMENT = "latentforge"
 
 
@@ -124,7 +124,9 @@ def _standing(run: str, evaluated: Artifact) -> Standing:
     return Standing(
         f"{manifest.recipe['name']} {evaluated.fingerprint[:6]}",
         {name: value for name, value in manifest.scores.items() if not name.startswith((_FLOOR, "judge_"))},
-        curves={name: _timed(curves[name], curves.get(SECONDS, [])) for name in _LOSSES if curves.get(name)},
+        curves={
+            label: _timed(curves[name], curves.get(SECONDS, [])) for name, label in _LOSSES.items() if curves.get(name)
+        },
         figures=figures,
         intervals=manifest.facts.get("intervals", {}),
         sheet=sample.read(GRID) if sample.files(GRID) else None,

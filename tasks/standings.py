@@ -141,7 +141,10 @@ def draw(
     found: dict[str, bytes] = {}
     named = _by_name(standings)
     curves = list(dict.fromkeys(curve for each in standings for curve in each.curves))
-    for number, (file, label) in enumerate((("by_images.png", "images seen"), ("by_seconds.png", seconds))):
+    timed = any(point[1] for each in standings for curve in each.curves.values() for point in curve)
+    for number, (file, label) in enumerate(
+        (("by_images.png", "images seen"), ("by_seconds.png", seconds))[: 1 + timed]
+    ):
         panels = [
             charts.Panel(
                 curve,

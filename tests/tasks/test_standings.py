@@ -68,6 +68,8 @@ def test_charts_of_curves_and_of_a_sweep() -> None:
         picture = Picture.open(io.BytesIO(data)).convert("RGBA")
         assert np.asarray(picture)[..., 3].any(), name
     assert draw([Standing("one", {"a": 1.0})], ["a"], {}) == {}
+    untimed = Standing("one", {"a": 1.0}, curves={"a": [(100.0, 0.0, 2.0), (200.0, 0.0, 1.0)]})
+    assert list(draw([untimed], ["a"], {})) == ["by_images.png"]
 
 
 def test_the_page_names_every_entry_marks_the_best_and_is_of_one_piece() -> None:
