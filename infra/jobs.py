@@ -36,6 +36,8 @@ STOP_SECONDS = 120
 _CODE = {"configs", "models", "tasks", "infra", "pyproject.toml", "requirements.lock"}
 """What of the repository travels, but for what .gitignore leaves out."""
 _REPOSITORY = Path(__file__).parents[1]
+_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
+"""Ray's loggers that tell each file that is not sent."""
 _LOOK_SECONDS = 2.0
 _PATIENCE_SECONDS = 300.0
 """How long the Jobs API may be out of reach before whoever waits gives up; the job goes on."""
@@ -87,19 +89,19 @@ def run(artifact: Artifact, description: bytes, compute: ClusterCompute, say: Sa
         RuntimeError: the stage raised something else; its traceback is in the job's lines.
     """
     client = _client(compute)
-    job = _running(client, artifact)
-    if job is None:
-        artifact.storage.write_bytes(DESCRIPTION, description)
-        job = _submit(client, artifact, compute)
-        say(Line(f"submitted job {job} to {address(compute)}"))
-    else:
-        say(Line(f"job {job} runs already at {address(compute)}: following it"))
     try:
+        job = _running(client, artifact)
+        if job is None:
+            artifact.storage.write_bytes(DESCRIPTION, description)
+            job = _submit(client, artifact, compute)
+            say(Line(f"submitted job {job} to {address(compute)}"))
+        else:
+            say(Line(f"job {job} runs already at {address(compute)}: following it"))
         details = _follow(client, job, say)
     except Exception:
         raise
     except BaseException:  # Ctrl-C, SIGTERM and cancellation are no Exceptions
-        _stop(client, job, say)
+        _stop(client, artifact, say)
         raise
     _judge(details, job)
     artifact.storage.delete(DESCRIPTION)
@@ -120,7 +122,7 @@ def _client(compute: ClusterCompute) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("ray.dashboard.modules", "ray._private.runtime_env"):  # every file that is not sent, and more
+    for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     place = address(compute)
     token = _token()
@@ -305,10 +307,13 @@ class _Tail:
             self._lines.put(line)
 
 
-def _stop(client: Any, job: str, say: Say) -> None:
-    say(Line(f"stopping job {job}", "warning"))
+def _stop(client: Any, artifact: Artifact, say: Say) -> None:
     until = time.monotonic() + _FAREWELL_SECONDS
     with suppress(Exception):
+        job = _running(client, artifact)
+        if job is None:
+            return
+        say(Line(f"stopping job {job}", "warning"))
         client.stop_job(job)
         while not client.get_job_status(job).is_terminal():
             if time.monotonic() > until:
