@@ -1,0 +1,185 @@
+"""What spot machines, people and an autoscaler do to runs on several Ray nodes. Slow: whole flows, one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra.artifacts import Artifact
+from tests.flows.conftest import REPOSITORY, Workplace
+from tests.flows.nodes import RayNodes, ray_nodes, wait_until
+from tests.flows.test_deployment import _post
+from tests.flows.test_ray_jobs import start
+
+pytestmark = pytest.mark.slow
+
+CODE = f"compute.cluster.code={REPOSITORY}"
+"""Nodes of one machine share a folder for what is sent along, and unpack into each other's: they take it from here."""
+LONG = ("train_dit.images=200000", "compute.train.checkpoint_every=3200")
+"""Longer than anybody waits: for runs that are stopped."""
+ENDS = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@pytest.fixture
+def nodes(finished: Workplace) -> Iterator[RayNodes]:
+    with ray_nodes(finished.environment) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def there(finished: Workplace, nodes: RayNodes, tmp_path: Path) -> Workplace:
+    """A root of its own whose stages go to the cluster."""
+    environment = {**finished.environment, **nodes.environment}
+    return replace(finished, root=str(tmp_path / "artifacts"), environment=environment)
+
+
+# --------------------------------------------------------------------------------------------------- nodes that die
+
+
+def test_the_whole_flow_from_a_worker_while_nodes_die(finished: Workplace, there: Workplace, nodes: RayNodes) -> None:
+    """A node dies in `encode` and one in `train_dit`; nobody can tell from what is made."""
+    one, two = nodes.add(num_cpus=2), nodes.add(num_cpus=2)
+    flow = deploy(there, nodes)
+    wait_until(lambda: has(there, "encode/*/receipts/**/*.json") or ended(there, flow), "encode finished a part", 500)
+    nodes.kill(one)
+    three = nodes.add(num_cpus=2)
+    wait_until(lambda: has(there, "train_dit/*/checkpoints/*/complete.json") or ended(there, flow), "it saved", 500)
+    nodes.kill(two)
+    wait_until(lambda: ended(there, flow), "the flow ended", 500)
+    said = logged(there, flow)
+    assert state(there, flow) == "COMPLETED", said[-4000:]
+    assert "going on from the checkpoint" in said, "lines of workers on other nodes reach Prefect's log"
+    assert _post(there, "artifacts/filter"), "progress is beside the log"
+    assert three in nodes.ask("demand")["nodes"]
+    for stage, fingerprint in finished.first.items():
+        made, undisturbed = (Artifact(f"file://{each.root}", stage, fingerprint) for each in (there, finished))
+        assert made.manifest.rows == undisturbed.manifest.rows, stage
+        if stage in ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample"):
+            assert made.manifest.files[0].sha256 == undisturbed.manifest.files[0].sha256, stage
+    assert sorted(name.split("-")[1] for name in nodes.jobs()) == sorted(finished.first), "one job a stage"
+
+
+# ------------------------------------------------------------------------------------------------- people who stop it
+
+
+def test_a_cancelled_flow_leaves_nothing_running(there: Workplace, nodes: RayNodes) -> None:
+    nodes.add(num_cpus=2)
+    flow = deploy(there, nodes, *LONG)
+    wait_until(lambda: has(there, "train_dit/*/checkpoints/*/complete.json") or ended(there, flow), "it trained", 500)
+    (job,) = nodes.running()
+    prefect(there, "flow-run", "cancel", flow)
+    wait_until(lambda: ended(there, flow), "the flow ended")
+    assert state(there, flow) == "CANCELLED"
+    gone(nodes, job)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_leaves_nothing_running(
+    finished: Workplace, there: Workplace, nodes: RayNodes, sign: signal.Signals
+) -> None:
+    """And what training saved is where the next run goes on."""
+    nodes.add(num_cpus=2)
+    shutil.copytree(finished.root, there.root)
+    command = start(there, "--only", "train_dit", *(part for each in (CODE, *LONG) for part in ("--set", each)))
+    wait_until(lambda: bool(nodes.running()) and has(there, "train_dit/*/checkpoints/*/complete.json"), "it trained")
+    (job,) = nodes.running()
+    before = newest(there)
+    command.send_signal(sign)
+    assert command.wait(timeout=120) != 0
+    gone(nodes, job)
+    assert newest(there) >= before
+    assert not has(there, "train_dit/*/requests/*"), "nothing is left that would stop the next run"
+
+
+def gone(nodes: RayNodes, job: str) -> None:
+    wait_until(lambda: not nodes.running(), "the job ended")
+    assert nodes.jobs()[job]["status"] == "STOPPED"
+    wait_until(lambda: not nodes.drivers(), "its driver ended", 30)
+    wait_until(lambda: not nodes.ask("demand")["busy"], "everything it reserved was free", 60)
+
+
+def newest(workplace: Workplace) -> int:
+    return max(int(path.parent.name) for path in Path(workplace.root).glob("train_dit/*/checkpoints/*/complete.json"))
+
+
+# -------------------------------------------------------------------------------------------- a cluster that grows
+
+
+def test_what_an_autoscaler_is_asked_for(finished: Workplace, there: Workplace, nodes: RayNodes) -> None:
+    """Stages wait without nodes, their demand is there to be seen, and they go on as nodes come and go."""
+    shutil.copytree(finished.root, there.root)
+    encode = start(there, "--only", "encode", "--force", "encode", "--set", CODE)
+    wait_until(lambda: bool(nodes.ask("demand")["waiting"]), "actors asked for CPUs")
+    assert all(0 < each["CPU"] <= 1 for each in nodes.ask("demand")["waiting"])
+    assert not nodes.ask("demand")["busy"], "nothing is held by whoever waits"
+    first = nodes.add(num_cpus=2)
+    wait_until(lambda: has(there, "encode/*/receipts/**/*.json") or encode.poll() is not None, "it began")
+    second = nodes.add(num_cpus=2)
+    nodes.kill(first)
+    assert encode.wait(timeout=300) == 0, "it went on where there was room"
+    nodes.kill(second)
+
+    train = start(there, "--only", "train_dit", "--force", "train_dit", "--set", CODE)
+    wait_until(lambda: bool(nodes.ask("demand")["gangs"]), "training asked for its gang")
+    (gang,) = nodes.ask("demand")["gangs"]
+    assert [bundle["CPU"] for bundle in gang] == [1.0, 1.0]
+    nodes.add(num_cpus=1)
+    wait_until(lambda: any("CPU" in each for each in nodes.ask("demand")["nodes"].values()), "one CPU came")
+    assert nodes.ask("demand")["gangs"] and not nodes.ask("demand")["busy"], "half a gang holds nothing"
+    nodes.add(num_cpus=1)
+    assert train.wait(timeout=300) == 0
+    wait_until(lambda: not nodes.ask("demand")["busy"], "idle nodes are free to go", 60)
+
+
+# ---------------------------------------------------------------------------------------------------------- helpers
+
+
+def has(workplace: Workplace, pattern: str) -> bool:
+    return any(Path(workplace.root).glob(pattern))
+
+
+def prefect(workplace: Workplace, *arguments: str) -> str:
+    command = [str(Path(sys.executable).parent / "prefect"), *arguments]
+    environment = {**os.environ, **workplace.environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True).stdout
+
+
+def deploy(workplace: Workplace, nodes: RayNodes, *overrides: str) -> str:
+    """Have the worker run the deployment `sfd-full/demo-tiny` with stages on the cluster; the flow run's id."""
+    parameters = json.dumps({"root": workplace.root, "overrides": [CODE, *overrides]})
+    reach = f"env={json.dumps(dict(nodes.environment))}"
+    prefect(workplace, "deployment", "run", "sfd-full/demo-tiny", "--params", parameters, "--job-variable", reach)
+    (flow,) = [run["id"] for run in runs(workplace) if run["parameters"].get("root") == workplace.root]
+    return str(flow)
+
+
+def runs(workplace: Workplace) -> list[dict]:
+    return _post(workplace, "flow_runs/filter")
+
+
+def state(workplace: Workplace, flow: str) -> str:
+    return str(next(run for run in runs(workplace) if run["id"] == flow)["state"]["type"])
+
+
+def ended(workplace: Workplace, flow: str) -> bool:
+    return state(workplace, flow) in ENDS
+
+
+def logged(workplace: Workplace, flow: str) -> str:
+    """What the flow and its stages logged at Prefect's server."""
+    lines: list[dict] = []
+    page: list[dict] = [{}]
+    while page:
+        body = {"offset": len(lines), "logs": {"flow_run_id": {"any_": [flow]}}, "sort": "TIMESTAMP_ASC"}
+        page = _post(workplace, "logs/filter", body)
+        lines += page
+    return "\n".join(line["message"] for line in lines)
