@@ -1,0 +1,287 @@
+"""A cascade against its own finest resolution: quality and images a second of the same weights (docs/lowdiff.md).
+
+    python -m benchmarks.lowdiff [--root FOLDER] [--seeds 0 1 2] [--images 32000] [--sampled 600] [--threads 1]
+
+Trains one small LowDiff on Fashion-MNIST latents for each seed, on one tokenizer and one set of latents, and samples
+the same labels from it three ways without guidance:
+
+- `base`, the finest resolution alone, whose network is trained to begin without a condition in a share of batches;
+- `cascade`, many steps at the coarse resolution and few at the finest;
+- `equal`, the finest alone again with as many steps as the cascade has evaluations' worth, because fewer steps are
+  the plainest way to be faster.
+
+The three take turns batch by batch, so that all feel the same noise; speeds are medians over turns of ratios within
+one turn, in CPU time of the process and in wall time, without and with decoding. Scores are against the test split by
+EfficientNet-Lite0 and by a small classifier; a difference is taken seed by seed. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from configs import Recipe, load_recipe
+from flows.stages import STAGES
+from infra.artifacts import Artifact
+from infra.cluster import disconnect
+from infra.home import home
+from infra.storage import Storage
+from infra.tracking import Tracker
+from tasks import judge as judges
+from tasks.cascade import Integrator
+from tasks.examine import Examined, Examiner, Findings, Networks
+from tasks.labels import image_labels, image_noise
+from tasks.latents import Statistics
+from tasks.networks import default_device, trained_autoencoder, trained_dit
+from tasks.pictures import Pixels, to_pixels, to_tensor
+from tasks.readout import BATCH, images
+from tasks.set_scores import compare
+from tasks.stage import Context, Job, Stage, perform
+from tasks.training.launch import build, export
+from tasks.training.loop import Setting, fit
+from tasks.training.metrics import Metrics
+
+PREPARED = ("shard", "train_vavae", "encode")
+COARSE, FINE = 24, 12
+BASE, EQUAL = 40, 18
+SAMPLES = {
+    "base": f"[{{side: 4, steps: {BASE}}}]",
+    "cascade": f"[{{side: 2, steps: {COARSE}}}, {{side: 4, steps: {FINE}, augment: 0.1}}]",
+    "equal": f"[{{side: 4, steps: {EQUAL}}}]",
+}
+RECIPE = (
+    "train_semvae=null", "encode.align_features=false", "train_dit.clock={kind: synchronous}",
+    "train_dit.objective={semantic_weight: 1.0, align_weight: 0.0}",
+    "train_dit.model={hidden_size: 128, depth: 6, heads: 4, align_depth: null}",
+    "train_dit.cascade={sides: [2, 4], probabilities: [0.3, 0.7], augment: 0.5, condition_dropout: 0.4}",
+    "sample.guidance={method: none}", "sample.stages=[]", "evaluate.bootstrap=0", "evaluate.classifier={epochs: 1}",
+    "compute.train.workers=1", "compute.train.engine=plain", "compute.train.log_every=6400",
+)  # fmt: skip
+SCORES = ("frechet", "class_consistency")
+
+
+@dataclass
+class Turns:
+    """Seconds of every turn of one way to sample, and what it made."""
+
+    integrating: list[dict[str, float]] = field(default_factory=list)
+    decoding: list[dict[str, float]] = field(default_factory=list)
+    pixels: list[Pixels] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=home() / "benchmarks" / "lowdiff")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=32_000)
+    parser.add_argument("--sampled", type=int, default=600)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prepare", action="store_true", help="make tokenizer and latents, and stop")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    root = Storage.at(str(given.root.absolute())).url
+    prepare(root)
+    if given.prepare:
+        return
+    judge, real = standards(root)
+    results = [run(root, seed, given, judge, real) for seed in given.seeds]
+    print(json.dumps(summary(results, given)))
+
+
+def recipe_of(*overrides: str) -> Recipe:
+    return load_recipe("lowdiff_demo", [*RECIPE, *overrides])
+
+
+def job_of(root: str, recipe: Recipe, name: str) -> tuple[Stage, Job]:
+    """The job of a stage as the flow would have it."""
+    prints: dict[str, str] = {}
+    for stage in (stage for stage in STAGES if stage.present(recipe)):
+        found, sections = stage.fingerprint(
+            recipe, {needed: prints[needed] for needed in stage.inputs if needed in prints}
+        )
+        inputs = {needed: prints[needed] for needed in stage.inputs if needed in prints}
+        prints[stage.name] = found
+        if stage.name == name:
+            return stage, Job(name, found, root, recipe.model_dump(mode="json"), inputs, sections)
+    raise ValueError(f"no stage {name}")
+
+
+def prepare(root: str) -> None:
+    """Tokenizer and latents, once for all seeds, by the stages themselves."""
+    for name in PREPARED:
+        stage, job = job_of(root, recipe_of(), name)
+        perform(stage, job)
+    disconnect()
+
+
+def standards(root: str) -> tuple[judges.Judge, Examined]:
+    """The judge of classes, and what the test split looks like to it and to the feature network."""
+    recipe = recipe_of()
+    shards = Artifact(root, "shard", job_of(root, recipe, "shard")[1].fingerprint)
+    section = recipe.evaluate.classifier
+    assert section is not None
+    torch.manual_seed(section.seed)
+    judge = judges.build_judge(recipe, section)
+    for _ in judges.train(judge, shards, recipe.image.size, section):
+        pass
+    judge.requires_grad_(False).eval()
+    print(f"judge: {judges.accuracy(judge, shards, recipe.image.size):.3f} of the test split right", flush=True)
+    return judge, examined(recipe, judge, list(images(shards, "test", recipe.image.size, recipe.evaluate.images)))
+
+
+def examined(recipe: Recipe, judge: judges.Judge, batches: list[tuple[np.ndarray, Pixels]]) -> Examined:
+    examiner = Examiner(Networks(recipe.image.size, recipe.evaluate.features), torch.get_num_threads())
+    found = []
+    for labels, pixels in batches:
+        for start in range(0, len(labels), BATCH):
+            rows = slice(start, start + BATCH)
+            seen = examiner.look(labels[rows], pixels[rows])
+            guesses = judges.predict(judge, to_tensor(pixels[rows]))
+            found.append(Findings(seen.labels, seen.features, guesses))
+    return Examined.of(Findings.joined(found))
+
+
+def run(root: str, seed: int, given: argparse.Namespace, judge: judges.Judge, real: Examined) -> dict[str, Any]:
+    """One network trained, sampled and scored."""
+    started = time.process_time()
+    recipe = recipe_of(f"train_dit.seed={seed}", f"train_dit.images={given.images}", f"sample.seed={seed}")
+    stage, job = job_of(root, recipe, "train_dit")
+    context = Context(job)
+    if not context.artifact.is_complete():
+        perform(Stage(stage.name, stage.version, stage.sections, stage.inputs, train_here), job)
+    trained = time.process_time() - started
+    print(f"seed {seed}: trained in {trained:.0f} s of CPU time", flush=True)
+    turns, evaluations, labels = sampled(root, recipe, context.artifact, given.sampled)
+    found: dict[str, Any] = {"seed": seed, "evaluations": evaluations, "speed": speeds(turns)}
+    for name, each in turns.items():
+        scores = compare(
+            real,
+            examined(recipe, judge, [(labels, np.concatenate(each.pixels))]),
+            recipe.evaluate,
+            {"features": lambda kind: kind},
+            recipe.data.classes,
+        )
+        found[name] = {score: scores.values[score] for score in SCORES}
+    found["cpu_seconds"] = time.process_time() - started
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def train_here(context: Context) -> Any:
+    """Stage `train_dit` in this process, without Ray."""
+    from tasks.training.launch import train
+
+    compute, device = context.recipe.compute.train, default_device()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        metrics = Metrics("train_dit", context.recipe.train_dit.images, compute.log_every, Tracker.of({}), device)
+        fit(lambda: build(context), Setting(context.out, compute, device, metrics, partial(export, context)))
+    finally:
+        dist.destroy_process_group()
+    return train(context, context.recipe.train_dit)  # finds the result there and completes it
+
+
+def sampled(
+    root: str, recipe: Recipe, model: Artifact, count: int
+) -> tuple[dict[str, Turns], dict[str, float], np.ndarray]:
+    """Every way's turns, its evaluations per image in units of the finest resolution, and the labels of all images."""
+    device = default_device()
+    network = trained_dit(model, ema=True).to(device)
+    prints = {name: job_of(root, recipe, name)[1].fingerprint for name in PREPARED}
+    tokenizer = trained_autoencoder(Artifact(root, "train_vavae", prints["train_vavae"])).to(device)
+    statistics = Statistics.from_facts(Artifact(root, "encode", prints["encode"]).manifest.facts)
+    settings = {
+        name: recipe.model_copy(
+            update={"sample": load_recipe("lowdiff_demo", [*RECIPE, f"sample.stages={stages}"]).sample}
+        )
+        for name, stages in SAMPLES.items()
+    }
+    ways = {name: Integrator(each, network) for name, each in settings.items()}
+    turns = {name: Turns() for name in ways}
+    seed, batch = recipe.sample.seed, recipe.sample.batch
+    labels = image_labels("balanced", np.arange(count), recipe.data.classes, seed)
+    with torch.inference_mode():
+        for start in range(-batch, count, batch):  # the first turn warms up
+            indices = np.arange(max(start, 0), max(start, 0) + batch)
+            wanted = torch.from_numpy(labels[indices]).to(device)
+
+            def noise(shape: tuple[int, ...], draw: int, indices: np.ndarray = indices) -> torch.Tensor:
+                return torch.from_numpy(image_noise(indices, shape, seed, draw)).to(device)
+
+            for name, way in ways.items():
+                latents, integrating = timed(partial(way, wanted, noise))
+                pixels, decoding = timed(
+                    lambda latents=latents: to_pixels(tokenizer.decode(statistics.denormalise(latents, ["z"])))
+                )
+                if start >= 0:
+                    turns[name].integrating.append(integrating)
+                    turns[name].decoding.append(decoding)
+                    turns[name].pixels.append(pixels)
+    return turns, {name: way.evaluations()["effective_evaluations"] for name, way in ways.items()}, labels
+
+
+def timed(do: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    before = time.process_time(), time.perf_counter()
+    found = do()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return found, {"cpu": time.process_time() - before[0], "wall": time.perf_counter() - before[1]}
+
+
+def speeds(turns: dict[str, Turns]) -> dict[str, dict[str, float]]:
+    """How many times as fast as `base` every other way is: `cpu` and `wall`, and the same with decoding."""
+    found: dict[str, dict[str, float]] = {}
+    base = turns["base"]
+    for name in ("cascade", "equal"):
+        own = turns[name]
+        found[name] = {}
+        for clock in ("cpu", "wall"):
+            pairs = list(zip(base.integrating, own.integrating, base.decoding, own.decoding, strict=True))
+            found[name][clock] = median(b[clock] / o[clock] for b, o, _, _ in pairs)
+            found[name][f"{clock}_decoded"] = median(
+                (b[clock] + db[clock]) / (o[clock] + do[clock]) for b, o, db, do in pairs
+            )
+    return found
+
+
+def summary(results: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
+    """Means over seeds and their standard deviations; differences to `base` are taken seed by seed."""
+
+    def spread(values: list[float]) -> dict[str, float]:
+        return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0.0}
+
+    scores = {way: {score: spread([each[way][score] for each in results]) for score in SCORES} for way in SAMPLES}
+    gaps = {
+        way: {score: spread([each[way][score] - each["base"][score] for each in results]) for score in SCORES}
+        for way in ("cascade", "equal")
+    }
+    speed = {
+        way: {kind: mean(each["speed"][way][kind] for each in results) for kind in results[0]["speed"][way]}
+        for way in ("cascade", "equal")
+    }
+    return {
+        "lowdiff_vs_base": speed["cascade"]["cpu_decoded"],
+        "effective_evaluations": results[0]["evaluations"],
+        "speed": speed,
+        "scores": scores,
+        "minus_base": gaps,
+        "seeds": given.seeds,
+        "images_trained": given.images,
+        "images_sampled": given.sampled,
+        "cpu_seconds": sum(each["cpu_seconds"] for each in results),
+    }
+
+
+if __name__ == "__main__":
+    main()
