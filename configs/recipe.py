@@ -11,6 +11,7 @@ from configs.schema import (
     ClassifierFree,
     Compute,
     Data,
+    DiffusionModel,
     DitModel,
     Encode,
     Evaluate,
@@ -24,6 +25,7 @@ from configs.schema import (
     Shard,
     Tracking,
     TrainDit,
+    UnetModel,
 )
 from configs.tokenizers import TrainSemvae, TrainVavae
 
@@ -80,7 +82,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
-        for check in (_sizes, _cascade, _stored, _semantics, _alignment, _guidance, _labels, _averages, _batches):
+        checks = (_sizes, _pixels, _cascade, _stored, _semantics, _alignment, _guidance, _labels, _averages, _batches)
+        for check in checks:
             check(self)
         return self
 
@@ -93,11 +96,13 @@ def _sizes(recipe: Recipe) -> None:
             f"({len(recipe.train_vavae.model.channel_multipliers)} levels): use "
             f"{max(1, recipe.image.size // downscale) * downscale} or another number of levels"
         )
-    models: list[tuple[str, DitModel]] = [("train_dit.model", recipe.train_dit.model)]
+    models: list[tuple[str, DiffusionModel]] = [("train_dit.model", recipe.train_dit.model)]
     for field, section in _sampled(recipe):
         if isinstance(section.guidance, AutoGuidance):
             models.append((f"{field}.guidance.model", section.guidance.model))
     for field, model in models:
+        if not isinstance(model, DitModel):
+            continue
         if recipe.latent_size % model.patch_size:
             raise ValueError(
                 f"{field}.patch_size {model.patch_size} does not divide the latent side {recipe.latent_size} "
@@ -154,6 +159,38 @@ def _cascade(recipe: Recipe) -> None:
         )
 
 
+def _pixels(recipe: Recipe) -> None:
+    model, identity = recipe.train_dit.model, recipe.train_vavae.model.identity
+    models = [("train_dit.model", model)]
+    for field, section in _sampled(recipe):
+        if isinstance(section.guidance, AutoGuidance):
+            models.append((f"{field}.guidance.model", section.guidance.model))
+    for field, each in models:
+        if isinstance(each, UnetModel) != identity:
+            raise ValueError(
+                f"{field}.kind is {each.kind} but train_vavae.model.identity is {str(identity).lower()}: a UNet "
+                "denoises pixels (identity: true), a LightningDiT latents"
+            )
+    if not isinstance(model, UnetModel):
+        return
+    if recipe.train_semvae is not None or recipe.train_dit.clock.kind != "synchronous":
+        raise ValueError(
+            "train_semvae and train_dit.clock have no place beside a UNet: pixels have no semantic channels"
+        )
+    if recipe.train_dit.cascade is None:
+        raise ValueError(
+            f"train_dit.cascade is not set: name the sides of the UNet, or one for none, sides: [{recipe.latent_size}]"
+        )
+    for stage in recipe.sample_stages:
+        own = recipe.sample.at(stage)
+        if own.solver not in ("euler", "heun") or own.shift or own.off_by_one or own.steps < 2:
+            raise ValueError(
+                f"sample at side {stage.side} asks for solver {own.solver}, {own.steps} steps, shift {own.shift:g}, "
+                f"off_by_one {str(own.off_by_one).lower()}: a UNet is sampled by heun or euler in at least 2 steps "
+                "over the noise levels of its own section, without shift and off_by_one"
+            )
+
+
 def _stored(recipe: Recipe) -> None:
     reencode = recipe.shard.reencode
     if reencode is not None and reencode.size < recipe.image.size:
@@ -197,7 +234,7 @@ def _alignment(recipe: Recipe) -> None:
             "train_dit.objective.align_weight is above 0 but encode.align_features is false: "
             "set it to true so that the alignment targets are stored"
         )
-    if recipe.train_dit.model.align_depth is not None and recipe.foundation is None:
+    if recipe.train_dit.align_depth is not None and recipe.foundation is None:
         raise ValueError("train_dit.model.align_depth is set but foundation is not: name the network to align with")
 
 

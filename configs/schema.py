@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class Section(BaseModel):
@@ -213,9 +213,14 @@ class Training(Section):
     pretrained: str | None = None
     """Path, fsspec URL or hub name of weights: with `images: 0` used as they are, else trained further."""
 
+    @property
+    def weightless(self) -> bool:
+        """Whether there is nothing to train or to load."""
+        return False
+
     @model_validator(mode="after")
     def _something_to_do(self) -> Training:
-        if self.images == 0 and self.pretrained is None:
+        if self.images == 0 and self.pretrained is None and not self.weightless:
             raise ValueError("images is 0 and pretrained is not set: train some images or name weights to use")
         if self.snapshot_every is not None and len(self.ema_sigmas) < 2:
             raise ValueError(
@@ -238,6 +243,7 @@ class Encode(Section):
 class DitModel(Section):
     """LightningDiT (papers.md 1.4): a published size by name, or its three dimensions."""
 
+    kind: Literal["lightningdit"] = Field(default="lightningdit", exclude_if=lambda value: True)
     size: Literal["S", "B", "L", "XL", "1p0B", "1p6B"] | None = None
     hidden_size: Positive | None = None
     depth: Positive | None = None
@@ -269,6 +275,39 @@ class DitModel(Section):
                 f"hidden_size {self.hidden_size} with {self.heads} heads: the head width must be a multiple of 4"
             )
         return self
+
+
+class UnetModel(Section):
+    """A UNet in pixel space with EDM's preconditioning (papers.md 3.3, Karras et al. 2022); one clock, no alignment."""
+
+    kind: Literal["unet"]
+    channels: Positive = 128
+    multipliers: tuple[Positive, ...] = (2, 2, 2)
+    """Width of each level over `channels`, full resolution first; each level halves the side."""
+    blocks: Positive = 4
+    """Residual blocks of each level."""
+    attention: tuple[Positive, ...] = (16,)
+    """Sides in pixels at which blocks attend."""
+    dropout: Share = 0.0
+    sigma_data: Annotated[float, Field(gt=0)] = 0.5
+    """Standard deviation of pixels in [-1, 1]."""
+    sigma_mean: float = -1.2
+    """Mean and spread of the logarithm of training's noise levels."""
+    sigma_spread: Annotated[float, Field(gt=0)] = 1.2
+    sigma_min: Annotated[float, Field(gt=0)] = 0.002
+    """Noise levels of sampling: from the highest to the lowest, spaced by the power `rho`, and then none."""
+    sigma_max: Annotated[float, Field(gt=0)] = 80.0
+    rho: Annotated[float, Field(gt=0)] = 7.0
+
+
+def _model_kind(value: Any) -> str:
+    kind = value.get("kind", "lightningdit") if isinstance(value, dict) else getattr(value, "kind", "lightningdit")
+    return str(kind)
+
+
+DiffusionModel = Annotated[
+    Annotated[DitModel, Tag("lightningdit")] | Annotated[UnetModel, Tag("unet")], Discriminator(_model_kind)
+]
 
 
 class SynchronousClock(Section):
@@ -335,16 +374,21 @@ class Cascade(Section):
 
 
 class TrainDit(Training):
-    model: DitModel
+    model: DiffusionModel
     clock: Clock = SynchronousClock()
     objective: DitObjective = DitObjective()
     cascade: Cascade | None = Field(default=None, exclude_if=lambda value: value is None)
     """None diffuses at the latents' own resolution only."""
     ema_decay: Share | None = 0.9999
 
+    @property
+    def align_depth(self) -> int | None:
+        """Of the transformer; None where there is no alignment head."""
+        return self.model.align_depth if isinstance(self.model, DitModel) else None
+
     @model_validator(mode="after")
     def _alignment_has_a_head(self) -> TrainDit:
-        if self.objective.align_weight > 0 and self.model.align_depth is None:
+        if self.objective.align_weight > 0 and self.align_depth is None:
             raise ValueError("objective.align_weight is above 0 but model.align_depth is not set: choose a block")
         return self
 
@@ -374,7 +418,7 @@ class AutoGuidance(Section):
     """Scale of the semantic group; None takes `scale`."""
     weights: str
     """Path, fsspec URL or hub name of the weak model, trained on the same latents."""
-    model: DitModel
+    model: DiffusionModel
 
 
 Guidance = Annotated[NoGuidance | ClassifierFree | AutoGuidance, Field(discriminator="method")]

@@ -12,6 +12,8 @@ from configs.schema import Positive, Section, Training, Weight
 class AutoencoderModel(Section):
     """Convolutional KL autoencoder (papers.md 1.1); the defaults are the published f16d32."""
 
+    identity: bool = Field(default=False, exclude_if=lambda value: not value)
+    """No network: latents are the pixels themselves, for diffusion in pixel space (`train_dit.model.kind: unet`)."""
     base_channels: Positive = 128
     channel_multipliers: tuple[Positive, ...] = (1, 1, 2, 2, 4)
     blocks_per_level: Positive = 2
@@ -23,10 +25,12 @@ class AutoencoderModel(Section):
     @property
     def downscale(self) -> int:
         """Pixels per latent cell along a side."""
-        return 2 ** (len(self.channel_multipliers) - 1)
+        return 1 if self.identity else 2 ** (len(self.channel_multipliers) - 1)
 
     @model_validator(mode="after")
     def _widths_fit(self) -> AutoencoderModel:
+        if self.identity and self.z_channels != 3:
+            raise ValueError(f"z_channels is {self.z_channels} but identity is true: pixels have 3")
         for multiplier in self.channel_multipliers:
             width = self.base_channels * multiplier
             if width % self.norm_groups:
@@ -97,6 +101,10 @@ class TrainVavae(Training):
     pretrained_objective: str | None = None
     """With `pretrained`: an earlier run's `objective.safetensors`, from which its projection and its discriminator go
     on; None begins them anew."""
+
+    @property
+    def weightless(self) -> bool:
+        return self.model.identity
 
     @property
     def objectives(self) -> tuple[tuple[int, VavaeObjective], ...]:

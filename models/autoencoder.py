@@ -5,10 +5,11 @@ Tensor names are the published ones (the LDM family's), so the authors' checkpoi
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.posterior import DiagonalGaussian
+from models.posterior import LOGVAR_RANGE, DiagonalGaussian
 
 NORM_EPS = 1e-6
 
@@ -275,3 +276,19 @@ class AutoencoderKL(nn.Module):
     def last_decoder_weight(self) -> Tensor:
         """The weight whose gradients balance the adversarial loss (papers.md 1.2)."""
         return self.decoder.conv_out.weight
+
+
+class Identity(AutoencoderKL):
+    """No network: a posterior as sharp as it can be around the pixels, which are the latents (our choice, so that
+    diffusion in pixel space is diffusion in a latent space like any other).
+    """
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.downscale = 1
+
+    def encode(self, x_BCHW: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(torch.cat([x_BCHW, torch.full_like(x_BCHW, LOGVAR_RANGE[0])], dim=1))
+
+    def decode(self, z_BCHW: Tensor) -> Tensor:
+        return z_BCHW

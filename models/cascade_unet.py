@@ -7,11 +7,14 @@ the lower ones, and the condition as further input channels, are our choice.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.edm import Preconditioning, sigma_of
 
@@ -90,6 +93,11 @@ class CascadeUNet(nn.Module):
                 door.weight[:, image_channels:].zero_()
 
     @property
+    def side(self) -> int:
+        """Of the finest resolution."""
+        return self.resolutions[-1]
+
+    @property
     def null_label(self) -> int:
         """The label that means "no label"."""
         return self.num_classes
@@ -121,6 +129,16 @@ class CascadeUNet(nn.Module):
             return self._levels(torch.cat([scaled, condition], dim=1), embedding, len(self.resolutions) - 1 - index)
 
         return self.preconditioning(network, x_BCHW, sigma_of(t_BG[:, 0]))
+
+    def flops_at(self, side: int | None = None) -> int:
+        """FLOPs of one image's pass at a side (the finest where it is None), counted by torch on the meta device."""
+        twin = copy.deepcopy(self).to("meta").eval()
+        x, t = (
+            torch.empty(shape, device="meta") for shape in ((1, self.image_channels, *(side or self.side,) * 2), (1, 1))
+        )
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            twin(x, t, torch.zeros(1, dtype=torch.long, device="meta"))
+        return int(counter.get_total_flops())
 
     def _levels(self, given: Tensor, embedding: Tensor, outermost: int) -> Tensor:
         """Through the UNet from level `outermost` on (0 is full resolution), in and out by that level's doors."""

@@ -7,7 +7,7 @@ caller. Source: papers.md 1.5 (velocity matching, direction loss), 2.5 (clocks, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -218,12 +218,27 @@ def alignment_error(projection_BDhw: Tensor, target_BDhw: Tensor, mode: AlignMod
     return {"cos": cosine, "mse": squared, "cos_mse": 0.5 * (cosine + squared)}[mode]
 
 
+class Objective(Protocol):
+    """What `TrainableVelocity` needs of an objective; arguments as `VelocityMatching.loss`."""
+
+    def loss(
+        self,
+        model: nn.Module,
+        x1_BCHW: Tensor,
+        y_B: Tensor,
+        noise_BCHW: Tensor,
+        u_B: Tensor,
+        align_target_BChw: Tensor | None = None,
+        images_seen: int = 0,
+    ) -> LossTerms: ...
+
+
 class TrainableVelocity(nn.Module):
     """A network and its objective as one module, so that a training engine (DDP, DeepSpeed) can wrap the
     whole step's forward pass. `.model` is the network; the objective has no parameters.
     """
 
-    def __init__(self, model: nn.Module, objective: VelocityMatching) -> None:
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.objective = objective

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -17,17 +18,18 @@ from configs.schema import AutoGuidance as AutoGuidanceSection
 from configs.schema import Cascade as CascadeSection
 from configs.schema import ClassifierFree as ClassifierFreeSection
 from configs.schema import NoGuidance as NoGuidanceSection
-from configs.schema import Sample
+from configs.schema import Sample, UnetModel
 from infra.artifacts import Artifact
 from infra.weights import load_pretrained
 from models.cascade import Cascade, Conditioned, no_condition
+from models.edm import sample as denoise
+from models.edm import sigma_grid
 from models.flops import forward_flops
 from models.groups import ChannelGroups
 from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance, Velocity
-from models.lightningdit import LightningDiT
 from models.solvers import sample as solve
 from tasks.latents import Statistics
-from tasks.networks import build_clock, build_dit, channel_groups
+from tasks.networks import DiffusionNetwork, build_clock, build_network, channel_groups
 from tasks.training.randomness import ImageNumbers
 
 Noise = Callable[[tuple[int, ...], int], Tensor]
@@ -41,11 +43,12 @@ class Resolutions:
     """What training sees of stored latents at each resolution of a cascade.
 
     latents: an `encode` artifact, whose facts hold the statistics of every resolution.
+    standardise: by them; pixels are left in [-1, 1], since EDM's preconditioning knows their spread.
     Raises UserError where they are missing.
     """
 
-    def __init__(self, section: CascadeSection, latents: Artifact, seed: int) -> None:
-        self.section = section
+    def __init__(self, section: CascadeSection, latents: Artifact, seed: int, standardise: bool = True) -> None:
+        self.section, self._standardise = section, standardise
         self.cascade = Cascade(section.sides, section.upsample)
         facts = latents.manifest.facts
         coarse = {side: Statistics.of_averages(facts, side, latents.uri) for side in section.sides[:-1]}
@@ -72,7 +75,8 @@ class Resolutions:
 
     def target(self, stored_BCHW: Tensor, side: int) -> Tensor:
         """Stored latents averaged to a resolution and standardised by its own statistics, float32."""
-        return self.statistics[side].normalise(self.cascade.lowered(stored_BCHW.float(), side))
+        lowered = self.cascade.lowered(stored_BCHW.float(), side)
+        return self.statistics[side].normalise(lowered) if self._standardise else lowered
 
     def condition(self, stored_BCHW: Tensor, positions: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
         """What a resolution is given of the one below, (B, C, side, side), and its level (B,); each image's own share
@@ -96,12 +100,12 @@ class _Stage:
     side: int
     section: Sample
     augment: float
-    weak: LightningDiT | None
+    weak: DiffusionNetwork | None
     passes: dict[str, int]
 
 
 class Integrator:
-    """From noise to normalised latents at full resolution, through the resolutions that a recipe's sample names.
+    """From noise to normalised latents (or pixels) at full resolution, through the resolutions that a sample names.
 
     recipe: of the sample; `train_dit` and the sizes must be those that the model was trained with.
     model: frozen, on its device. Weak guides are built and loaded here, each once.
@@ -109,13 +113,20 @@ class Integrator:
     """
 
     def __init__(
-        self, recipe: Recipe, model: LightningDiT, ready: Callable[[LightningDiT], LightningDiT] = lambda model: model
+        self,
+        recipe: Recipe,
+        model: DiffusionNetwork,
+        ready: Callable[[DiffusionNetwork], DiffusionNetwork] = lambda model: model,
     ) -> None:
         self.recipe, self.model = recipe, model
         self.groups, self.clock = channel_groups(recipe), build_clock(recipe)
         section = recipe.train_dit.cascade
         self.cascade = None if section is None else Cascade(section.sides, section.upsample)
-        weak: dict[str, LightningDiT] = {}
+        unet = recipe.train_dit.model
+        self.sigmas: Callable[[int], Tensor] | None = None
+        if isinstance(unet, UnetModel):
+            self.sigmas = partial(sigma_grid, low=unet.sigma_min, high=unet.sigma_max, rho=unet.rho)
+        weak: dict[str, DiffusionNetwork] = {}
         self.stages: list[_Stage] = []
         for stage in recipe.sample_stages:
             own = recipe.sample.at(stage)
@@ -142,8 +153,14 @@ class Integrator:
             def step_noise(step: int, shape: tuple[int, ...] = shape, first: int = first) -> Tensor:
                 return noise(shape, first + step + 1)
 
+            velocity = self._velocity(stage, latents, condition_noise)
+            if self.sigmas is not None:
+                grid = self.sigmas(stage.section.steps)
+                heun = stage.section.solver == "heun"
+                latents = denoise(velocity, noise(shape, first), labels_B, grid, heun=heun)
+                continue
             latents = solve(
-                self._velocity(stage, latents, condition_noise),
+                velocity,
                 noise(shape, first),
                 labels_B,
                 clock=self.clock,
@@ -163,14 +180,22 @@ class Integrator:
 
         `effective_evaluations` are the model's and its guide's; `evaluations` counts passes whatever they cost.
         """
-        full = forward_flops(self.model)
         cost, passes = 0.0, 0
-        for stage in self.stages:
-            cost += stage.passes["main"] * forward_flops(self.model, side=stage.side) / full
-            cost += stage.passes["guide"] * forward_flops(stage.weak or self.model, side=stage.side) / full
+        for stage, costs in zip(self.stages, self._costs, strict=True):
+            cost += sum(stage.passes[name] * costs[name] for name in stage.passes)
             passes += sum(stage.passes.values())
         batches = max(1, self._batches)
         return {"effective_evaluations": cost / batches, "evaluations": passes / batches}
+
+    @cached_property
+    def _costs(self) -> list[dict[str, float]]:
+        """Of one pass of each stage's networks, in units of the model at full resolution."""
+        full = forward_flops(self.model)
+        networks = [{"main": self.model, "guide": stage.weak or self.model} for stage in self.stages]
+        return [
+            {name: forward_flops(network, side=stage.side) / full for name, network in own.items()}
+            for stage, own in zip(self.stages, networks, strict=True)
+        ]
 
     def _velocity(self, stage: _Stage, lower: Tensor | None, noise: Tensor | None) -> Velocity:
         """The guided velocity of one stage, on the result of the one before; runs of its networks are counted."""
@@ -212,7 +237,7 @@ def _guidance(section: Sample, groups: ChannelGroups, null_label: int, guide: Ve
     return AutoGuidance(guide, scales, groups=groups)
 
 
-def _weak_guide(recipe: Recipe, section: AutoGuidanceSection, model: LightningDiT) -> LightningDiT:
-    weak = build_dit(recipe, section.model)
+def _weak_guide(recipe: Recipe, section: AutoGuidanceSection, model: DiffusionNetwork) -> DiffusionNetwork:
+    weak = build_network(recipe, section.model)
     load_pretrained(weak, section.weights)
     return weak.requires_grad_(False).eval().to(next(model.parameters()).device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -11,15 +11,17 @@ from torch import nn
 from configs.errors import UserError
 from configs.load import validate
 from configs.recipe import Recipe
-from configs.schema import DitModel, Foundation, SemanticFirstClock
+from configs.schema import DiffusionModel, DitModel, Foundation, SemanticFirstClock, UnetModel
 from configs.tokenizers import AutoencoderModel, SemvaeModel
 from infra.artifacts import Artifact
-from models.autoencoder import AutoencoderKL
+from models.autoencoder import AutoencoderKL, Identity
 from models.cascade_dit import CascadeDiT
 from models.clocks import Clock, SemanticFirst, Synchronous
+from models.edm import DenoisingMatching, Preconditioning
 from models.foundation import FoundationModel
 from models.groups import ChannelGroups
 from models.lightningdit import SIZES, LightningDiT
+from models.objectives import Objective, TimeDistribution, VelocityMatching
 from models.semantic_vae import SemanticVAE
 from tasks import snapshots
 
@@ -28,9 +30,13 @@ EMA_WEIGHTS = "ema.safetensors"
 
 Network = TypeVar("Network", bound=nn.Module)
 
+if TYPE_CHECKING:
+    from models.cascade_unet import CascadeUNet
+DiffusionNetwork: TypeAlias = Union[LightningDiT, "CascadeUNet"]
+
 
 def build_autoencoder(section: AutoencoderModel) -> AutoencoderKL:
-    return AutoencoderKL(**section.model_dump())
+    return Identity() if section.identity else AutoencoderKL(**section.model_dump())
 
 
 def build_semantic_vae(section: SemvaeModel, feature_dim: int) -> SemanticVAE:
@@ -53,6 +59,45 @@ def build_clock(recipe: Recipe) -> Clock:
     if isinstance(clock, SemanticFirstClock):
         return SemanticFirst(clock.delta)
     return Synchronous(len(recipe.channel_groups))
+
+
+def build_network(recipe: Recipe, section: DiffusionModel) -> DiffusionNetwork:
+    """The diffusion network of a recipe; `section` is its own or a weak guide's."""
+    return build_unet(recipe, section) if isinstance(section, UnetModel) else build_dit(recipe, section)
+
+
+def build_unet(recipe: Recipe, section: UnetModel) -> CascadeUNet:
+    from models.cascade_unet import CascadeUNet  # its library takes seconds to import
+
+    return CascadeUNet(
+        resolutions=recipe.sides,
+        num_classes=recipe.data.classes,
+        channels=section.channels,
+        multipliers=section.multipliers,
+        blocks=section.blocks,
+        attention=section.attention,
+        dropout=section.dropout,
+        preconditioning=Preconditioning(section.sigma_data),
+    )
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """What the diffusion network is trained by."""
+    section = recipe.train_dit
+    if isinstance(section.model, UnetModel):
+        return DenoisingMatching(section.model.sigma_data, section.model.sigma_mean, section.model.sigma_spread)
+    groups, objective = channel_groups(recipe), section.objective
+    weights = {"texture": 1.0, "semantic": objective.semantic_weight}
+    return VelocityMatching(
+        groups,
+        build_clock(recipe),
+        group_weights=tuple(weights[name] for name in groups.names),
+        direction_weight=objective.direction_weight,
+        direction_floor=objective.direction_floor,
+        align_weight=objective.align_weight,
+        align_mode=objective.align_mode,
+        times=TimeDistribution(objective.times, objective.uniform_after),
+    )
 
 
 def build_dit(recipe: Recipe, section: DitModel) -> LightningDiT:
@@ -97,8 +142,8 @@ def trained_semantic_vae(artifact: Artifact) -> SemanticVAE:
 
 def trained_dit(
     artifact: Artifact, ema: bool, sigma_rel: float | None = None, images_seen: int | None = None
-) -> LightningDiT:
-    """The diffusion transformer of a `train_dit` artifact, frozen; averaged weights where `ema`.
+) -> DiffusionNetwork:
+    """The diffusion network of a `train_dit` artifact, frozen; averaged weights where `ema`.
 
     sigma_rel: of the average that is put together from the artifact's snapshots instead.
     images_seen: where that average ends; None is the end of training.
@@ -108,7 +153,9 @@ def trained_dit(
     """
     recipe = validate(artifact.manifest.recipe)
     has_ema = bool(artifact.files(EMA_WEIGHTS))
-    network = _frozen(build_dit(recipe, recipe.train_dit.model), artifact, EMA_WEIGHTS if ema and has_ema else WEIGHTS)
+    network = _frozen(
+        build_network(recipe, recipe.train_dit.model), artifact, EMA_WEIGHTS if ema and has_ema else WEIGHTS
+    )
     if sigma_rel is not None:
         network.load_state_dict(snapshots.average(artifact, sigma_rel, images_seen), strict=False)
     return network

@@ -11,12 +11,12 @@ from configs import Recipe
 from configs.schema import TrainDit
 from infra.weights import load_pretrained
 from models.cascade import TrainableCascade
-from models.objectives import TimeDistribution, TrainableVelocity, VelocityMatching
+from models.objectives import TrainableVelocity
 from tasks.buffers import as_tensor
 from tasks.cascade import Resolutions
 from tasks.latents import Statistics
 from tasks.loader import Batch, Loader
-from tasks.networks import build_clock, build_dit, channel_groups
+from tasks.networks import build_network, build_objective
 from tasks.preview import DiffusionPreview
 from tasks.stage import Context, Outcome, Stage
 from tasks.training.launch import train
@@ -41,26 +41,13 @@ class Diffusion:
         recipe = context.recipe
         self.section = recipe.train_dit
         objective = self.section.objective
-        groups = channel_groups(recipe)
-        network = build_dit(recipe, self.section.model)
+        network = build_network(recipe, self.section.model)
         if self.section.pretrained is not None:
             load_pretrained(network, self.section.pretrained)
         self.network: nn.Module = network
         self.null_label = network.null_label
-        weights = {"texture": 1.0, "semantic": objective.semantic_weight}
-        self.module: nn.Module = (TrainableVelocity if self.section.cascade is None else TrainableCascade)(
-            network,
-            VelocityMatching(
-                groups,
-                build_clock(recipe),
-                group_weights=tuple(weights[name] for name in groups.names),
-                direction_weight=objective.direction_weight,
-                direction_floor=objective.direction_floor,
-                align_weight=objective.align_weight,
-                align_mode=objective.align_mode,
-                times=TimeDistribution(objective.times, objective.uniform_after),
-            ),
-        )
+        trainable = TrainableVelocity if self.section.cascade is None else TrainableCascade
+        self.module: nn.Module = trainable(network, build_objective(recipe))
         latents = context.input("encode")
         self.statistics = Statistics.from_facts(latents.manifest.facts, latents.uri)
         self.facts: dict[str, Any] = {
@@ -69,7 +56,8 @@ class Diffusion:
         }
         self.resolutions: Resolutions | None = None
         if self.section.cascade is not None:
-            self.resolutions = Resolutions(self.section.cascade, latents, self.section.seed)
+            pixels = recipe.train_vavae.model.identity
+            self.resolutions = Resolutions(self.section.cascade, latents, self.section.seed, standardise=not pixels)
             self.facts |= self.resolutions.facts
         self.aligned = objective.align_weight > 0
         self.noise = ImageNumbers(self.section.seed, "noise")

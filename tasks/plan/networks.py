@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from configs.recipe import Recipe
-from configs.schema import Classifier, DitModel, Foundation
+from configs.schema import Classifier, DiffusionModel, DitModel, Foundation, UnetModel
 from configs.tokenizers import AutoencoderModel, SemvaeModel
 
 SIZES = {
@@ -44,6 +44,23 @@ class Cost:
 
     def times(self, count: int) -> Cost:
         return Cost(count * self.values, count * self.tensors, count * self.flops)
+
+
+def diffusion(recipe: Recipe, section: DiffusionModel, side: int | None = None) -> tuple[Cost, Cost]:
+    """The diffusion network of a recipe, or a weak guide, and its alignment head. Arguments as :func:`dit`'s."""
+    return unet(recipe, section, side) if isinstance(section, UnetModel) else dit(recipe, section, side)
+
+
+def unet(recipe: Recipe, section: UnetModel, side: int | None = None) -> tuple[Cost, Cost]:
+    """A library's network, so it is built (without memory) and counted; it has no alignment head."""
+    import torch
+
+    from tasks.networks import build_unet
+
+    with torch.device("meta"):
+        network = build_unet(recipe, section)
+    state = network.state_dict().values()
+    return Cost(sum(tensor.numel() for tensor in state), len(state), network.flops_at(side)), Cost()
 
 
 def dit(recipe: Recipe, section: DitModel, side: int | None = None) -> tuple[Cost, Cost]:
@@ -107,8 +124,10 @@ def dit(recipe: Recipe, section: DitModel, side: int | None = None) -> tuple[Cos
     )
 
 
-def blocks_flops(recipe: Recipe, section: DitModel, side: int | None = None) -> int:
+def blocks_flops(recipe: Recipe, section: DiffusionModel, side: int | None = None) -> int:
     """Of all blocks, which a training with `recompute` runs once more. `side` as for :func:`dit`."""
+    if isinstance(section, UnetModel):
+        return 0
     width, depth, _ = SIZES[section.size] if section.size else _explicit(section)
     one = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 1, "heads": 1}), side)[0]
     none = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 0, "heads": 1}), side)[0]
@@ -117,6 +136,8 @@ def blocks_flops(recipe: Recipe, section: DitModel, side: int | None = None) -> 
 
 def autoencoder(section: AutoencoderModel, side: int) -> tuple[Cost, Cost]:
     """Encoder to the posterior's moments, and decoder, for images of side × side pixels (papers.md 1.1)."""
+    if section.identity:
+        return Cost(), Cost()
     widths = [section.base_channels * multiplier for multiplier in section.channel_multipliers]
     z, last, blocks = section.z_channels, len(widths) - 1, section.blocks_per_level
     encoder, cells = [_convolution(3, section.base_channels, 3, side**2)], side**2

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from configs import Recipe
-from configs.schema import AutoGuidance, ClassifierFree, ParquetFiles, Sample, SemanticFirstClock, Training
+from configs.schema import AutoGuidance, ClassifierFree, ParquetFiles, Sample, SemanticFirstClock, Training, UnetModel
 from tasks.plan import networks, sizes
 from tasks.plan.data import Images
 from tasks.plan.figures import Figure
@@ -122,11 +122,11 @@ def _semantics(recipe: Recipe, images: Images) -> Work:
 
 def _diffusion(recipe: Recipe, images: Images) -> Work:
     section, compute = recipe.train_dit, recipe.compute.train
-    backbone, head = networks.dit(recipe, section.model)
+    backbone, head = networks.diffusion(recipe, section.model)
     aligned = section.objective.align_weight > 0
     trained, again = 0.0, 0.0
     for side, share in zip(recipe.sides, (1.0,) if section.cascade is None else section.cascade.shares, strict=True):
-        own, own_head = networks.dit(recipe, section.model, side)
+        own, own_head = networks.diffusion(recipe, section.model, side)
         trained += share * (own.flops + (own_head.flops if aligned else 0))
         again += share * (networks.blocks_flops(recipe, section.model, side) if compute.recompute else 0)
     columns = sizes.latent_columns(recipe)
@@ -178,14 +178,14 @@ def _sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
     count = sizes.parts(section.images, length)
     full, rest = divmod(section.images, length)
     made = full * length + section.batch * -(-rest // section.batch)  # batches are static: the last is filled up
-    backbone, head = networks.dit(recipe, recipe.train_dit.model)
+    backbone, head = networks.diffusion(recipe, recipe.train_dit.model)
     encoder, decoder = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
     flops, hows, guides = float(decoder.flops), list[str](), dict[str, Cost]()
     for stage in recipe.sample_stages:
         own = section.at(stage)
-        main = guide = networks.dit(recipe, recipe.train_dit.model, stage.side)[0].flops
+        main = guide = networks.diffusion(recipe, recipe.train_dit.model, stage.side)[0].flops
         if isinstance(own.guidance, AutoGuidance):
-            weak, weak_head = networks.dit(recipe, own.guidance.model, stage.side)
+            weak, weak_head = networks.diffusion(recipe, own.guidance.model, stage.side)
             guides[own.guidance.weights], guide = weak + weak_head, weak.flops
         steps, guided, how = solver_evaluations(recipe, own, evaluations)
         flops += steps * main + guided * guide
@@ -367,6 +367,8 @@ def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[
 
     The guide runs wherever some group's time lies in the guidance interval.
     """
+    if isinstance(recipe.train_dit.model, UnetModel):
+        return _denoisings(recipe.train_dit.model, section)
     steps = section.steps - 1 if section.off_by_one else section.steps
     span, offsets = 1.0, [0.0] * len(recipe.channel_groups)
     clock = recipe.train_dit.clock
@@ -386,6 +388,18 @@ def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[
     if isinstance(guidance, AutoGuidance) and (guidance.scale != 1.0 or guidance.semantic_scale not in (None, 1.0)):
         return count, float(count), how
     return count, 0.0, how
+
+
+def _denoisings(model: UnetModel, section: Sample) -> tuple[int, float, str]:
+    """The same in pixel space: along the noise levels of `models/edm.py`, whose times are 1 / (1 + sigma)."""
+    low, high = model.sigma_min ** (1 / model.rho), model.sigma_max ** (1 / model.rho)
+    levels = [(high + i / (section.steps - 1) * (low - high)) ** model.rho for i in range(section.steps)]
+    asked = levels + (levels[1:] if section.solver == "heun" else [])
+    guidance, how = section.guidance, f"{len(asked)} evaluations of {section.solver}"
+    if isinstance(guidance, ClassifierFree) and guidance.scale != 1.0:
+        return len(asked), float(sum(1 / (1 + sigma) >= guidance.interval_start for sigma in asked)), how
+    guided = isinstance(guidance, AutoGuidance) and guidance.scale != 1.0
+    return len(asked), float(len(asked)) if guided else 0.0, how
 
 
 def _shifted(t: float, shift: float) -> float:

@@ -6,7 +6,7 @@ import torch
 
 from configs import Recipe
 from models.flops import training_flops_per_image
-from tasks.networks import build_autoencoder, build_dit, build_semantic_vae
+from tasks.networks import build_autoencoder, build_network, build_semantic_vae
 
 
 def flops_per_image(recipe: Recipe, stage: str) -> float | None:
@@ -19,7 +19,7 @@ def flops_per_image(recipe: Recipe, stage: str) -> float | None:
     with torch.device("meta"):
         match stage:
             case "train_dit":
-                network, cascade = build_dit(recipe, recipe.train_dit.model), recipe.train_dit.cascade
+                network, cascade = build_network(recipe, recipe.train_dit.model), recipe.train_dit.cascade
                 aligned = recipe.train_dit.objective.align_weight > 0
                 shares = (1.0,) if cascade is None else cascade.shares
                 return sum(

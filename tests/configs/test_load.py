@@ -152,3 +152,28 @@ def test_recipes_without_a_cascade_are_what_they_were() -> None:
     recipe = load_recipe("demo")
     assert "cascade" not in recipe.section("train_dit") and "stages" not in recipe.section("sample")
     assert [(stage.side, recipe.sample.at(stage)) for stage in recipe.sample_stages] == [(4, recipe.sample)]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train_vavae={images: 640, model: {identity: false}}", ["train_dit.model.kind is unet", "identity"]),
+        ("train_vavae.model.z_channels=4", ["z_channels is 4", "3"]),
+        ("sample.solver=dopri5", ["dopri5", "heun or euler"]),
+        ("sample.shift=0.3", ["shift 0.3", "without shift"]),
+        ("train_dit.cascade=null", ["train_dit.cascade", "sides"]),
+        ("train_dit.clock={kind: semantic_first, delta: 0.3}", ["train_dit.clock"]),
+        ("train_dit.model.chanels=8", ["train_dit.model", "chanels", "no such field"]),
+    ],
+)
+def test_impossible_pixel_recipes_are_refused(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        load_recipe("lowdiff_pixels_tiny", [override, *(["sample.stages=[]"] if "cascade" in override else [])])
+    for word in words:
+        assert word in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_transformer_needs_latents() -> None:
+    with pytest.raises(UserError, match=r"train_dit\.model\.kind is lightningdit"):
+        load_recipe("lightningdit_xl_64ep", ["train_vavae.model={identity: true, z_channels: 3}"])

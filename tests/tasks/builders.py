@@ -17,7 +17,7 @@ from configs import Recipe, load_recipe
 from infra.artifacts import Artifact, Manifest, library_versions, timestamp
 from infra.storage import FileEntry
 from tasks.latents import statistics_hash
-from tasks.networks import EMA_WEIGHTS, WEIGHTS, build_autoencoder, build_dit
+from tasks.networks import EMA_WEIGHTS, WEIGHTS, build_autoencoder, build_network
 from tasks.stage import Context, Job, Stage
 
 CLASSES = ("hoop", "cross", "stripes", "dots", "bar", "corner", "frame", "check", "wedge", "disc")
@@ -71,7 +71,7 @@ def put_networks(root: str, recipe: Recipe) -> None:
     }
     name = statistics_hash(statistics)
     facts = {"statistics": statistics, "statistics_hash": name}
-    dit = build_dit(recipe, recipe.train_dit.model)
+    dit = build_network(recipe, recipe.train_dit.model)
     for parameter in dit.parameters():  # zero-initialised layers would ignore labels and give no velocity
         nn.init.normal_(parameter, std=0.05)
     put_weights(root, recipe, "train_vavae", {WEIGHTS: build_autoencoder(recipe.train_vavae.model)})

@@ -250,3 +250,56 @@ def test_a_cascade_guides_a_cascade(tmp_path: Path) -> None:
     guided = ours.images(np.arange(2))[1]
     assert not np.array_equal(guided, sampler(tmp_path, "sample.guidance={method: none}").images(np.arange(2))[1])
     assert ours.integrator.evaluations()["evaluations"] == 2 * (3 + 2)
+
+
+# --------------------------------------------------------------------------------------------------------- pixels
+
+
+def pixel_sampler(folder: Path, *overrides: str) -> Sampler:
+    recipe = load_recipe("lowdiff_pixels_tiny", ["sample.images=40", *overrides])
+    put_networks(at(folder), recipe)
+    return Sampler(asdict(context(at(folder), recipe, STAGE, *INPUTS).job))
+
+
+def test_pixels_are_sampled_by_heun_through_both_resolutions(tmp_path: Path) -> None:
+    ours = pixel_sampler(tmp_path)
+    _, images = ours.images(np.arange(6))
+    assert images.shape == (6, 16, 16, 3) and len({image.tobytes() for image in images}) == 6
+    again = ours.images(np.array([4, 1]))[1]
+    assert np.abs(again.astype(int) - images[[4, 1]].astype(int)).max() <= 1
+    # Two evaluations for each of 3 and 2 steps but the last, each with its unconditional twin.
+    assert ours.integrator.evaluations()["evaluations"] == 2 * (5 + 3)
+    euler = pixel_sampler(tmp_path, "sample.solver=euler", "sample.guidance={method: none}")
+    euler.images(np.arange(2))
+    assert euler.integrator.evaluations()["evaluations"] == 3 + 2
+
+
+def test_pixels_are_trained_on_as_they_are(tmp_path: Path) -> None:
+    recipe = load_recipe("lowdiff_pixels_tiny")
+    assert recipe.latent_size == 16 and recipe.channel_groups == {"texture": 3}
+    values = np.random.default_rng(0).uniform(-1, 1, (ROWS, 3, 16, 16)).astype(np.float16)
+    table = latent_table([str(row) for row in range(ROWS)], np.arange(ROWS) % 10, {"z": values})
+    entry = Artifact(at(tmp_path), "encode", "encode").storage.write_table(
+        "train/part-0.parquet", table, 16, **WRITE_OPTIONS
+    )
+    own = {"z": Sums.of(values).moments()}
+    coarse = {"z": Sums.of_averages(values)[8].moments()}
+    facts = {
+        "statistics": own,
+        "statistics_hash": statistics_hash(own),
+        "averages": {"8": {"statistics": coarse, "statistics_hash": statistics_hash(coarse)}},
+        "shapes": {"z": (3, 16, 16)},
+        "rows_per_group": 16,
+    }
+    put(at(tmp_path), recipe, "encode", [entry], facts=facts)
+    trainee = Diffusion(context(at(tmp_path), recipe, TRAIN, "encode"))
+    stream = trainee.loader.stream(0)
+    seen = set()
+    for _ in range(8):
+        given = trainee.inputs(next(stream), torch.device("cpu"))
+        assert given["x1_BCHW"].abs().max() <= 1.0
+        seen.add(given["x1_BCHW"].shape[-1])
+        terms = trainee.module(**given)
+        assert torch.isfinite(terms["total"]) and {"denoising", "total"} <= terms.keys()
+    stream.close()  # type: ignore[attr-defined]
+    assert seen == {8, 16}
