@@ -21,7 +21,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from configs import Recipe, load_recipe
 from flows.stages import STAGES
@@ -37,7 +36,6 @@ from infra.artifacts import Artifact
 from infra.cluster import disconnect
 from infra.home import home
 from infra.storage import Storage
-from infra.tracking import Tracker
 from tasks import judge as judges
 from tasks.cascade import Integrator
 from tasks.examine import Examined, Examiner, Findings, Networks
@@ -48,9 +46,7 @@ from tasks.pictures import Pixels, to_pixels, to_tensor
 from tasks.readout import BATCH, images
 from tasks.set_scores import compare
 from tasks.stage import Context, Job, Stage, perform
-from tasks.training.launch import build, export
-from tasks.training.loop import Setting, fit
-from tasks.training.metrics import Metrics
+from tasks.training.launch import train
 
 PREPARED = ("shard", "train_vavae", "encode")
 COARSE, FINE = 24, 12
@@ -159,7 +155,7 @@ def run(root: str, seed: int, given: argparse.Namespace, judge: judges.Judge, re
     stage, job = job_of(root, recipe, "train_dit")
     context = Context(job)
     if not context.artifact.is_complete():
-        perform(Stage(stage.name, stage.version, stage.sections, stage.inputs, train_here), job)
+        perform(replace(stage, run=lambda context: train(context, recipe.train_dit, alone=True)), job)
     trained = time.process_time() - started
     print(f"seed {seed}: trained in {trained:.0f} s of CPU time", flush=True)
     turns, evaluations, labels = sampled(root, recipe, context.artifact, given.sampled)
@@ -176,20 +172,6 @@ def run(root: str, seed: int, given: argparse.Namespace, judge: judges.Judge, re
     found["cpu_seconds"] = time.process_time() - started
     print(json.dumps(found), flush=True)
     return found
-
-
-def train_here(context: Context) -> Any:
-    """Stage `train_dit` in this process, without Ray."""
-    from tasks.training.launch import train
-
-    compute, device = context.recipe.compute.train, default_device()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        metrics = Metrics("train_dit", context.recipe.train_dit.images, compute.log_every, Tracker.of({}), device)
-        fit(lambda: build(context), Setting(context.out, compute, device, metrics, partial(export, context)))
-    finally:
-        dist.destroy_process_group()
-    return train(context, context.recipe.train_dit)  # finds the result there and completes it
 
 
 def sampled(

@@ -19,12 +19,11 @@ from configs import Recipe
 from infra.artifacts import Artifact
 from models.autoencoder import AutoencoderKL
 from models.execution import prepare
-from models.lightningdit import LightningDiT
 from tasks import pictures
 from tasks.cascade import Integrator
 from tasks.labels import image_labels, image_noise
 from tasks.latents import Statistics
-from tasks.networks import default_device, trained_autoencoder, trained_dit
+from tasks.networks import DiffusionNetwork, default_device, trained_autoencoder, trained_dit
 from tasks.stage import Context
 
 _TEXTURE = ["z"]
@@ -55,7 +54,7 @@ class Sampler:
     model: frozen, on `device`; `compute.actors.compile` compiles its blocks in place.
     """
 
-    def __init__(self, recipe: Recipe, model: LightningDiT, decoder: Decoder, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, model: DiffusionNetwork, decoder: Decoder, device: torch.device) -> None:
         self.recipe, self.decoder, self.device = recipe, decoder, device
         self.integrator = Integrator(recipe, model, lambda weak: ready(weak, recipe.compute.actors.compile))
 
@@ -107,7 +106,7 @@ class Sampler:
         return self.integrator(torch.from_numpy(labels).to(self.device), noise)
 
 
-def ready(model: LightningDiT, compiled: bool) -> LightningDiT:
+def ready(model: DiffusionNetwork, compiled: bool) -> DiffusionNetwork:
     """The same model, its blocks compiled where that is wanted; batches are static, so that one graph serves them."""
     prepare(model, compile=compiled)
     return model

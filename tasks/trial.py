@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from configs import Recipe, UserError
 from infra.artifacts import Artifact, fingerprint
-from models.lightningdit import LightningDiT
 from tasks import pictures, references
 from tasks.evaluate import RealImages, on_record, score_names, with_statistics
 from tasks.examine import Examined, Examiner, Findings, Networks
 from tasks.labels import shown_per_class
-from tasks.networks import default_device, trained_dit
+from tasks.networks import DiffusionNetwork, default_device, trained_dit
 from tasks.readout import BATCH
 from tasks.sample import external
 from tasks.sampler import Decoder, Sampler, ready
@@ -154,7 +153,7 @@ def _decoder(tokenizer: Artifact, latents: Artifact) -> Decoder:
 
 
 @lru_cache(maxsize=1)
-def _model(artifact: Artifact, ema: bool, at: Moment | None, compiled: bool) -> LightningDiT:
+def _model(artifact: Artifact, ema: bool, at: Moment | None, compiled: bool) -> DiffusionNetwork:
     sigma, images = (None, None) if at is None else (at.sigma_rel, at.images_seen)
     return ready(trained_dit(artifact, ema, sigma, images).to(default_device()), compiled)
 

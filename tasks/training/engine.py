@@ -177,6 +177,10 @@ class PlainEngine:
         if len(self._losses) == self._split.accumulation:
             loss = torch.stack(self._losses).mean()
             self._losses = []
+            # A weight that a batch did not use (another resolution's) has a gradient of zero, whatever the layout.
+            for parameter in self._names.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
             if self._split.workers > 1:
                 self._average()
                 loss = _mean_over_workers(loss)
@@ -187,8 +191,7 @@ class PlainEngine:
         return terms
 
     def _average(self) -> None:
-        # A parameter that one worker did not use has no gradient there, but all must send the same bucket.
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._names.values()]
+        gradients = [p.grad for p in self._names.values() if p.grad is not None]
         bucket = torch.cat([gradient.reshape(-1) for gradient in gradients]) / self._split.workers
         sent = bucket.to(self._communication or bucket.dtype)
         dist.all_reduce(sent)

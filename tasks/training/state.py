@@ -75,8 +75,10 @@ class State:
                 keep(ema, name, whole)
         if dist.get_rank() != 0:
             return None
+        stored = self.trainee.module.state_dict().keys()  # tables that a network makes anew are not in it
         for name, buffer in self.trainee.module.named_buffers():
-            keep(WEIGHTS, name, buffer)
+            if name in stored:
+                keep(WEIGHTS, name, buffer)
         values = {
             "facts": self.trainee.facts,
             "curves": {name: list(points) for name, points in self.metrics.curves.items()},

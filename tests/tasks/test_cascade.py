@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from configs import Recipe, UserError, load_recipe
 from infra.artifacts import Artifact
@@ -19,6 +19,7 @@ from tasks.sample import STAGE
 from tasks.sampler import Sampler
 from tasks.train_dit import STAGE as TRAIN
 from tasks.train_dit import Diffusion
+from tasks.training.launch import train
 from tests.tasks.builders import at, context, put, put_networks
 from tests.tasks.test_sample import INPUTS
 
@@ -33,15 +34,17 @@ def recipe_of(*overrides: str) -> Recipe:
 def put_latents(root: str, recipe: Recipe) -> dict[str, np.ndarray]:
     """An `encode` artifact of random latents with the statistics that the stage stores; gives its columns."""
     random = np.random.default_rng(0)
-    side, groups = recipe.latent_size, recipe.channel_groups
-    shapes = {"z": (groups["texture"], side, side), "s": (groups["semantic"], side, side), "f": (112, side, side)}
-    columns = {name: random.normal(1.0, 2.0, (ROWS, *shape)).astype(np.float16) for name, shape in shapes.items()}
+    side, names = recipe.latent_size, ("z", "s")[: len(recipe.channel_groups)]
+    shapes = {name: (count, side, side) for name, count in zip(names, recipe.channel_groups.values(), strict=True)}
+    if recipe.foundation is not None:
+        shapes["f"] = (recipe.foundation.feature_dim, side, side)
+    columns = {name: random.uniform(-0.5, 1.0, (ROWS, *shape)).astype(np.float16) for name, shape in shapes.items()}
     table = latent_table([str(row) for row in range(ROWS)], np.arange(ROWS) % 10, columns)
     entry = Artifact(root, "encode", "encode").storage.write_table("train/part-0.parquet", table, 16, **WRITE_OPTIONS)
-    statistics = {name: Sums.of(columns[name]).moments() for name in ("z", "s")}
+    statistics = {name: Sums.of(columns[name]).moments() for name in names}
     averages: dict[str, Any] = {}
-    for coarse in (2, 1):
-        own = {name: Sums.of_averages(columns[name])[coarse].moments() for name in ("z", "s")}
+    for coarse in recipe.sides[:-1]:
+        own = {name: Sums.of_averages(columns[name])[coarse].moments() for name in names}
         averages[str(coarse)] = {"statistics": own, "statistics_hash": statistics_hash(own)}
     facts = {
         "statistics": statistics,
@@ -258,7 +261,7 @@ def test_a_cascade_guides_a_cascade(tmp_path: Path) -> None:
 def pixel_sampler(folder: Path, *overrides: str) -> Sampler:
     recipe = load_recipe("lowdiff_pixels_tiny", ["sample.images=40", *overrides])
     put_networks(at(folder), recipe)
-    return Sampler(asdict(context(at(folder), recipe, STAGE, *INPUTS).job))
+    return Sampler.of(context(at(folder), recipe, STAGE, *INPUTS))
 
 
 def test_pixels_are_sampled_by_heun_through_both_resolutions(tmp_path: Path) -> None:
@@ -277,29 +280,44 @@ def test_pixels_are_sampled_by_heun_through_both_resolutions(tmp_path: Path) -> 
 def test_pixels_are_trained_on_as_they_are(tmp_path: Path) -> None:
     recipe = load_recipe("lowdiff_pixels_tiny")
     assert recipe.latent_size == 16 and recipe.channel_groups == {"texture": 3}
-    values = np.random.default_rng(0).uniform(-1, 1, (ROWS, 3, 16, 16)).astype(np.float16)
-    table = latent_table([str(row) for row in range(ROWS)], np.arange(ROWS) % 10, {"z": values})
-    entry = Artifact(at(tmp_path), "encode", "encode").storage.write_table(
-        "train/part-0.parquet", table, 16, **WRITE_OPTIONS
-    )
-    own = {"z": Sums.of(values).moments()}
-    coarse = {"z": Sums.of_averages(values)[8].moments()}
-    facts = {
-        "statistics": own,
-        "statistics_hash": statistics_hash(own),
-        "averages": {"8": {"statistics": coarse, "statistics_hash": statistics_hash(coarse)}},
-        "shapes": {"z": (3, 16, 16)},
-        "rows_per_group": 16,
-    }
-    put(at(tmp_path), recipe, "encode", [entry], facts=facts)
+    values = torch.from_numpy(put_latents(at(tmp_path), recipe)["z"]).float()
     trainee = Diffusion(context(at(tmp_path), recipe, TRAIN, "encode"))
-    stream = trainee.loader.stream(0)
-    seen = set()
-    for _ in range(8):
-        given = trainee.inputs(next(stream), torch.device("cpu"))
-        assert given["x1_BCHW"].abs().max() <= 1.0
-        seen.add(given["x1_BCHW"].shape[-1])
-        terms = trainee.module(**given)
-        assert torch.isfinite(terms["total"]) and {"denoising", "total"} <= terms.keys()
-    stream.close()  # type: ignore[attr-defined]
-    assert seen == {8, 16}
+    assert trainee.resolutions is not None
+    assert torch.equal(trainee.resolutions.target(values, 16), values)
+    torch.testing.assert_close(trainee.resolutions.target(values, 8)[0, 0, 0, 0], values[0, 0, :2, :2].mean())
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("name", ["lowdiff_tiny", "lowdiff_pixels_tiny"])
+def test_interrupted_and_resumed_is_the_same_in_every_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    small = ["train_dit.images=128", "train_dit.batch=16", "compute.train.checkpoint_every=32"]
+    recipe = load_recipe(name, [*small, "compute.train.workers=1", "compute.train.engine=plain"])
+    weights = []
+    for folder, broken in (("whole", False), ("resumed", True)):
+        root, calls = at(tmp_path / folder), []
+        put_latents(root, recipe)
+        job = context(root, recipe, TRAIN, "encode")
+        if broken:
+            real = Diffusion.inputs
+
+            def failing(self: Diffusion, *given: Any, real: Any = real, calls: list[int] = calls) -> dict[str, Any]:
+                calls.append(1)
+                if len(calls) == 6:
+                    raise RuntimeError("the power goes")
+                return real(self, *given)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Diffusion, "inputs", failing)
+                with pytest.raises(RuntimeError, match="power"):
+                    train(job, recipe.train_dit, alone=True)
+        outcome = train(job, recipe.train_dit, alone=True)
+        assert outcome.facts["averages"]
+        weights.append({entry.path: job.out.read_bytes(entry.path) for entry in outcome.files})
+    assert weights[0] == weights[1] and {"model.safetensors", "ema.safetensors"} <= weights[0].keys()
+    stored = load(weights[0]["model.safetensors"])
+    assert not [key for key in stored if key.startswith("coarse_")], "tables are made anew, not stored"
+    assert stored["resolution_embedder.weight"].shape[0] == 2
