@@ -43,12 +43,11 @@ class Resolutions:
     """What training sees of stored latents at each resolution of a cascade.
 
     latents: an `encode` artifact, whose facts hold the statistics of every resolution.
-    standardise: by them; pixels are left in [-1, 1], since EDM's preconditioning knows their spread.
     Raises UserError where they are missing.
     """
 
-    def __init__(self, section: CascadeSection, latents: Artifact, seed: int, standardise: bool = True) -> None:
-        self.section, self._standardise = section, standardise
+    def __init__(self, section: CascadeSection, latents: Artifact, seed: int) -> None:
+        self.section = section
         self.cascade = Cascade(section.sides, section.upsample)
         facts = latents.manifest.facts
         coarse = {side: Statistics.of_averages(facts, side, latents.uri) for side in section.sides[:-1]}
@@ -75,8 +74,7 @@ class Resolutions:
 
     def target(self, stored_BCHW: Tensor, side: int) -> Tensor:
         """Stored latents averaged to a resolution and standardised by its own statistics, float32."""
-        lowered = self.cascade.lowered(stored_BCHW.float(), side)
-        return self.statistics[side].normalise(lowered) if self._standardise else lowered
+        return self.statistics[side].normalise(self.cascade.lowered(stored_BCHW.float(), side))
 
     def condition(self, stored_BCHW: Tensor, positions: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
         """What a resolution is given of the one below, (B, C, side, side), and its level (B,); each image's own share

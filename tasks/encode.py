@@ -143,13 +143,14 @@ def _outcome(shards: Artifact, recipe: Recipe, receipts: list[Receipt]) -> Outco
     shapes = receipts[0].facts["shapes"]
     columns = [name for name in LATENTS if name in shapes]
     statistics = {
-        name: Sums.merged(Sums(**receipt.facts["sums"][name]) for receipt in train).moments() for name in columns
+        name: standards(Sums.merged(Sums(**receipt.facts["sums"][name]) for receipt in train), recipe)
+        for name in columns
     }
     rows = sum(receipt.entry.rows or 0 for receipt in receipts)
     facts = {
         "statistics": statistics,
         "statistics_hash": statistics_hash(statistics),
-        "averages": _averages(train, columns),
+        "averages": _averages(train, columns, recipe),
         "shapes": shapes,
         "rows_per_group": recipe.encode.rows_per_group,
         "posterior": recipe.encode.posterior,
@@ -162,12 +163,21 @@ def _outcome(shards: Artifact, recipe: Recipe, receipts: list[Receipt]) -> Outco
     return Outcome([receipt.entry for receipt in receipts], rows, facts, scores)
 
 
-def _averages(train: list[Receipt], columns: list[str]) -> dict[str, Any]:
+def standards(sums: Sums, recipe: Recipe) -> dict[str, Any]:
+    """What a column is standardised by: its moments. Pixels are not: EDM's preconditioning knows their spread."""
+    moments = sums.moments()
+    if not recipe.train_vavae.model.identity:
+        return moments
+    channels = len(moments["mean"])
+    return moments | {"mean": [0.0] * channels, "std": [1.0] * channels}
+
+
+def _averages(train: list[Receipt], columns: list[str], recipe: Recipe) -> dict[str, Any]:
     """Statistics of the latents' averages on coarser grids, by side: the targets of a cascade's lower resolutions."""
     found: dict[str, Any] = {}
     for side in train[0].facts["averages"][columns[0]] if train else ():
         parts = {name: [Sums(**receipt.facts["averages"][name][side]) for receipt in train] for name in columns}
-        statistics = {name: Sums.merged(sums).moments() for name, sums in parts.items()}
+        statistics = {name: standards(Sums.merged(sums), recipe) for name, sums in parts.items()}
         found[side] = {"statistics": statistics, "statistics_hash": statistics_hash(statistics)}
     return found
 

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from configs import Recipe
 from configs.schema import AutoGuidance, NoGuidance
 from infra.artifacts import Artifact
-from models.lightningdit import LightningDiT
 from tasks import pictures
 from tasks.cascade import Integrator
 from tasks.labels import image_labels, image_noise, shown_per_class
 from tasks.latents import Statistics
 from tasks.moments import Gaussian
-from tasks.networks import default_device, load_foundation, trained_autoencoder
+from tasks.networks import DiffusionNetwork, default_device, load_foundation, trained_autoencoder
 from tasks.readout import images
 from tasks.scores import FrechetFrom, score_name
 from tasks.stage import Context
@@ -38,7 +37,7 @@ class DiffusionPreview:
     choice. Every worker makes its share; the network is used as it is, in parts where ZeRO holds it so.
     """
 
-    def __init__(self, context: Context, network: LightningDiT) -> None:
+    def __init__(self, context: Context, network: DiffusionNetwork) -> None:
         recipe = simplified(context.recipe)
         latents = context.input("encode")
         made_from = latents.manifest.inputs

@@ -56,8 +56,7 @@ class Diffusion:
         }
         self.resolutions: Resolutions | None = None
         if self.section.cascade is not None:
-            pixels = recipe.train_vavae.model.identity
-            self.resolutions = Resolutions(self.section.cascade, latents, self.section.seed, standardise=not pixels)
+            self.resolutions = Resolutions(self.section.cascade, latents, self.section.seed)
             self.facts |= self.resolutions.facts
         self.aligned = objective.align_weight > 0
         self.noise = ImageNumbers(self.section.seed, "noise")

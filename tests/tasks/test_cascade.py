@@ -13,6 +13,7 @@ from safetensors.torch import load, save_file
 from configs import Recipe, UserError, load_recipe
 from infra.artifacts import Artifact
 from tasks.cascade import Resolutions
+from tasks.encode import standards
 from tasks.latents import WRITE_OPTIONS, Statistics, Sums, latent_table, statistics_hash
 from tasks.networks import build_dit
 from tasks.sample import STAGE
@@ -41,10 +42,10 @@ def put_latents(root: str, recipe: Recipe) -> dict[str, np.ndarray]:
     columns = {name: random.uniform(-0.5, 1.0, (ROWS, *shape)).astype(np.float16) for name, shape in shapes.items()}
     table = latent_table([str(row) for row in range(ROWS)], np.arange(ROWS) % 10, columns)
     entry = Artifact(root, "encode", "encode").storage.write_table("train/part-0.parquet", table, 16, **WRITE_OPTIONS)
-    statistics = {name: Sums.of(columns[name]).moments() for name in names}
+    statistics = {name: standards(Sums.of(columns[name]), recipe) for name in names}
     averages: dict[str, Any] = {}
     for coarse in recipe.sides[:-1]:
-        own = {name: Sums.of_averages(columns[name])[coarse].moments() for name in names}
+        own = {name: standards(Sums.of_averages(columns[name])[coarse], recipe) for name in names}
         averages[str(coarse)] = {"statistics": own, "statistics_hash": statistics_hash(own)}
     facts = {
         "statistics": statistics,
@@ -284,6 +285,7 @@ def test_pixels_are_trained_on_as_they_are(tmp_path: Path) -> None:
     trainee = Diffusion(context(at(tmp_path), recipe, TRAIN, "encode"))
     assert trainee.resolutions is not None
     assert torch.equal(trainee.resolutions.target(values, 16), values)
+    assert torch.equal(trainee.statistics.denormalise(values), values), "and come out as they are"
     torch.testing.assert_close(trainee.resolutions.target(values, 8)[0, 0, 0, 0], values[0, 0, :2, :2].mean())
 
 
