@@ -19,7 +19,7 @@ from models.groups import SFD, ChannelGroups
 from models.lightningdit import SIZES, LightningDiT
 from models.semantic_vae import SemanticVAE
 
-Kind = Literal["lightningdit", "autoencoder", "semantic_vae"]
+Kind = Literal["lightningdit", "autoencoder", "semantic_vae", "cascade_unet"]
 Arguments = dict[str, Any]
 
 # The authors' constructor arguments for the backbone, and what each is when absent.
@@ -153,6 +153,8 @@ def kind_of(tensors: Mapping[str, Tensor]) -> Kind:
         return "autoencoder"
     if "encoder.0.weight" in tensors and "encoder.1.attn.in_proj_weight" in tensors:
         return "semantic_vae"
+    if "unet.conv_in.weight" in tensors and "resolution_embedder.weight" in tensors:
+        return "cascade_unet"
     shown = ", ".join(list(tensors)[:4]) or "none at all"
     raise ValueError(f"these tensors belong to no network we know (LightningDiT, VA-VAE, Semantic VAE): {shown}")
 
@@ -173,6 +175,8 @@ def infer_arguments(
         return kind, _infer_lightningdit(tensors, num_heads, semantic_channels)
     if kind == "autoencoder":
         return kind, _infer_autoencoder(tensors)
+    if kind == "cascade_unet":
+        raise ValueError("the arguments of a pixel cascade cannot be read off its tensors; a recipe has them")
     return kind, _infer_semantic_vae(tensors, num_heads)
 
 

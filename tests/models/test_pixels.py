@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.cascade import TrainableCascade, no_condition
 from models.cascade_unet import CascadeUNet
+from models.checkpoints import load_into, read
 from models.edm import DenoisingMatching, Preconditioning, sample, sigma_grid, sigma_of, time_of
 from models.guidance import ClassifierFree
 from tests.models.conftest import stirred
@@ -141,6 +144,20 @@ def test_labels_conditions_and_levels_matter_once_trained() -> None:
         assert all(not torch.allclose(one, other) for other in outputs[:i])
     guided = ClassifierFree(2.0, model.null_label)(model)(x, t, y)
     torch.testing.assert_close(guided, outputs[1] + 2.0 * (outputs[0] - outputs[1]))
+
+
+def test_weights_are_read_back_and_told_from_a_transformer_s(tmp_path: Path) -> None:
+    """As a pretrained network or a weak guide."""
+    model = small_unet()
+    save_file(model.state_dict(), tmp_path / "unet.safetensors")
+    found = read(tmp_path / "unet.safetensors")
+    assert found.kind == "cascade_unet" and not found.arguments
+    again = CascadeUNet(**SMALL).eval()
+    load_into(again, found, "unet")
+    x, t, y = torch.randn(1, 3, 16, 16), torch.full((1, 1), 0.5), torch.tensor([2])
+    assert torch.equal(again(x, t, y), model(x, t, y))
+    with pytest.raises(ValueError, match="does not fit"):
+        load_into(CascadeUNet(**(SMALL | {"blocks": 2})), found, "unet")
 
 
 def test_sizes_without_a_level_are_refused() -> None:
