@@ -27,7 +27,7 @@ from configs.schema import (
     TrainDit,
     UnetModel,
 )
-from configs.tokenizers import TrainSemvae, TrainVavae
+from configs.tokenizers import EvaluateTokenizer, TrainSemvae, TrainVavae
 
 
 class Recipe(Section):
@@ -44,6 +44,7 @@ class Recipe(Section):
     train_dit: TrainDit
     sample: Sample
     evaluate: Evaluate
+    evaluate_tokenizer: EvaluateTokenizer = EvaluateTokenizer()
     report: Report = Report()
     compute: Compute = Compute()
     tracking: Tracking = Tracking()

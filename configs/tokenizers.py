@@ -178,3 +178,18 @@ class TrainSemvae(Training):
     with stored features (`encode.align_features`), which are read instead."""
     model: SemvaeModel = SemvaeModel()
     objective: SemvaeObjective = SemvaeObjective()
+
+
+class EvaluateTokenizer(Section):
+    """Of the stage `evaluate_tokenizer`; the network of its Fréchet distance is `evaluate.features`."""
+
+    images: Positive = 10_000
+    """At most this many images of the test split."""
+    lpips_weights: str | None = None
+    """VGG16 of LPIPS, as in `train_vavae.objective.lpips_weights`; None leaves LPIPS out."""
+    probe_images: Positive = 10_000
+    """At most this many training images to fit linear probes, lines and principal components to."""
+    density_points: Annotated[int, Field(ge=16)] = 1_000
+    """Images of whose latents a cell each is a point of the density estimate."""
+    seed: int = 0
+    """Of the cells drawn and of the embeddings."""

@@ -38,7 +38,7 @@ Root = Annotated[
 
 @app.command()
 def run(
-    flow: Annotated[str, typer.Argument(help="The flow: sfd-full or lowdiff-full.")],
+    flow: Annotated[str, typer.Argument(help="The flow: sfd-full, lowdiff-full or tokenizer-eval.")],
     recipe: RecipeName = "demo",
     overrides: Overrides = [],  # noqa: B006  # Typer copies it
     start: Annotated[
@@ -55,13 +55,20 @@ def run(
     from flows.run import preflight
     from flows.sfd_full import sfd_full
     from flows.stages import STAGES
+    from flows.tokenizer_eval import STAGES as TOKENIZER_STAGES
+    from flows.tokenizer_eval import tokenizer_eval
 
-    known: dict[str, Any] = {"sfd-full": sfd_full, "lowdiff-full": lowdiff_full}
+    known: dict[str, Any] = {
+        "sfd-full": (sfd_full, STAGES),
+        "lowdiff-full": (lowdiff_full, STAGES),
+        "tokenizer-eval": (tokenizer_eval, TOKENIZER_STAGES),
+    }
     if flow not in known:
         raise UserError(f"no flow {flow!r}: choose one of {', '.join(known)}")
-    preflight(STAGES, recipe, overrides, root, start, only, force)
+    perform, stages = known[flow]
+    preflight(stages, recipe, overrides, root, start, only, force)
     _quiet_tracebacks()
-    uri = known[flow](recipe=recipe, overrides=overrides, root=root, start=start, only=only, force=force)
+    uri = perform(recipe=recipe, overrides=overrides, root=root, start=start, only=only, force=force)
     summary(uri)
 
 

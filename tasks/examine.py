@@ -23,6 +23,7 @@ from tasks.inception import Inception, InceptionFeatures
 from tasks.judge import predict, trained_judge
 from tasks.moments import Gaussian, Moments
 from tasks.networks import default_device, load_foundation, trained_autoencoder
+from tasks.perceptual import Lpips
 from tasks.pictures import Pixels, to_pixels, to_tensor
 from tasks.pool import spread
 from tasks.readout import BATCH, read_images, stretches
@@ -44,6 +45,10 @@ class Findings:
     """Labels by the judge, where there is one."""
     psnr: NDArray[np.float64] | None = None
     """Peak signal-to-noise ratio in dB of each image's reconstruction, where images were reconstructed."""
+    ssim: NDArray[np.float32] | None = None
+    """Structural similarity of each image and its reconstruction, there too."""
+    lpips: NDArray[np.float32] | None = None
+    """Perceptual distance of each image from its reconstruction, where LPIPS was asked for as well."""
     pool: NDArray[np.float32] | None = None
     """(N, 2048), (N, 2023) and (N, 1008): what Inception finds, where it looked (see `InceptionFeatures`)."""
     spatial: NDArray[np.float32] | None = None
@@ -64,6 +69,7 @@ class Findings:
         return cls(*(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
 
 
+WITHOUT_LPIPS = "set evaluate_tokenizer.lpips_weights to null to score without LPIPS"
 _PUBLISHED = InceptionFeatures._fields
 VECTORS = ("features", "pool", "spatial")
 """The findings that have a mean and a covariance."""
@@ -102,6 +108,8 @@ class Networks:
     tokenizer: Artifact | None = None
     inception: str | None = None
     """Path or URL of its weights."""
+    lpips: str | None = None
+    """VGG16 of LPIPS (see `perceptual.Lpips`); None leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,7 @@ class Examiner:
         self.features = load_foundation(networks.features).to(self.device)
         self.judge = None if networks.judge is None else trained_judge(networks.judge).to(self.device)
         self.inception = None if networks.inception is None else Inception(networks.inception).to(self.device)
+        self.lpips = None if networks.lpips is None else Lpips(networks.lpips, WITHOUT_LPIPS)
         self.tokenizer = None if networks.tokenizer is None else trained_autoencoder(networks.tokenizer).to(self.device)
 
     def __call__(self, item: Mapping[str, Any]) -> tuple[str, int, Findings]:
@@ -192,16 +201,30 @@ class Examiner:
     @torch.inference_mode()
     def look(self, labels: NDArray[np.int64], pixels_BHW3: Pixels, reconstruct: bool = False) -> Findings:
         """Findings of at most one batch."""
-        count, psnr = len(labels), None
+        count, likeness = len(labels), dict[str, Any]()
         pixels, images = pixels_BHW3, self._filled(pixels_BHW3)
         if reconstruct:
             assert self.tokenizer is not None, "reconstructing needs a tokenizer"
             pixels = to_pixels(self.tokenizer.decode(self.tokenizer.encode(images).mean))[:count]
-            psnr = peak_signal_to_noise(pixels_BHW3, pixels)
+            likeness = self._likeness(pixels_BHW3, pixels)
             images = self._filled(pixels)
         features = self.features(images).mean(dim=(2, 3))[:count].float().cpu().numpy()
         predictions = None if self.judge is None else predict(self.judge, images)[:count]
-        return Findings(labels, features, predictions, psnr, **self._published(pixels))
+        return Findings(
+            labels, features, predictions, likeness.pop("psnr", None), **likeness, **self._published(pixels)
+        )
+
+    def _likeness(self, real_BHW3: Pixels, again_BHW3: Pixels) -> dict[str, Any]:
+        """How like images and their reconstructions are, as uint8."""
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+        real, again = (to_tensor(pixels).to(self.device) for pixels in (real_BHW3, again_BHW3))
+        ssim: Any = structural_similarity_index_measure(again, real, reduction="none", data_range=(-1.0, 1.0))
+        psnr = peak_signal_to_noise(real_BHW3, again_BHW3)
+        found: dict[str, Any] = {"psnr": psnr, "ssim": ssim.reshape(-1).cpu().numpy()}
+        if self.lpips is not None:
+            found["lpips"] = self.lpips(again, real).flatten().cpu().numpy()
+        return found
 
     def _published(self, pixels_BHW3: Pixels) -> dict[str, NDArray[np.float32]]:
         """What Inception finds, in batches of its own fixed size, filled up like the others'."""

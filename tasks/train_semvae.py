@@ -1,4 +1,4 @@
-"""Stage `train_semvae`: the Semantic VAE on foundation features, streamed from images (papers.md 2.2)."""
+"""Stage `train_semvae`: the Semantic VAE on foundation features, of streamed images or stored (papers.md 2.2)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from configs import Recipe
+from configs import Recipe, UserError
 from configs.tokenizers import TrainSemvae
+from infra.artifacts import Artifact
 from infra.weights import load_pretrained
 from models.tokenizer_losses import TrainableSemanticVAE
+from tasks.buffers import as_tensor
 from tasks.loader import IMAGE, Batch, Loader
 from tasks.networks import build_semantic_vae, load_foundation
 from tasks.readout import images
@@ -21,6 +23,8 @@ from tasks.training.launch import train
 from tasks.training.randomness import ImageNumbers
 
 _SCORED_IMAGES = 2_000
+_STREAMED = "images"
+_FEATURES = "f"
 
 
 def section(recipe: Recipe) -> TrainSemvae:
@@ -33,8 +37,42 @@ def run(context: Context) -> Outcome:
     return train(context, section(context.recipe))
 
 
+def stored(recipe: Recipe) -> Artifact | None:
+    """The `encode` artifact whose features are trained on; None where they are streamed from images.
+
+    Raises:
+        UserError: there is no such artifact, or it holds no features or others than the recipe's foundation model's.
+    """
+    location = section(recipe).features
+    if location == _STREAMED:
+        return None
+    parts = location.rstrip("/").rsplit("/", 2)
+    if len(parts) < 3 or parts[1] != "encode":
+        raise UserError(
+            f"train_semvae.features {location}: expected `images`, or the folder or URL of an `encode` artifact with "
+            "stored features, as …/encode/1a2b3c"
+        )
+    artifact = Artifact(*parts)
+    shape = artifact.manifest.facts.get("shapes", {}).get(_FEATURES)
+    assert recipe.foundation is not None  # the recipe's rules
+    made = artifact.manifest.recipe.get("foundation") or {}
+    if shape is None or shape[0] != recipe.foundation.feature_dim or made.get("name") != recipe.foundation.name:
+        raise UserError(
+            f"train_semvae.features {location}: expected stored features of {recipe.foundation.name} with "
+            f"{recipe.foundation.feature_dim} channels, found {made.get('name')} {shape}: encode with "
+            "encode.align_features: true and this recipe's foundation"
+        )
+    return artifact
+
+
+def external(recipe: Recipe) -> dict[str, str]:
+    """Which stored features, where some are."""
+    artifact = stored(recipe)
+    return {} if artifact is None else {"features": artifact.fingerprint}
+
+
 class Semantics:
-    """The trainee: features of decoded images through the frozen foundation model, compressed and restored."""
+    """The trainee: features of images through the frozen foundation model, or as stored, compressed and restored."""
 
     def __init__(self, context: Context) -> None:
         recipe = context.recipe
@@ -55,21 +93,26 @@ class Semantics:
         self.shards, self.size = context.input("shard"), recipe.image.size
         self.noise = ImageNumbers(self.section.seed, "posterior")
         self.facts: dict[str, Any] = {}
+        store, compute = stored(recipe), recipe.compute.train
+        self.streamed = store is None
         self.loader = Loader(
-            self.shards,
+            store or self.shards,
             "train",
-            [IMAGE],
+            [IMAGE] if self.streamed else [_FEATURES],
             self.section.batch,
             self.section.seed,
             flips=recipe.image.flips,
             size=self.size,
-            threads=recipe.compute.train.cpus_per_worker,
+            threads=compute.cpus_per_worker,
             keys=False,
-            cache_gib=recipe.compute.train.cache_gib,
+            cache_gib=compute.cache_gib,
         )
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
-        features = self.foundation.to(device)(to_float(batch.arrays[IMAGE], device))
+        if self.streamed:
+            features = self.foundation.to(device)(to_float(batch.arrays[IMAGE], device))
+        else:
+            features = as_tensor(batch.arrays[_FEATURES]).to(device, non_blocking=True).float()
         shape = (self.section.model.channels, *features.shape[-2:])
         return {"features_BDhw": features, "noise_BChw": self.noise.normal(batch.positions, shape).to(device)}
 
@@ -101,5 +144,6 @@ STAGE = Stage(
     ("image", "foundation", "train_semvae"),
     ("shard",),
     run,
+    external=external,
     present=lambda recipe: recipe.train_semvae is not None,
 )

@@ -1,0 +1,1 @@
+"""The experiment of docs/tokenizers.md: see `__main__.py`."""

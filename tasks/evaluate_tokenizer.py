@@ -1,0 +1,69 @@
+"""Stage `evaluate_tokenizer`: what both tokenizers keep of images, and what their latents are like.
+
+Reconstructions are of posterior means, on the test split (papers.md 1.7). A Fréchet distance is named after its
+network, as everywhere. What each score means is in docs/tokenizers.md.
+"""
+
+from __future__ import annotations
+
+from configs import UserError
+from tasks.evaluate import score_names
+from tasks.examine import Examined, ImageSet, Networks, examine
+from tasks.examine_latents import Subjects, examine_latents
+from tasks.scores import FrechetFrom
+from tasks.stage import Context, Outcome, Stage
+
+
+def run(context: Context) -> Outcome:
+    """Score reconstructions and latents.
+
+    Raises:
+        UserError: too few images, or weights that cannot be had.
+    """
+    recipe, section = context.recipe, context.recipe.evaluate_tokenizer
+    shards, tokenizer = context.input("shard"), context.input("train_vavae")
+    published = None if recipe.evaluate.inception is None else recipe.evaluate.inception.weights
+    networks = Networks(recipe.image.size, recipe.evaluate.features, None, tokenizer, published, section.lpips_weights)
+    sets = {
+        "real": ImageSet(shards, "test/", section.images),
+        "again": ImageSet(shards, "test/", section.images, reconstruct=True),
+    }
+    found = examine("tokenizer", sets, networks, recipe.compute.actors)
+    semantic = context.input("train_semvae") if recipe.train_semvae is not None else None
+    try:
+        scores = _reconstruction(context, found)
+        latent, facts = examine_latents(
+            shards,
+            Subjects(recipe.image.size, tokenizer, recipe.foundation, semantic),
+            recipe.compute.actors,
+            train=section.probe_images,
+            test=section.images,
+            points=section.density_points,
+            seed=section.seed,
+        )
+    except ValueError as error:
+        raise UserError(f"the tokenizer cannot be scored: {error}; see evaluate_tokenizer.images") from None
+    return Outcome(files=[], rows=found["again"].images, facts=facts, scores=scores | latent)
+
+
+def _reconstruction(context: Context, found: dict[str, Examined]) -> dict[str, float]:
+    real, again = found["real"], found["again"]
+    per_image = {
+        "psnr": again.findings.psnr,
+        "ssim": again.findings.ssim,
+        "lpips": again.findings.lpips,
+    }
+    scores = {f"reconstruction_{name}": float(each.mean()) for name, each in per_image.items() if each is not None}
+    for vectors, name in score_names(context.recipe.evaluate).items():
+        distance = FrechetFrom(real.gaussians[vectors]).of_rows(getattr(again.findings, vectors))
+        scores[f"reconstruction_{name('frechet')}"] = distance
+    return scores
+
+
+STAGE = Stage(
+    name="evaluate_tokenizer",
+    version=1,
+    sections=("image", "foundation", "evaluate", "evaluate_tokenizer"),
+    inputs=("shard", "train_vavae", "train_semvae"),
+    run=run,
+)
