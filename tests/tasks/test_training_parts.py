@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,7 +16,9 @@ import torch
 from infra.tracking import Tracker
 from tasks.loader import Batch
 from tasks.training.feeding import Feed
+from tasks.training.randomness import ImageNumbers
 from tasks.training.sending import Sender
+from tasks.training.trainee import HELD_OUT_NUMBERS
 from tests.tasks.toy_training import BATCH, Interrupted, Numbers, Run, ToyTrainee, section
 
 CPU = torch.device("cpu")
@@ -61,6 +64,20 @@ def test_an_error_of_inputs_ahead_comes_to_the_loop_and_the_loader_can_be_closed
         next(stream)
     loader.close()  # type: ignore[attr-defined]
     assert closed
+
+
+def test_random_numbers_are_those_of_a_generator_of_each_image() -> None:
+    numbers, positions = ImageNumbers(3, "noise"), np.array([5, 9, HELD_OUT_NUMBERS + 3, 0])
+    key = 3 << 32 | zlib.crc32(b"noise")
+
+    def fresh() -> list[np.random.Generator]:
+        return [np.random.Generator(np.random.Philox(key=[key, int(position)])) for position in positions]
+
+    expected = np.stack([generator.standard_normal((3, 5), dtype=np.float32) for generator in fresh()])
+    np.testing.assert_array_equal(numbers.normal(positions, (3, 5)).numpy(), expected)
+    np.testing.assert_array_equal(numbers.normal(positions[[2]], (3, 5)).numpy(), expected[[2]])
+    uniform = np.array([(generator.integers(0, 1 << 23) + 0.5) / (1 << 23) for generator in fresh()], np.float32)
+    np.testing.assert_array_equal(numbers.uniform(positions).numpy(), uniform)
 
 
 @dataclass(frozen=True)
