@@ -59,7 +59,7 @@ DIFFUSION = (
     "train_dit.objective={semantic_weight: 1.0, align_weight: 0.0}",
     "sample={images: 1000, guidance: {method: none}, steps: 20, batch: 100}",
 )
-IMAGES = {"train_vavae": 8_000, "train_semvae": 8_000, "train_dit": 16_000}
+IMAGES = {"train_vavae": 8_000, "train_semvae": 64_000, "train_dit": 16_000}
 VARIANTS = {"plain": (), "aligned": ALIGNED}
 DATA = ("fashion", "photographs")
 
