@@ -69,6 +69,13 @@ def weights_bytes(network: Cost) -> float:
     return _FLOAT32 * network.values + _TENSOR * network.tensors
 
 
-def pixels_bytes(rows: int, side: int, files: int) -> float:
-    """`index, label` and uint8 pixels, before compression."""
-    return rows * (3 * side**2 + 8 + _LABEL) + files * _FILE
+def pixels_bytes(rows: int, side: int) -> float:
+    """`index, label` and uint8 pixels."""
+    return rows * (3 * side**2 + 8 + _LABEL)
+
+
+def sample_bytes(rows: int, side: int, files: int, groups: int, shown: int) -> float:
+    """Parts of a sample before compression, and the grid of `shown` images."""
+    image = 3 * side**2
+    group = 2 * _CHUNK + (4 * image if image < _STATISTICS_LIMIT else 0)  # minimum and maximum, as in `shard_bytes`
+    return pixels_bytes(rows, side) + files * _FILE + groups * group + shown * image

@@ -19,7 +19,7 @@ REREAD = 1.1
 """Row groups a loader reads for each one it serves, over all workers (docs/scale.md)."""
 SCORED = {"train_vavae": 10_000, "train_semvae": 2_000}
 """Test images on which a trained network is scored, at most."""
-SAMPLES_PER_PART, EXAMINED_AT_ONCE, EXAMINED_BATCH = 250, 500, 64
+SAMPLES_PER_PART, SHOWN_PER_CLASS, EXAMINED_AT_ONCE, EXAMINED_BATCH = 250, 8, 500, 64
 INCEPTION = (2048, 2023, 1008)
 """Numbers that Inception finds in an image: pooled, spatial, logits (tasks/inception.py)."""
 _MANIFEST_AND_RUN = 2
@@ -176,6 +176,10 @@ def _sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
     section, compute = recipe.sample, recipe.compute.actors
     length = section.batch * -(-SAMPLES_PER_PART // section.batch)
     count = sizes.parts(section.images, length)
+    groups, shown = (
+        sizes.parts(section.images, section.batch),
+        min(section.images, SHOWN_PER_CLASS * recipe.data.classes),
+    )
     full, rest = divmod(section.images, length)
     made = full * length + section.batch * -(-rest // section.batch)  # batches are static: the last is filled up
     backbone, head = networks.diffusion(recipe, recipe.train_dit.model)
@@ -196,8 +200,8 @@ def _sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
         pool="infer",
         rows=Figure(section.images, "recipe: sample.images"),
         written=Figure(
-            sizes.pixels_bytes(section.images, recipe.image.size, count),
-            f"{_SIZES}; an upper bound, as pixels are compressed (17 % less in the demo)",
+            sizes.sample_bytes(section.images, recipe.image.size, count, groups, shown),
+            f"{_SIZES}; an upper bound, as pixels are compressed",
         ),
         reads=Figure(6 * actors + count, _REQUESTS),
         writes=Figure(2 * count + 1 + _MANIFEST_AND_RUN, _REQUESTS),
@@ -217,7 +221,7 @@ def _evaluate(recipe: Recipe, images: Images) -> Work:
     tokenizer = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
     features, how = networks.foundation_flops(section.features)
     flops = filled * (looked * features + again * (tokenizer[0].flops + tokenizer[1].flops))
-    read = (sets[1] + sets[2] + again) * images.mean_bytes + sizes.pixels_bytes(sets[0], recipe.image.size, 0)
+    read = (sets[1] + sets[2] + again) * images.mean_bytes + sizes.pixels_bytes(sets[0], recipe.image.size)
     written, decodes = 0.0, sets[1] + sets[2] + again
     alone = alone_decodes = 0.0
     if section.classifier is not None:

@@ -134,6 +134,7 @@ def test_what_the_plan_repeats_is_what_the_code_says() -> None:
     assert len(shard.SCHEMA) == sizes.SHARD_COLUMNS
     assert networks._JUDGE_GRID == judge._SIDE
     assert (work.SAMPLES_PER_PART, work.EXAMINED_AT_ONCE) == (sample._LEAST_PER_PART, examine._LENGTH)
+    assert sample.GRID_ROWS == work.SHOWN_PER_CLASS
     assert readout.BATCH == work.EXAMINED_BATCH
     assert {
         "train_vavae": train_vavae._SCORED_IMAGES,
