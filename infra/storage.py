@@ -54,7 +54,8 @@ class Storage:
     @cached_property
     def _opened(self) -> tuple[fsspec.AbstractFileSystem, str]:
         try:
-            fs, path = fsspec.core.url_to_fs(self.url)
+            # Workers write what the driver lists: a remembered listing would hide their files.
+            fs, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise UserError(f"storage {self.url}: {error}; use a folder or a URL such as s3://bucket/prefix") from None
         return fs, path
@@ -86,7 +87,6 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         with self._explained("look for", name):
-            self.fs.invalidate_cache()
             return bool(self._retried(lambda: self.fs.exists(self.locate(name))))
 
     def read_bytes(self, name: str) -> bytes:
@@ -109,7 +109,6 @@ class Storage:
     def names(self, prefix: str = "") -> list[str]:
         """Sorted names of all files below `prefix`, relative to this storage; empty if there are none."""
         with self._explained("list", prefix):
-            self.fs.invalidate_cache()
             try:
                 found = self._retried(lambda: self.fs.find(self.locate(prefix)))
             except FileNotFoundError:
@@ -121,7 +120,6 @@ class Storage:
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Size in bytes of every file below `prefix`, by name relative to this storage."""
         with self._explained("list", prefix):
-            self.fs.invalidate_cache()
             try:
                 found = self._retried(lambda: self.fs.find(self.locate(prefix), detail=True))
             except FileNotFoundError:

@@ -131,7 +131,6 @@ def _from_url(url: str) -> Path:
     storage = Storage.at(folder)
     try:
         with storage.open(name) as source:
-            storage.fs.invalidate_cache()
             mark = storage.fs.ukey(storage.locate(name))  # changes with the content, as far as the source can tell
             key = hashlib.sha256(f"{url} {mark}".encode()).hexdigest()[:16]
             target = home() / "weights" / key / name
