@@ -85,13 +85,14 @@ def work(config: dict[str, Any]) -> None:
 
 
 def _fit_alone(context: Context) -> None:
-    if not dist.is_initialized():
-        backend = "nccl" if default_device().type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    backend = "nccl" if default_device().type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         fit(lambda: build(context), _setting(context))
     except requests.Left as left:
         raise UserError(f"{context.job.stage}: {left}") from None
+    finally:
+        dist.destroy_process_group()
 
 
 def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Setting:

@@ -47,6 +47,7 @@ def raced(finished: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Race
     return Raced(finished, str(file), printed, {stage: prints for stage, prints in made.items() if prints})
 
 
+@pytest.mark.slow  # trials, standings and trainings in an actor have tests of their own
 def test_a_race_shares_what_is_there_and_scores_every_entry_at_every_point(raced: Raced) -> None:
     shared = {"shard", "train_vavae", "train_semvae", "encode", "judge", "reference"}
     assert not raced.made.keys() & shared, "they were there, from the pipeline"
@@ -60,6 +61,7 @@ def test_a_race_shares_what_is_there_and_scores_every_entry_at_every_point(raced
     assert f"{race.uri}/race.html".removeprefix("file://") in raced.printed.replace("file://", "")
 
 
+@pytest.mark.slow
 def test_a_race_again_trains_and_samples_nothing(raced: Raced) -> None:
     workplace = raced.workplace
     before = workplace.manifests()

@@ -19,6 +19,7 @@ OVER = ("sample.guidance.scale=1.5,3", "sample.steps=2,4")
 SMALL = ("sample.images=40", "evaluate.images=60", "evaluate.bootstrap=0")
 
 
+@pytest.mark.slow  # trials have tests of their own
 def test_one_model_is_sampled_and_scored_under_all_settings(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

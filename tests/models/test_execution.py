@@ -107,6 +107,7 @@ def test_one_graph_without_breaks(switches: str) -> None:
     agree(outputs(model), expected, 1e-5)
 
 
+@pytest.mark.slow  # generates code; one graph without breaks is shown above
 def test_compiled_agrees_and_one_graph_serves_all_blocks() -> None:
     """More blocks than the compiler would make graphs for (its limit is 8)."""
     model = small_dit(depth=10)

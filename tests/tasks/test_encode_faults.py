@@ -67,6 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Run:
     return Run(tmp_path_factory.mktemp("root"), recipe)
 
 
+@pytest.mark.slow  # that an interrupted run ends bitwise the same is shown by test_encode
 def test_a_killed_actor_leaves_no_trace(run: Run) -> None:
     run.forget()
     left: list[int] = []
@@ -102,6 +103,7 @@ def test_a_killed_driver_is_taken_up_where_it_stopped(run: Run, tmp_path: Path) 
     assert {name: run.finished()[name] for name in kept} == kept
 
 
+@pytest.mark.slow  # retries themselves are shown by test_storage_retries
 def test_storage_that_fails_every_third_request(
     run: Run, tmp_path: Path, s3_root: str, s3_server: dict[str, str]
 ) -> None:
