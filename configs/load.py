@@ -55,7 +55,7 @@ def load_recipe(
     Raises:
         UserError: no such recipe, or a field that is unknown, of a wrong type or impossible.
     """
-    values = _resolve(name, seen=())
+    values = resolve("recipe", RECIPES, name)
     for layer in layers:
         values = merge(values, layer)
     for override in overrides:
@@ -76,19 +76,23 @@ def explain(error: ValidationError) -> str:
     return "; ".join(_explain(fault) for fault in error.errors())
 
 
-def _resolve(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """The plain values of a recipe with everything it extends merged beneath it."""
+def resolve(kind: str, folder: Path, name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain values of a recipe or race (`kind`) laid upon those of what it extends.
+
+    name: of a file in `folder`, or a path to a YAML file. Raises UserError where there is none, or it extends itself.
+    """
     if name in seen:
-        raise UserError(f"recipe {name} extends itself: {' → '.join((*seen, name))}")
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+        raise UserError(f"{kind} {name} extends itself: {' → '.join((*seen, name))}")
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
-        close = difflib.get_close_matches(name, recipe_names(), n=1)
+        known = sorted(each.stem for each in folder.glob("*.yaml"))
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"no recipe {name!r}{hint}: choose one of {', '.join(recipe_names())}, or give a .yaml file")
+        raise UserError(f"no {kind} {name!r}{hint}: choose one of {', '.join(known)}, or give a .yaml file")
     values = read_yaml(path)
     values.setdefault("name", path.stem)
     parent = values.pop("extends", None)
-    return values if parent is None else merge(_resolve(str(parent), (*seen, name)), values)
+    return values if parent is None else merge(resolve(kind, folder, str(parent), (*seen, name)), values)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from configs.errors import UserError
-from configs.load import explain, load_recipe, merge, read_yaml
+from configs.load import explain, load_recipe, resolve
 from configs.recipe import Recipe
 from configs.schema import Positive, Section
 
@@ -94,23 +93,8 @@ def load_race(name: str) -> Race:
     Raises:
         UserError: no such race, or a field that is unknown, of a wrong type or impossible.
     """
-    values = _resolve(name, ())
+    values = resolve("race", RACES, name)
     try:
         return Race.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise UserError(f"race {name}: {explain(error)}") from None
-
-
-def _resolve(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """The plain values of a race laid upon those of the one it extends."""
-    if name in seen:
-        raise UserError(f"race {name} extends itself: {' → '.join((*seen, name))}")
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RACES / f"{name}.yaml"
-    if not path.is_file():
-        close = difflib.get_close_matches(name, race_names(), n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"no race {name!r}{hint}: choose one of {', '.join(race_names())}, or give a .yaml file")
-    values = read_yaml(path)
-    values.setdefault("name", path.stem)
-    parent = values.pop("extends", None)
-    return values if parent is None else merge(_resolve(str(parent), (*seen, name)), values)
