@@ -20,18 +20,16 @@ from infra.home import default_root
 from tasks.plan.data import images_of
 from tasks.plan.figures import Figure
 from tasks.plan.schedule import Plan, Rate, StagePlan, schedule
-from tasks.plan.work import works
+from tasks.plan.stages import FLOWS, works
 
 if TYPE_CHECKING:
     from tasks.plan.actual import Actual  # reads Parquet's library, which a plan alone does not need
 
-_FLOWS = ("sfd-full", "lowdiff-full")
-"""Flows of the same stages; what a recipe asks of them makes the difference."""
 _WIDTH = 170
 
 
 def command(
-    flow: Annotated[str, typer.Argument(help="The flow: sfd-full or lowdiff-full.")],
+    flow: Annotated[str, typer.Argument(help="The flow: sfd-full, lowdiff-full or tokenizer-eval.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name (see `recipes`) or a path to a YAML file.")] = "demo",
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Lay a value upon the recipe; repeatable.")
@@ -55,9 +53,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Print rows, bytes, requests, FLOPs, GPU-hours, wall time, dollars and storage of a run that has not begun."""
-    if flow not in _FLOWS:
-        raise UserError(f"no flow {flow!r}: choose one of {', '.join(_FLOWS)}")
-    plan = make_plan(recipe, overrides, cluster, nodes, images, image_bytes, measured, root)
+    if flow not in FLOWS:
+        raise UserError(f"no flow {flow!r}: choose one of {', '.join(FLOWS)}")
+    plan = make_plan(recipe, overrides, cluster, nodes, images, image_bytes, measured, root, flow)
     found: dict[str, Actual] = {}
     if against:
         from tasks.plan.actual import actuals
@@ -83,6 +81,7 @@ def make_plan(
     image_bytes: float | None = None,
     measured: str | None = None,
     root: str | None = None,
+    flow: str = "sfd-full",
 ) -> Plan:
     """The plan of a run. Arguments as the command's.
 
@@ -90,7 +89,7 @@ def make_plan(
         UserError: an unknown recipe, cluster or pool, or a source that is neither known nor here.
     """
     loaded, place = load_recipe(recipe, overrides), load_cluster(cluster)
-    planned = works(loaded, images_of(loaded, images, image_bytes), place.assumed.dopri5_evaluations)
+    planned = works(loaded, images_of(loaded, images, image_bytes), place.assumed.dopri5_evaluations, flow)
     reached: dict[str, Rate] = {}
     if measured:
         from tasks.plan.actual import actuals, rates
@@ -115,7 +114,7 @@ def _nodes(given: Sequence[str], cluster: Cluster) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------- printing
 
 
-def render(plan: Plan, flow: str = _FLOWS[0]) -> list[Table | str]:
+def render(plan: Plan, flow: str = "sfd-full") -> list[Table | str]:
     """Tables and lines for a terminal; every figure carries the number of its source."""
     sources: list[str] = []
 

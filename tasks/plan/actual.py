@@ -15,7 +15,7 @@ from infra.artifacts import MANIFEST, Manifest
 from infra.storage import Storage
 from tasks.plan.data import images_of
 from tasks.plan.schedule import Rate, devices
-from tasks.plan.work import works
+from tasks.plan.stages import STAGES, work_of
 
 _SIDES = ("judge", "reference", "floor", "reconstruction")
 """Artifacts that `evaluate` makes beside its own."""
@@ -54,10 +54,9 @@ def rates(found: Mapping[str, Actual], cluster: Cluster) -> dict[str, Rate]:
     """Rates of finished stages, had they run on this cluster: the caller says so by asking."""
     result: dict[str, Rate] = {}
     for stage, actual in found.items():
-        planned = works(actual.recipe, images_of(actual.recipe), cluster.assumed.dopri5_evaluations)
-        work = next((work for work in planned if work.stage == stage), None)
-        if work is None or not actual.seconds:
+        if stage not in STAGES or not actual.seconds:
             continue
+        work = work_of(stage, actual.recipe, images_of(actual.recipe), cluster.assumed.dopri5_evaluations)
         units = work.flops.value or work.decodes
         count, gpu = devices(work, cluster)
         if units and count:

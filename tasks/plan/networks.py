@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from configs.recipe import Recipe
 from configs.schema import Classifier, DiffusionModel, DitModel, Foundation, UnetModel
-from configs.tokenizers import AutoencoderModel, SemvaeModel
+from configs.tokenizers import AutoencoderModel, Discriminator, SemvaeModel
 
 SIZES = {
     "S": (384, 12, 6),
@@ -28,6 +28,8 @@ _VITS = {"small": (384, 12), "base": (768, 12), "large": (1024, 24)}
 """Width and depth of timm's vision transformers with a plain feed-forward of four times the width."""
 _TIME_FREQUENCIES = 256
 _JUDGE_GRID = 4
+_VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+"""Width and number of the convolutions between VGG16's poolings."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,28 @@ def semantic_vae(section: SemvaeModel, feature_dim: int, tokens: int) -> tuple[C
         return _sum([*ends, block.times(section.depth)])
 
     return stack(feature_dim, 2 * section.channels), stack(section.channels, feature_dim)
+
+
+def discriminator(section: Discriminator, side: int) -> tuple[Cost, Cost]:
+    """Its first convolution, whose input never needs a gradient in the discriminator's own step, and all others."""
+    widths = [section.width * min(2**level, 8) for level in range(section.layers + 1)]
+    side //= 2
+    first, rest = _convolution(3, widths[0], 4, side**2), list[Cost]()
+    for level in range(1, section.layers + 1):
+        side = side // 2 if level < section.layers else side - 1
+        rest += [_convolution(widths[level - 1], widths[level], 4, side**2, bias=False), _norm(widths[level])]
+    return first, _sum([*rest, _convolution(widths[-1], 1, 4, (side - 1) ** 2)])
+
+
+def lpips_flops(side: int) -> tuple[int, int]:
+    """Of VGG16 looking at one image of side × side pixels, and of weighing two images' activations (papers.md 1.2)."""
+    looking, weighing, inward = 0, 0, 3
+    for width, convolutions in _VGG16:
+        for _ in range(convolutions):
+            looking, inward = looking + _convolution(inward, width, 3, side**2).flops, width
+        weighing += _convolution(width, 1, 1, side**2).flops
+        side //= 2
+    return looking, weighing
 
 
 def judge(section: Classifier, size: int, classes: int) -> Cost:

@@ -1,4 +1,4 @@
-"""The plan: its formulas against built networks, real solvers, real artifacts and a real tracker."""
+"""The plan before a run: what it counts, what it refuses, and that it needs nothing that computes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from configs import Recipe, UserError, load_recipe, recipe_names
+from configs import Recipe, UserError, load_recipe
 from configs.cluster import load_cluster
 from flows.plan import make_plan
-from tasks.plan import networks, sizes, work
-from tasks.plan.actual import actuals
 from tasks.plan.data import images_of
 from tasks.plan.schedule import Plan, StagePlan
-from tasks.plan.work import solver_evaluations, works
-from tests.flows.conftest import REPOSITORY, Workplace
+from tasks.plan.stages import FLOWS, works
+from tests.flows.conftest import REPOSITORY
 
 BIG = {
     "recipe": "sfd_xl_80ep",
@@ -37,237 +33,6 @@ BIG = {
 
 def stage(plan: Plan, name: str) -> StagePlan:
     return next(stage for stage in plan.stages if stage.work.stage == name)
-
-
-# ------------------------------------------------------------------------------------------------------- networks
-
-
-def same_state(cost: networks.Cost, network: torch.nn.Module) -> None:
-    state = network.state_dict()
-    assert (cost.values, cost.tensors) == (sum(tensor.numel() for tensor in state.values()), len(state))
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_networks_cost_what_built_ones_do(name: str) -> None:
-    """Values and tensors of the state dict, and FLOPs as `models/flops.py`, which is checked against torch's count."""
-    from models import flops
-    from models.lightningdit import LightningDiT
-    from tasks.networks import build_autoencoder, build_network, build_semantic_vae
-
-    recipe = load_recipe(name)
-    with torch.device("meta"):
-        network = build_network(recipe, recipe.train_dit.model)
-        tokenizer = build_autoencoder(recipe.train_vavae.model)
-    for side in recipe.sides if isinstance(network, LightningDiT) else recipe.sides[:1]:  # a UNet is counted, slowly
-        backbone, head = networks.diffusion(recipe, recipe.train_dit.model, side)
-        same_state(backbone + head, network)
-        assert backbone.flops == flops.forward_flops(network, side=side)
-        assert (backbone + head).flops == flops.forward_flops(network, side=side, alignment=True)
-        if isinstance(network, LightningDiT):
-            found = networks.blocks_flops(recipe, recipe.train_dit.model, side)
-            assert found == flops.blocks_flops(network, side)
-    encoder, decoder = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
-    same_state(encoder + decoder, tokenizer)
-    if not recipe.train_vavae.model.identity:
-        assert encoder.flops == flops.encoder_flops(tokenizer, recipe.image.size)
-        assert decoder.flops == flops.decoder_flops(tokenizer, recipe.image.size)
-    if recipe.train_semvae is not None and recipe.foundation is not None:
-        with torch.device("meta"):
-            semantics = build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim)
-        cost = networks.semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim, recipe.latent_size**2)
-        same_state(cost[0] + cost[1], semantics)
-        assert (cost[0] + cost[1]).flops == flops.forward_flops(semantics, side=recipe.latent_size)
-
-
-SWITCHES = ["patch_size=2", "swiglu=false", "rope=false", "rmsnorm=false", "shift=false", "learn_sigma=true"]
-
-
-@pytest.mark.parametrize("switch", [*SWITCHES, "qk_norm=false", "align_depth=null", "size=1p6B"])
-def test_every_switch_of_the_transformer_counts(switch: str) -> None:
-    from models import flops
-    from tasks.networks import build_dit
-
-    changes = [f"train_dit.model.{switch}", "train_dit.objective.align_weight=0"]
-    recipe = load_recipe("sfd_xl_80ep", changes)
-    with torch.device("meta"):
-        dit = build_dit(recipe, recipe.train_dit.model)
-    backbone, head = networks.dit(recipe, recipe.train_dit.model)
-    same_state(backbone + head, dit)
-    assert backbone.flops == flops.forward_flops(dit)
-
-
-@pytest.mark.parametrize("model", ["vit_base_patch14_reg4_dinov2.lvd142m", "vit_small_patch16_224.augreg_in21k"])
-def test_vision_transformers_cost_what_torch_counts(model: str) -> None:
-    section = load_recipe("sfd_xl_80ep").foundation
-    assert section is not None
-    section = section.model_copy(update={"name": model})
-    formula, source = networks.foundation_flops(section)
-    assert source.startswith("formula") and formula == networks._counted(section)
-
-
-def test_judge_costs_what_torch_counts() -> None:
-    from tasks.judge import build_judge
-
-    recipe = load_recipe("demo")
-    section = recipe.evaluate.classifier
-    assert section is not None
-    with torch.device("meta"):
-        judge = build_judge(recipe, section).eval()
-        pixels = torch.empty(1, 3, recipe.image.size, recipe.image.size)
-    with FlopCounterMode(display=False) as counter:
-        judge(pixels)
-    cost = networks.judge(section, recipe.image.size, recipe.data.classes)
-    same_state(cost, judge)
-    assert cost.flops == counter.get_total_flops()
-
-
-def test_what_the_plan_repeats_is_what_the_code_says() -> None:
-    """Figures that are written down twice so that a plan need not import torch or Ray."""
-    from models.lightningdit import SIZES
-    from tasks import examine, judge, readout, sample, shard, train_semvae, train_vavae
-
-    assert {
-        size: dict(zip(("hidden_size", "depth", "num_heads"), values, strict=True))
-        for size, values in networks.SIZES.items()
-    } == SIZES
-    assert sizes.SHARD_ROWS_PER_GROUP == shard.ROWS_PER_GROUP
-    assert len(shard.SCHEMA) == sizes.SHARD_COLUMNS
-    assert networks._JUDGE_GRID == judge._SIDE
-    assert (work.SAMPLES_PER_PART, work.EXAMINED_AT_ONCE) == (sample._LEAST_PER_PART, examine._LENGTH)
-    assert sample.GRID_ROWS == work.SHOWN_PER_CLASS
-    assert readout.BATCH == work.EXAMINED_BATCH
-    assert {
-        "train_vavae": train_vavae._SCORED_IMAGES,
-        "train_semvae": train_semvae._SCORED_IMAGES,
-    } == work.SCORED
-
-
-# ------------------------------------------------------------------------------------------------------- sampling
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        ["sample.solver=euler"],
-        ["sample.solver=heun", "sample.shift=0.3"],
-        ["sample.off_by_one=true", "sample.guidance={method: none}"],
-        ["sample.guidance.interval_start=0.4", "sample.shift=0.3"],
-        ["sample.guidance.interval_start=0.4", "sample.solver=heun", "train_dit.clock={kind: synchronous}"],
-    ],
-)
-def test_evaluations_are_those_that_the_solver_makes(changes: list[str]) -> None:
-    from models.guidance import ClassifierFree, NoGuidance
-    from models.solvers import sample as solve
-    from tasks.networks import build_clock, channel_groups
-
-    recipe = load_recipe("demo_tiny", ["sample.steps=11", *changes])
-    section, groups = recipe.sample, channel_groups(recipe)
-    asked = {0: 0, 1: 0}
-
-    def network(x_BCHW: torch.Tensor, t_BG: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
-        asked[int(y_B[0])] += 1
-        return torch.zeros_like(x_BCHW)
-
-    guidance: NoGuidance | ClassifierFree = NoGuidance()
-    if section.guidance.method == "classifier_free":
-        interval = (section.guidance.interval_start, 1.0)
-        guidance = ClassifierFree(section.guidance.scale, null_label=1, interval=interval, groups=groups)
-    solve(
-        guidance(network),
-        torch.zeros(1, groups.channels, 4, 4),
-        torch.zeros(1, dtype=torch.long),
-        clock=build_clock(recipe),
-        groups=groups,
-        solver=section.solver,
-        steps=section.steps,
-        shift=section.shift,
-        steps_are_points=section.off_by_one,
-    )
-    main, guided, _ = solver_evaluations(recipe, section, adaptive=0)
-    assert (main, guided) == (asked[0], asked[1])
-
-
-# --------------------------------------------------------------------------------------------------- real artifacts
-
-
-def test_bytes_and_rows_of_a_real_run(finished: Workplace) -> None:
-    """Every stage within 5 %; pictures of a sample and a report are compressed, so there the plan is an upper bound."""
-    plan, found = make_plan("demo_tiny"), actuals(finished.undisturbed, recipe="demo_tiny")
-    assert set(found) == {each.work.stage for each in plan.stages}
-    for each in plan.stages:
-        actual, name = found[each.work.stage], each.work.stage
-        assert actual.bytes is not None
-        if name == "report":
-            continue  # its curves and text are no formula's
-        assert each.work.rows.value == actual.rows, name
-        if name == "sample":
-            assert actual.bytes <= each.work.written.value
-        else:
-            assert each.work.written.value == pytest.approx(actual.bytes, rel=0.05), name
-
-
-def test_bytes_of_mirrored_latents_and_moments(tmp_path: Path) -> None:
-    """What the tiny run does not store: flips and standard deviations, written by the stage's own table."""
-    from infra.storage import Storage
-    from tasks.latents import WRITE_OPTIONS, latent_table
-
-    given = ["train_dit.images=0", "train_dit.pretrained=given.safetensors"]  # moments are for another trainer
-    recipe = load_recipe("demo_tiny", ["image.flips=true", "encode.posterior=moments", *given])
-    images = images_of(recipe)
-    cells, count = recipe.latent_size, images.train
-    channels = {"z": 8, "z_std": 8, "s": 4, "s_std": 4, "f": 112}
-    shapes = {name + flip: (channels[name], cells, cells) for name in channels for flip in ("", "_flip")}
-    tensors = {name: np.zeros((count, *shape), np.float16) for name, shape in shapes.items()}
-    keys = [f"train/{number:05d}" for number in range(count)]
-    table = latent_table(keys, np.zeros(count, np.int32), tensors)
-    entry = Storage.at(str(tmp_path)).write_table("part", table, recipe.encode.rows_per_group, **WRITE_OPTIONS)
-    planned = sizes.latent_bytes(images, recipe) * images.train / images.all
-    assert planned == pytest.approx(entry.bytes, rel=0.05)
-
-
-def test_requests_to_write_are_the_files_of_a_real_run(finished: Workplace) -> None:
-    """Files that are left, and the run's own file, which goes when the stage is done."""
-    plan = make_plan("demo_tiny")
-    for name in ("shard", "encode", "sample"):
-        folder = Path(finished.undisturbed) / name / finished.first[name]
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        assert stage(plan, name).work.writes.value == len(files) + 1, name
-
-
-def test_measured_rates_give_back_the_measured_time_and_scale(finished: Workplace) -> None:
-    found = actuals(finished.undisturbed, recipe="demo_tiny")
-    plan = make_plan("demo_tiny", measured=finished.undisturbed)
-    for name in ("shard", "train_vavae", "train_dit", "encode", "sample"):
-        planned = stage(plan, name)
-        assert planned.bound == "measured" and "measured" in planned.seconds.source
-        assert planned.seconds.value == pytest.approx(found[name].seconds)
-    twice = make_plan("demo_tiny", ["train_dit.images=1280"], measured=finished.undisturbed)
-    ratio = stage(twice, "train_dit").seconds.value / stage(plan, "train_dit").seconds.value
-    assert ratio == pytest.approx(2)
-
-
-def test_plan_against_a_tracked_run(finished: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run id of MLflow is as good as a root: its parameters are the recipe, its children the stages."""
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{finished.home / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("latentforge")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.flow = 'sfd-full'", order_by=["start_time ASC"])
-    run = next(run for run in runs if run.data.tags.get("stage.shard", "").startswith("made"))
-    tracked, under = actuals(run.info.run_id, finished.undisturbed), actuals(finished.undisturbed, recipe="demo_tiny")
-    assert set(tracked) == set(under)
-    assert tracked["encode"].rows == under["encode"].rows
-    assert tracked["encode"].bytes == under["encode"].bytes
-    assert tracked["encode"].recipe == load_recipe("demo_tiny")
-    assert actuals(run.info.run_id)["encode"].bytes is None, "nobody said where the artifact lies"
-    with pytest.raises(UserError, match="no run"):
-        actuals("0" * 32)
-
-
-# ---------------------------------------------------------------------------------------------------- before a run
 
 
 def test_a_large_plan_imports_nothing_that_computes() -> None:
@@ -291,6 +56,18 @@ def test_a_large_plan_imports_nothing_that_computes() -> None:
     for each in stages.values():
         for figure in (value for value in each.values() if isinstance(value, dict) and "source" in value):
             assert figure["source"], "no figure without its source"
+
+
+def test_every_flow_is_planned_with_the_stages_it_has() -> None:
+    from flows.stages import STAGES
+    from flows.tokenizer_eval import STAGES as TOKENIZERS
+
+    for flow, stages in {"sfd-full": STAGES, "lowdiff-full": STAGES, "tokenizer-eval": TOKENIZERS}.items():
+        assert FLOWS[flow] == tuple(each.name for each in stages)
+    for recipe in ("vavae_tiny", "ldm_tiny", "vavae_f16d32"):
+        loaded = load_recipe(recipe)
+        planned = [each.work.stage for each in make_plan(recipe, flow="tokenizer-eval").stages]
+        assert planned == [each.name for each in TOKENIZERS if each.present(loaded)]
 
 
 def test_more_machines_take_less_time_for_the_same_work() -> None:
@@ -385,26 +162,6 @@ def test_unknown_images_are_asked_for(tmp_path: Path) -> None:
 def _own_images(path: Path | str, *changes: str) -> Recipe:
     source = json.dumps({"kind": "folder", "path": str(path)})
     return load_recipe("demo", [f"data.source={source}", *changes])
-
-
-# --------------------------------------------------------------------------------------------------- the command
-
-
-def test_the_command_prints_every_stage_with_sources(finished: Workplace) -> None:
-    arguments = [
-        "sfd-full",
-        "--recipe",
-        "demo_tiny",
-        "--against",
-        finished.undisturbed,
-        "--measured",
-        finished.undisturbed,
-    ]
-    done = finished.flows("plan", *arguments)
-    for name in (each.work.stage for each in make_plan("demo_tiny").stages):
-        assert name in done.stdout
-    assert "plan against actual" in done.stdout and "its own rate" in done.stdout
-    assert "models/flops" in done.stdout or "tasks/plan/networks.py" in done.stdout
 
 
 def test_the_command_refuses_by_name() -> None:

@@ -10,11 +10,15 @@ import torch.nn.functional as F
 from infra.artifacts import Artifact
 from tasks import networks
 from tasks.evaluate_tokenizer import STAGE
+from tasks.examine import Examiner, Networks
 from tasks.examine_latents import LatentExaminer, Subjects, fit, joined, scored
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
 from tasks.pictures import to_tensor
+from tasks.plan import scoring
+from tasks.plan.data import Images
 from tasks.readout import images
 from tests.tasks.builders import at, context, put_shard, put_weights, small_recipe
+from tests.tasks.counting import counted
 
 RECIPE = small_recipe(
     "evaluate_tokenizer={images: 80, probe_images: 100, density_points: 32, lpips_weights: random}",
@@ -86,3 +90,29 @@ def test_the_stage_scores_both_tokenizers(root: str, local_ray: None) -> None:
     assert outcome.scores["reconstruction_frechet_efficientnet_lite0"] > 0
     assert not any("fid" in name for name in outcome.scores)
     assert {"align_cosine", "latent_probe", "semantic_probe", "pca_probe", "channels_active"} <= outcome.scores.keys()
+
+
+def test_the_plan_counts_what_its_networks_do(root: str) -> None:
+    """Of a part of each set, whose last batch is filled up for the networks that score reconstructions."""
+    tokenizer, semantic = (Artifact(root, stage, stage) for stage in ("train_vavae", "train_semvae"))
+    batch, part = scoring.EXAMINED_BATCH, scoring.EXAMINED_AT_ONCE
+    labels, pixels = np.zeros(batch, np.int64), np.zeros((batch, 32, 32, 3), np.uint8)
+
+    def looks(lpips: str | None) -> int:
+        examiner = Examiner(Networks(32, RECIPE.evaluate.features, tokenizer=tokenizer, lpips=lpips))
+        return sum(counted(lambda again=again: examiner.look(labels, pixels, again)) for again in (False, True))
+
+    latents = LatentExaminer(Subjects(32, tokenizer, RECIPE.foundation, semantic))
+    _, sums = latents.look(labels, pixels)
+    assert sums is not None
+    passes = [counted(lambda fitted=fitted: latents.look(labels, pixels, fitted)) for fitted in (None, fit(sums, 4))]
+    bare = looks(None)
+    found = -(-part // batch) * bare + part / batch * (looks("random") - bare + sum(passes))
+    recipe = RECIPE.model_copy(
+        update={
+            "evaluate_tokenizer": RECIPE.evaluate_tokenizer.model_copy(update={"images": part, "probe_images": part})
+        }
+    )
+    planned = scoring.evaluate_tokenizer(recipe, Images(part, part, 500.0, 10.0, "given", "given"))
+    assert planned.flops.value == pytest.approx(found, rel=0.01)
+    assert (planned.rows.value, planned.decodes) == (part, 4 * part)

@@ -1,0 +1,50 @@
+"""How often a solver asks the network and its guide for one image, without solving anything."""
+
+from __future__ import annotations
+
+from configs import Recipe
+from configs.schema import AutoGuidance, ClassifierFree, Sample, SemanticFirstClock, UnetModel
+
+
+def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[int, float, str]:
+    """Velocities of the main network and of the guide for one image, and how that was found (papers.md 1.7, 2.6).
+
+    The guide runs wherever some group's time lies in the guidance interval.
+    """
+    if isinstance(recipe.train_dit.model, UnetModel):
+        return _denoisings(recipe.train_dit.model, section)
+    steps = section.steps - 1 if section.off_by_one else section.steps
+    span, offsets = 1.0, [0.0] * len(recipe.channel_groups)
+    clock = recipe.train_dit.clock
+    if isinstance(clock, SemanticFirstClock):
+        span, offsets = 1.0 + clock.delta, [clock.delta, 0.0]
+    if section.solver == "dopri5":
+        times, count, how = [span * i / 100 for i in range(100)], adaptive, f"{adaptive} evaluations of dopri5 assumed"
+    else:
+        grid = [span * _shifted(i / steps, section.shift) for i in range(steps + 1)]
+        times = grid[:-1] + (grid[1:] if section.solver == "heun" else [])
+        count, how = len(times), f"{len(times)} evaluations of {section.solver}"
+    guidance = section.guidance
+    if isinstance(guidance, ClassifierFree) and guidance.scale != 1.0:
+        start = guidance.interval_start
+        active = sum(any(min(max(g - offset, 0.0), 1.0) >= start for offset in offsets) for g in times)
+        return count, count * active / len(times), how
+    if isinstance(guidance, AutoGuidance) and (guidance.scale != 1.0 or guidance.semantic_scale not in (None, 1.0)):
+        return count, float(count), how
+    return count, 0.0, how
+
+
+def _denoisings(model: UnetModel, section: Sample) -> tuple[int, float, str]:
+    """The same in pixel space: along the noise levels of `models/edm.py`, whose times are 1 / (1 + sigma)."""
+    low, high = model.sigma_min ** (1 / model.rho), model.sigma_max ** (1 / model.rho)
+    levels = [(high + i / (section.steps - 1) * (low - high)) ** model.rho for i in range(section.steps)]
+    asked = levels + (levels[1:] if section.solver == "heun" else [])
+    guidance, how = section.guidance, f"{len(asked)} evaluations of {section.solver}"
+    if isinstance(guidance, ClassifierFree) and guidance.scale != 1.0:
+        return len(asked), float(sum(1 / (1 + sigma) >= guidance.interval_start for sigma in asked)), how
+    guided = isinstance(guidance, AutoGuidance) and guidance.scale != 1.0
+    return len(asked), float(len(asked)) if guided else 0.0, how
+
+
+def _shifted(t: float, shift: float) -> float:
+    return t if shift in (0, 1) else shift * t / (1 + (shift - 1) * t)

@@ -1,0 +1,138 @@
+"""What each stage of a flow does, in order, and the stages that neither train nor score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from configs import Recipe
+from configs.schema import AutoGuidance, ParquetFiles
+from tasks.plan import networks, scoring, sizes, trainings
+from tasks.plan.data import Images
+from tasks.plan.figures import Figure
+from tasks.plan.networks import Cost
+from tasks.plan.solvers import solver_evaluations
+from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, SIZES, Work
+
+SAMPLES_PER_PART, SHOWN_PER_CLASS = 250, 8
+_PIPELINE = ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate", "report")
+FLOWS = {
+    "sfd-full": _PIPELINE,
+    "lowdiff-full": _PIPELINE,
+    "tokenizer-eval": ("shard", "train_vavae", "train_semvae", "evaluate_tokenizer"),
+}
+"""Stages by flow, in order."""
+STAGES = frozenset(stage for stages in FLOWS.values() for stage in stages)
+"""All that the plan knows."""
+_HELD_BY_DRIVER = 300
+"""Bytes an image in the driver of `shard`: names, places and order (docs/scale.md)."""
+
+
+def works(recipe: Recipe, images: Images, evaluations: int, flow: str = "sfd-full") -> list[Work]:
+    """Every stage of a flow that the recipe has, in order. Arguments as :func:`work_of`'s."""
+    there = [stage for stage in FLOWS[flow] if stage != "train_semvae" or recipe.train_semvae is not None]
+    return [work_of(stage, recipe, images, evaluations) for stage in there]
+
+
+def work_of(stage: str, recipe: Recipe, images: Images, evaluations: int) -> Work:
+    """One stage by its name. evaluations: velocities that the adaptive solver asks for."""
+    return sample(recipe, images, evaluations) if stage == "sample" else _WORKS[stage](recipe, images)
+
+
+def shard(recipe: Recipe, images: Images) -> Work:
+    count, scanned = sizes.shard_parts(images, recipe), isinstance(recipe.data.source, ParquetFiles)
+    bytes_in = images.all * images.mean_bytes
+    return Work(
+        stage="shard",
+        pool="decode",
+        rows=Figure(images.all, images.source),
+        written=Figure(sizes.shard_bytes(images, recipe), f"{SIZES}; bytes of an image: {images.bytes_source}"),
+        reads=Figure((2 * count if scanned else images.all) + count, REQUESTS),
+        writes=Figure(2 * count + 3 + MANIFEST_AND_RUN + (2 * count if scanned else 0), REQUESTS),
+        flops=Figure(0, "no network"),
+        read=bytes_in,
+        beside=bytes_in if scanned else 0.0,
+        held=_HELD_BY_DRIVER * images.all,
+        decodes=images.all,
+        image_bytes=images.mean_bytes,
+    )
+
+
+def encode(recipe: Recipe, images: Images) -> Work:
+    compute, count = recipe.compute.actors, sizes.shard_parts(images, recipe)
+    tokenizer = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
+    flops, weights, source = tokenizer[0].flops, tokenizer[0] + tokenizer[1], NETWORKS
+    if recipe.foundation is not None and (recipe.train_semvae is not None or recipe.encode.align_features):
+        features, how = networks.foundation_flops(recipe.foundation)
+        flops, source = flops + features, f"{NETWORKS}; {how}"
+    if recipe.train_semvae is not None and recipe.foundation is not None:
+        both = networks.semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim, recipe.latent_size**2)
+        flops, weights = flops + both[0].flops, weights + both[0] + both[1]
+    actors = min(compute.actors, count)
+    return Work(
+        stage="encode",
+        pool="infer",
+        rows=Figure(images.all, images.source),
+        written=Figure(sizes.latent_bytes(images, recipe), SIZES),
+        reads=Figure(count + 4 * actors, REQUESTS),
+        writes=Figure(2 * count + MANIFEST_AND_RUN, REQUESTS),
+        flops=Figure(images.all * sizes.views(recipe) * flops, source),
+        read=sizes.shard_bytes(images, recipe) + actors * sizes.weights_bytes(weights),
+        decodes=images.all,
+        image_bytes=images.mean_bytes,
+        workers=actors,
+        gpus=compute.gpus_per_actor,
+        cpus=compute.cpus_per_actor,
+    )
+
+
+def sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
+    section, compute = recipe.sample, recipe.compute.actors
+    length = section.batch * -(-SAMPLES_PER_PART // section.batch)
+    count = sizes.parts(section.images, length)
+    groups, shown = (
+        sizes.parts(section.images, section.batch),
+        min(section.images, SHOWN_PER_CLASS * recipe.data.classes),
+    )
+    full, rest = divmod(section.images, length)
+    made = full * length + section.batch * -(-rest // section.batch)  # batches are static: the last is filled up
+    backbone, head = networks.diffusion(recipe, recipe.train_dit.model)
+    encoder, decoder = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
+    flops, hows, guides = float(decoder.flops), list[str](), dict[str, Cost]()
+    for stage in recipe.sample_stages:
+        own = section.at(stage)
+        main = guide = networks.diffusion(recipe, recipe.train_dit.model, stage.side)[0].flops
+        if isinstance(own.guidance, AutoGuidance):
+            weak, weak_head = networks.diffusion(recipe, own.guidance.model, stage.side)
+            guides[own.guidance.weights], guide = weak + weak_head, weak.flops
+        steps, guided, how = solver_evaluations(recipe, own, evaluations)
+        flops += steps * main + guided * guide
+        hows.append(how if len(recipe.sides) == 1 else f"{how} at {stage.side} × {stage.side}")
+    actors = min(compute.actors, count)
+    return Work(
+        stage="sample",
+        pool="infer",
+        rows=Figure(section.images, "recipe: sample.images"),
+        written=Figure(
+            sizes.sample_bytes(section.images, recipe.image.size, count, groups, shown),
+            f"{SIZES}; an upper bound, as pixels are compressed",
+        ),
+        reads=Figure(6 * actors + count, REQUESTS),
+        writes=Figure(2 * count + 1 + MANIFEST_AND_RUN, REQUESTS),
+        flops=Figure(made * flops, f"{NETWORKS}; {', '.join(hows)}"),
+        read=actors * sizes.weights_bytes(sum(guides.values(), backbone + head + encoder + decoder)),
+        workers=actors,
+        gpus=compute.gpus_per_actor,
+        cpus=compute.cpus_per_actor,
+    )
+
+
+_WORKS: dict[str, Callable[[Recipe, Images], Work]] = {
+    "shard": shard,
+    "train_vavae": trainings.tokenizer,
+    "train_semvae": trainings.semantics,
+    "encode": encode,
+    "train_dit": trainings.diffusion,
+    "evaluate": scoring.evaluate,
+    "evaluate_tokenizer": scoring.evaluate_tokenizer,
+    "report": scoring.report,
+}

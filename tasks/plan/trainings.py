@@ -1,0 +1,208 @@
+"""What the three trained stages do."""
+
+from __future__ import annotations
+
+from configs import Recipe
+from configs.schema import Training
+from configs.tokenizers import VavaeObjective
+from tasks.plan import networks, sizes
+from tasks.plan.data import Images
+from tasks.plan.figures import Figure
+from tasks.plan.networks import Cost
+from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Work
+
+SCORED = {"train_vavae": 10_000, "train_semvae": 2_000}
+"""Test images on which a trained network is scored, at most."""
+
+
+def tokenizer(recipe: Recipe, images: Images) -> Work:
+    section, side = recipe.train_vavae, recipe.image.size
+    encoder, decoder = networks.autoencoder(section.model, side)
+    network, projection, rival, source = encoder + decoder, Cost(), Cost(), NETWORKS
+    if section.aligned and recipe.foundation is not None:
+        projection = _projection(recipe)
+        source += f"; {networks.foundation_flops(recipe.foundation)[1]}"
+    if section.adversarial:
+        rival = sum(networks.discriminator(section.objective.discriminator, side), Cost())
+    flops = tokenizer_flops(recipe) if section.images else 0.0
+    own = projection, rival
+    return _on_images("train_vavae", recipe, section, images, network, flops, network.flops, source, own)
+
+
+def tokenizer_flops(recipe: Recipe) -> float:
+    """Of the whole training: every stage's terms for its images, the discriminator's from where it begins."""
+    section, total = recipe.train_vavae, 0.0
+    begins = [begin for begin, _ in section.objectives]
+    for (begin, objective), end in zip(section.objectives, [*begins[1:], section.images], strict=True):
+        length, late = end - begin, 0
+        if objective.gan_weight > 0:
+            late = max(0, length - section.batch * -(-objective.gan_start // section.batch))
+        total += (length - late) * tokenizer_step_flops(recipe, objective, False)
+        total += late * tokenizer_step_flops(recipe, objective, True) if late else 0.0
+    return total
+
+
+def tokenizer_step_flops(recipe: Recipe, objective: VavaeObjective, adversarial: bool) -> float:
+    """Of one image's step under these weights, forward and backward, frozen networks included (papers.md 1.2).
+
+    What is computed for the adaptive weights alone: for the adversarial one, how the loss and the discriminator's
+    answer move the image; for the alignment's, beside a discriminator, how the loss moves the latent.
+    """
+    side, adaptive = recipe.image.size, objective.adaptive
+    encoder, decoder = networks.autoencoder(recipe.train_vavae.model, side)
+    total = 3.0 * (encoder.flops + decoder.flops)
+    aligned = objective.align_weight > 0 and recipe.foundation is not None
+    again = adaptive and aligned and (adversarial or recipe.compute.train.zero_stage == 3)
+    if aligned:
+        assert recipe.foundation is not None
+        cells, width = recipe.latent_size**2, recipe.foundation.feature_dim
+        projection, pairs = _projection(recipe).flops, 2 * cells**2 * width
+        total += networks.foundation_flops(recipe.foundation)[0]
+        total += 3 * projection + 4 * pairs + adaptive * (projection + 2 * pairs)
+        total += again * decoder.flops
+    if objective.perceptual_weight > 0:
+        looking, weighing = networks.lpips_flops(side)
+        backward = 1 + (adaptive and adversarial) + again
+        total += 2 * looking + weighing + backward * (looking + weighing)
+    if adversarial:
+        first, rest = networks.discriminator(objective.discriminator, side)
+        total += (2 + adaptive) * (first.flops + rest.flops)
+        total += 4 * first.flops + 6 * rest.flops  # its own step, on images and reconstructions
+    return total
+
+
+def _projection(recipe: Recipe) -> Cost:
+    """Of latents up to the features' width, without an offset."""
+    assert recipe.foundation is not None
+    weights = recipe.train_vavae.model.z_channels * recipe.foundation.feature_dim
+    return Cost(weights, 1, 2 * recipe.latent_size**2 * weights)
+
+
+def semantics(recipe: Recipe, images: Images) -> Work:
+    section, foundation = recipe.train_semvae, recipe.foundation
+    assert section is not None and foundation is not None  # the recipe's rules
+    encoder, decoder = networks.semantic_vae(section.model, foundation.feature_dim, recipe.latent_size**2)
+    network = encoder + decoder
+    given, how = networks.foundation_flops(foundation)
+    source = f"{NETWORKS}; {how}"
+    flops = section.images * (3 * network.flops + given)
+    return _on_images("train_semvae", recipe, section, images, network, flops, network.flops + given, source)
+
+
+def diffusion(recipe: Recipe, images: Images) -> Work:
+    section, compute = recipe.train_dit, recipe.compute.train
+    backbone, head = networks.diffusion(recipe, section.model)
+    aligned = section.objective.align_weight > 0
+    trained, again = 0.0, 0.0
+    for side, share in zip(recipe.sides, (1.0,) if section.cascade is None else section.cascade.shares, strict=True):
+        own, own_head = networks.diffusion(recipe, section.model, side)
+        trained += share * (own.flops + (own_head.flops if aligned else 0))
+        again += share * (networks.blocks_flops(recipe, section.model, side) if compute.recompute else 0)
+    columns = sizes.latent_columns(recipe)
+    row = sum(size for name, size in columns.items() if name != "f" or aligned) * sizes.views(recipe)
+    return _trained(
+        "train_dit",
+        recipe,
+        section,
+        network=backbone + head,
+        flops=section.images * (3 * trained + again),
+        source=NETWORKS,
+        row_bytes=row,
+        groups=sizes.parts(images.train, recipe.encode.rows_per_group) / max(1, images.train),
+        dataset=(sizes.latent_bytes(images, recipe) * images.train / images.all, _train_parts(images, recipe)),
+    )
+
+
+def _on_images(
+    stage: str,
+    recipe: Recipe,
+    section: Training,
+    images: Images,
+    network: Cost,
+    flops: float,
+    scoring: int,
+    source: str,
+    own: tuple[Cost, Cost] = (Cost(), Cost()),
+) -> Work:
+    """A training on decoded images; `flops` are all steps', `scoring` those of one image's score. `own` as below."""
+    scored = min(SCORED[stage], images.test)
+    return _trained(
+        stage,
+        recipe,
+        section,
+        network=network,
+        flops=flops,
+        source=source,
+        row_bytes=images.mean_bytes,
+        groups=1 / sizes.SHARD_ROWS_PER_GROUP,
+        dataset=(sizes.shard_bytes(images, recipe) * images.train / images.all, _train_parts(images, recipe)),
+        decodes=section.images,
+        image_bytes=images.mean_bytes,
+        alone=scored * scoring,
+        alone_decodes=scored,
+        own=own,
+    )
+
+
+def _trained(
+    stage: str,
+    recipe: Recipe,
+    section: Training,
+    *,
+    network: Cost,
+    flops: float,
+    source: str,
+    row_bytes: float,
+    groups: float,
+    dataset: tuple[float, int],
+    decodes: float = 0.0,
+    image_bytes: float = 0.0,
+    alone: float = 0.0,
+    alone_decodes: float = 0.0,
+    own: tuple[Cost, Cost] = (Cost(), Cost()),
+) -> Work:
+    """groups: row groups per image of the train split; dataset: its bytes and parts, which a local cache may hold;
+    own: what the objective trains beside the network, in the same module and as its rival.
+    """
+    compute, trains = recipe.compute.train, section.images > 0
+    averages = (section.ema_decay is not None) + len(section.ema_decays) + len(section.ema_sigmas)
+    snapshots = len(section.ema_sigmas) * (section.images // section.snapshot_every) if section.snapshot_every else 0
+    weights, objective = sizes.weights_bytes(network), sizes.weights_bytes(own[0] + own[1]) if trains else 0.0
+    saves = (section.images - 1) // compute.checkpoint_every if trains else 0
+    kept = min(saves, compute.keep_checkpoints + 1)  # one more while it is written
+    if compute.keep_every:
+        kept = min(saves, kept + section.images // compute.keep_every)
+    files, rivals = 3 + averages, 3 if own[1].values else 0  # weights and two moments with them
+    stored = 1 + (averages + snapshots + (objective > 0) if trains else 0)
+    checkpoint = files * sizes.weights_bytes(network + own[0]) + rivals * sizes.weights_bytes(own[1])
+    reads, read, how = REREAD * section.images * groups, REREAD * section.images * row_bytes, REQUESTS
+    if dataset[0] <= compute.cache_gib * 2**30:  # one copy a node, of which there are at most as many as workers
+        reads, read = min(reads, compute.workers * dataset[1]), min(read, compute.workers * dataset[0])
+        how += "; compute.train.cache_gib holds all"
+    note: tuple[str, ...] = ()
+    if not trains and alone:
+        note = (f"{stage} takes given weights, and scores them in the flow's own process: on the head, without a GPU",)
+    return Work(
+        stage=stage,
+        pool="train" if trains else "head",
+        rows=Figure(section.images, f"recipe: {stage}.images"),
+        written=Figure((stored - (objective > 0)) * weights + objective, SIZES),
+        reads=Figure(reads + alone_decodes / sizes.SHARD_ROWS_PER_GROUP, how),
+        writes=Figure(stored + 1 + MANIFEST_AND_RUN + saves * (files + rivals + 2), "formula: files of a checkpoint"),
+        flops=Figure(flops + alone, source),
+        read=read + alone_decodes * row_bytes,
+        beside=kept * checkpoint,
+        decodes=decodes,
+        image_bytes=image_bytes,
+        precision="fp32" if section.precision == "fp32" else "bf16",  # fp16 has the same peak
+        workers=compute.workers if trains else 1,
+        gpus=compute.gpus_per_worker if trains else 0,
+        cpus=compute.cpus_per_worker,
+        alone=alone,
+        alone_decodes=alone_decodes,
+        notes=note,
+    )
+
+
+def _train_parts(images: Images, recipe: Recipe) -> int:
+    return sizes.parts(images.train, recipe.shard.rows_per_shard)
