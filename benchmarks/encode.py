@@ -24,6 +24,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import torch
@@ -31,7 +32,7 @@ from safetensors.torch import save
 
 from configs import Recipe, load_recipe
 from infra.artifacts import Artifact
-from infra.cluster import connect, disconnect
+from infra.cluster import KEEP_FREED_MEMORY, connect, disconnect
 from tasks import encode, shard
 from tasks.encode import decode_part, decoded
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
@@ -154,8 +155,9 @@ def bare_rate(job: Job) -> tuple[float, float]:
     count = Context(job).recipe.compute.actors.actors
     start, results = spawn.Barrier(count), spawn.Queue()
     processes = [spawn.Process(target=bare_loop, args=(job, number, start, results)) for number in range(count)]
-    for process in processes:
-        process.start()
+    with mock.patch.dict(os.environ, KEEP_FREED_MEMORY):  # as the actors have it
+        for process in processes:
+            process.start()
     found = [results.get() for _ in processes]
     for process in processes:
         process.join()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
 from configs.errors import UserError
+from configs.schema import ActorCompute
 
 SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the version of uv or pip that started us must not be rebuilt in workers
@@ -19,6 +20,12 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # a worker's line appears once, not twice
 }
 """Of Ray, in every process of a stage."""
+KEEP_FREED_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+"""For a process that runs networks on a CPU: what its tensors free stays, in one place, for the next ones.
+
+Networks free and ask for blocks of many MiB in every layer, and getting each anew from the system costs a third of the
+time. Only glibc reads this, once, when a process starts: told later, threads that have a heap of their own (as those of
+an actor have) would go on giving theirs back."""
 
 
 def connect() -> None:
@@ -52,14 +59,17 @@ def require_gpus(field: str, wanted: float) -> None:
         )
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep the memory its tensors free, for the next ones: networks on a CPU free and ask for blocks
-    of many MiB in every layer, and getting each anew from the system costs a third of the time. Only glibc is told.
+def actor_options(compute: ActorCompute, cpus: float | None = None) -> dict[str, Any]:
+    """What an actor with networks asks Ray for: its share of the machine and, on a CPU, an allocator that keeps memory.
+
+    Args:
+        cpus: in place of `compute.cpus_per_actor`, where a machine is shared otherwise.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
-        mallopt(_M_TRIM_THRESHOLD, 2**30)
+    options: dict[str, Any] = {
+        "num_cpus": compute.cpus_per_actor if cpus is None else cpus,
+        "num_gpus": compute.gpus_per_actor or None,
+    }
+    return options if compute.gpus_per_actor else options | {"runtime_env": {"env_vars": KEEP_FREED_MEMORY}}
 
 
 @contextmanager
@@ -81,6 +91,3 @@ def disconnect() -> None:
     """Leave the cluster; a local one ends with its processes."""
     if ray.is_initialized():
         ray.shutdown()
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from configs import Recipe, UserError
 from infra.artifacts import Artifact
-from infra.cluster import connect, require_gpus
+from infra.cluster import actor_options, connect, require_gpus
 from infra.progress import Bar
 from infra.storage import FileEntry
 from tasks.decode import Undecodable, load
@@ -81,8 +81,7 @@ def _encoded(context: Context, shards: Artifact, parts: list[FileEntry]) -> Iter
         ),
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=actor_cpus,
-        num_gpus=compute.gpus_per_actor,
+        **actor_options(compute, actor_cpus),
     )
     yield from receipts(stream.iter_rows())
 

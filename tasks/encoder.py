@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from configs import UserError
-from infra.cluster import keep_freed_memory
 from models.posterior import DiagonalGaussian
 from tasks.latents import FLIP, WRITE_OPTIONS, Sums, latent_table
 from tasks.networks import default_device, load_foundation, trained_autoencoder, trained_semantic_vae
@@ -46,8 +45,6 @@ class Encoder:
         if self.device.type == "cuda":
             self.uploads = torch.cuda.Stream(self.device)
             torch.backends.cudnn.deterministic = True  # a part is the same bytes whenever it is made
-        else:
-            keep_freed_memory()
         self.autoencoder = self._placed(trained_autoencoder(self.context.input("train_vavae")))
         self.foundation: Any = None
         self.semantic_vae: Any = None

@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from configs.errors import UserError
 from configs.schema import ActorCompute
-from infra.cluster import connect
+from infra.cluster import actor_options, connect
 
 
 def spread(
@@ -40,8 +40,7 @@ def spread(
         _Worker,  # type: ignore[arg-type]  # a class, called in its actors
         fn_constructor_args=(worker, tuple(arguments)),
         compute=ActorPoolStrategy(min_size=fit, max_size=most),  # more may start where a cluster grows
-        num_cpus=compute.cpus_per_actor,
-        num_gpus=compute.gpus_per_actor or None,
+        **actor_options(compute),
     )
     for row in results.iter_rows():
         if row["error"]:
