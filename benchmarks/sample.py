@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from configs import Recipe, load_recipe
-from configs.schema import DitModel
+from configs.diffusion import DitModel
 from models.autoencoder import AutoencoderKL
 from models.lightningdit import SIZES, LightningDiT
 from models.solvers import time_grid

@@ -5,17 +5,14 @@ The files under `infra/ray` and `infra/kubernetes` start what these describe; te
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from configs.errors import UserError
-from configs.load import merge
-from configs.schema import Positive, Section, Share, Weight
+from configs.load import checked, merge, resolve
+from configs.section import Positive, Section, Share, Weight
 
 CLUSTERS = Path(__file__).parent / "clusters"
 HEAD = "head"
@@ -128,28 +125,7 @@ def load_cluster(name: str) -> Cluster:
     Raises:
         UserError: there is none, or a field is unknown or wrong.
     """
-    values = _read(name)
+    values = resolve("cluster", CLUSTERS, name)
     if values.get("provider") == "local":
-        values["pools"]["head"].setdefault("cpus", os.cpu_count() or 1)
-    try:
-        return Cluster.model_validate(values)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise UserError(f"cluster {name}: {faults}") from None
-
-
-def _read(name: str) -> dict[str, Any]:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else CLUSTERS / f"{name}.yaml"
-    if not path.is_file():
-        close = difflib.get_close_matches(name, cluster_names(), n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"no cluster {name!r}{hint}: choose one of {', '.join(cluster_names())}, or give a .yaml file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict) or not isinstance(values.get("pools", {}), dict):
-        raise UserError(f"{path.name}: expected a mapping with `pools`")
-    values.setdefault("name", path.stem)
-    parent = values.pop("extends", None)
-    return values if parent is None else merge(_read(str(parent)), values)
+        values = merge({"pools": {HEAD: {"cpus": os.cpu_count() or 1}}}, values)
+    return checked(Cluster, values, f"cluster {name}")

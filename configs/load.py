@@ -7,15 +7,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from configs.errors import UserError
 from configs.recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -64,20 +65,21 @@ def load_recipe(
 
 
 def validate(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-    """Check plain values against the schema; every fault of the recipe is named in one message."""
+    """Check plain values of a recipe; see :func:`checked`."""
+    return checked(Recipe, values, origin)
+
+
+def checked(model: type[M], values: Mapping[str, Any], origin: str) -> M:
+    """Plain values as what they describe. Raises UserError that names every fault, each with its field, in one line."""
     try:
-        return Recipe.model_validate_json(json.dumps(values))
+        return model.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise UserError(f"{origin}: " + explain(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """Every fault, each with its field, in one line."""
-    return "; ".join(_explain(fault) for fault in error.errors())
+        faults = "; ".join(_explain(fault, model) for fault in error.errors())
+        raise UserError(f"{origin}: {faults}") from None
 
 
 def resolve(kind: str, folder: Path, name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The plain values of a recipe or race (`kind`) laid upon those of what it extends.
+    """The plain values of a recipe, race or cluster (`kind`) laid upon those of what it extends.
 
     name: of a file in `folder`, or a path to a YAML file. Raises UserError where there is none, or it extends itself.
     """
@@ -144,13 +146,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
     target[field] = merge({field: old}, {field: value})[field]
 
 
-def _explain(fault: Any) -> str:
+def _explain(fault: Any, model: type[BaseModel]) -> str:
     """One validation fault as `field: what was found and what would be right`."""
     where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
     message = str(fault["msg"]).removeprefix("Value error, ")
     match fault["type"]:
         case "extra_forbidden":
-            return f"{where}: no such field{_similar(fault['loc'])}"
+            return f"{where}: no such field{_similar(fault['loc'], model)}"
         case "missing":
             return f"{where}: missing; give a value"
         case "value_error":
@@ -160,9 +162,8 @@ def _explain(fault: Any) -> str:
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
 
 
-def _similar(location: Sequence[Any]) -> str:
+def _similar(location: Sequence[Any], section: Any) -> str:
     """A hint at the field that was probably meant."""
-    section: Any = Recipe
     for part in location[:-1]:
         field = getattr(section, "model_fields", {}).get(part)
         if field is None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from configs.errors import UserError
-from configs.load import explain, load_recipe, resolve
+from configs.load import checked, load_recipe, resolve
 from configs.recipe import Recipe
-from configs.schema import Positive, Section
+from configs.section import Positive, Section
 
 RACES = Path(__file__).parent / "races"
 _SECOND_WIDTH = 0.5
@@ -94,7 +93,4 @@ def load_race(name: str) -> Race:
         UserError: no such race, or a field that is unknown, of a wrong type or impossible.
     """
     values = resolve("race", RACES, name)
-    try:
-        return Race.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise UserError(f"race {name}: {explain(error)}") from None
+    return checked(Race, values, f"race {name}")

@@ -6,27 +6,12 @@ from typing import Any
 
 from pydantic import model_validator
 
-from configs.schema import (
-    AutoGuidance,
-    ClassifierFree,
-    Compute,
-    Data,
-    DiffusionModel,
-    DitModel,
-    Encode,
-    Evaluate,
-    Foundation,
-    Image,
-    Report,
-    Sample,
-    SampleStage,
-    Section,
-    SemanticFirstClock,
-    Shard,
-    Tracking,
-    TrainDit,
-    UnetModel,
-)
+from configs.compute import Compute, Tracking
+from configs.data import Data, Encode, Foundation, Image, Shard
+from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, TrainDit, UnetModel
+from configs.sampling import AutoGuidance, ClassifierFree, Sample, SampleStage
+from configs.scores import Evaluate, Report
+from configs.section import Section
 from configs.tokenizers import EvaluateTokenizer, TrainSemvae, TrainVavae
 
 

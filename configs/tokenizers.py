@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema import Positive, Section, Training, Weight
+from configs.section import Positive, Section, Weight
+from configs.training import Training
 
 
 class AutoencoderModel(Section):

@@ -12,8 +12,8 @@ from prefect import task
 from prefect.context import FlowRunContext
 
 from configs import Recipe, UserError
+from configs.compute import ActorCompute
 from configs.race import Race, load_race
-from configs.schema import ActorCompute
 from flows.run import Run, preflight_storage
 from flows.stages import STAGES, encode, shard, train_dit, train_semvae, train_vavae
 from infra import tracking

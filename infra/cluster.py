@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
+from configs.compute import ActorCompute
 from configs.errors import UserError
-from configs.schema import ActorCompute
 
 SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the version of uv or pip that started us must not be rebuilt in workers

@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from configs.compute import ClusterCompute
 from configs.errors import UserError
-from configs.schema import ClusterCompute
 from infra import logs
 from infra.artifacts import Artifact
 from infra.cluster import SETTINGS

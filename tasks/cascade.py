@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from configs.diffusion import Cascade as CascadeSection
+from configs.diffusion import UnetModel
 from configs.recipe import Recipe
-from configs.schema import AutoGuidance as AutoGuidanceSection
-from configs.schema import Cascade as CascadeSection
-from configs.schema import ClassifierFree as ClassifierFreeSection
-from configs.schema import NoGuidance as NoGuidanceSection
-from configs.schema import Sample, UnetModel
+from configs.sampling import AutoGuidance as AutoGuidanceSection
+from configs.sampling import ClassifierFree as ClassifierFreeSection
+from configs.sampling import NoGuidance as NoGuidanceSection
+from configs.sampling import Sample
 from infra.artifacts import Artifact
 from infra.weights import load_pretrained
 from models.cascade import Cascade, Conditioned, no_condition

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from configs import UserError
-from configs.schema import Evaluate
+from configs.scores import Evaluate
 from infra.artifacts import Artifact, fingerprint
 from tasks import inception, references
 from tasks import judge as judges

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.schema import ActorCompute, Foundation
+from configs.compute import ActorCompute
+from configs.data import Foundation
 from infra.artifacts import Artifact
 from infra.progress import Bar
 from tasks.inception import Inception, InceptionFeatures

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.schema import ActorCompute, Foundation
+from configs.compute import ActorCompute
+from configs.data import Foundation
 from infra.artifacts import Artifact
 from infra.progress import Bar
 from tasks.latent_scores import CellSums, Rows, Usage, one_cell_each, probe, uniformity

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from configs import Recipe, UserError
-from configs.schema import Classifier
+from configs.scores import Classifier
 from infra.artifacts import Artifact
 from infra.cluster import connect
 from infra.progress import Bar

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import nn
 
+from configs.data import Foundation
+from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, UnetModel
 from configs.errors import UserError
 from configs.load import validate
 from configs.recipe import Recipe
-from configs.schema import DiffusionModel, DitModel, Foundation, SemanticFirstClock, UnetModel
 from configs.tokenizers import AutoencoderModel, SemvaeModel
 from infra.artifacts import Artifact
 from models.autoencoder import AutoencoderKL, Identity

@@ -10,8 +10,8 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from configs.compute import ActorCompute
 from configs.errors import UserError
-from configs.schema import ActorCompute
 from infra.cluster import actor_options, connect
 
 

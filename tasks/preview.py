@@ -10,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from configs import Recipe
-from configs.schema import AutoGuidance, NoGuidance
+from configs.sampling import AutoGuidance, NoGuidance
 from infra.artifacts import Artifact
 from tasks import pictures
 from tasks.cascade import Integrator

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from configs import Recipe
-from configs.schema import AutoGuidance as AutoGuidanceSection
+from configs.sampling import AutoGuidance as AutoGuidanceSection
 from infra.progress import Bar
 from infra.storage import FileEntry
 from infra.weights import fetch

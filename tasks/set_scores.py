@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import Evaluate
+from configs.scores import Evaluate
 from tasks.bootstrap import Interval, interval, share_interval
 from tasks.examine import Examined, Findings
 from tasks.scores import FrechetFrom, class_score, coverage, kernel_distance

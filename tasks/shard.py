@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs import Recipe, UserError
-from configs.schema import Data
-from configs.schema import Shard as ShardSection
+from configs.data import Data
+from configs.data import Shard as ShardSection
 from infra.cluster import connect
 from infra.progress import Bar
 from infra.storage import FileEntry, Storage

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from configs import Recipe
-from configs.schema import TrainDit
+from configs.diffusion import TrainDit
 from infra.weights import load_pretrained
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity

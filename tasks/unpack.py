@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from configs.schema import Data
+from configs.data import Data
 from infra.cluster import connect
 from infra.storage import Storage
 from tasks.parts import Receipt, finished, quiet_ray_data, receipt_row, receipts, write_receipt

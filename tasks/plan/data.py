@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from configs import Recipe, UserError
-from configs.schema import CsvFile, FashionMnist, ParquetFiles, Shard
+from configs.data import CsvFile, FashionMnist, ParquetFiles, Shard
 
 _SAMPLED = 200
 _JPEG, _ASPECT = 0.6, 4 / 3

@@ -11,8 +11,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from configs.data import Foundation
+from configs.diffusion import DiffusionModel, DitModel, UnetModel
 from configs.recipe import Recipe
-from configs.schema import Classifier, DiffusionModel, DitModel, Foundation, UnetModel
+from configs.scores import Classifier
 from configs.tokenizers import AutoencoderModel, Discriminator, SemvaeModel
 
 SIZES = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from configs import Recipe
-from configs.schema import AutoGuidance, ClassifierFree, Sample, SemanticFirstClock, UnetModel
+from configs.diffusion import SemanticFirstClock, UnetModel
+from configs.sampling import AutoGuidance, ClassifierFree, Sample
 
 
 def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[int, float, str]:

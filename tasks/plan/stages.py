@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from configs import Recipe
-from configs.schema import AutoGuidance, ParquetFiles
+from configs.data import ParquetFiles
+from configs.sampling import AutoGuidance
 from tasks.plan import networks, scoring, sizes, trainings
 from tasks.plan.data import Images
 from tasks.plan.figures import Figure

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from configs import Recipe
-from configs.schema import Training
 from configs.tokenizers import VavaeObjective
+from configs.training import Training
 from tasks.plan import networks, sizes
 from tasks.plan.data import Images
 from tasks.plan.figures import Figure

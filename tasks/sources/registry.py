@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.schema import CsvFile, Data, FashionMnist, ImageFolder, ImageNet, ParquetFiles, WebDataset
+from configs.data import CsvFile, Data, FashionMnist, ImageFolder, ImageNet, ParquetFiles, WebDataset
 from tasks.sources.base import Source
 from tasks.sources.csv_file import CsvSource
 from tasks.sources.fashion_mnist import FashionMnistSource

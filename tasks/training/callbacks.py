@@ -11,7 +11,7 @@ from typing import Protocol
 import torch.distributed as dist
 from torch import Tensor
 
-from configs import schema
+from configs.training import Validation as ValidationSection
 from infra import logs
 from tasks.snapshots import snapshot_file
 from tasks.training.checkpoints import Checkpoints
@@ -65,7 +65,7 @@ class Asked:
 class Scores:
     """Validates; the best network so far is kept, and training stops when patience is at its end."""
 
-    def __init__(self, validation: Validation, section: schema.Validation) -> None:
+    def __init__(self, validation: Validation, section: ValidationSection) -> None:
         self.every: int | None = section.every
         self._validation, self._patience = validation, section.patience
 

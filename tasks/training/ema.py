@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from configs.schema import Training
+from configs.training import Training
 from models.power_ema import exponent, new_share
 
 MAIN = "ema"

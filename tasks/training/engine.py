@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from configs.compute import TrainCompute
 from configs.errors import UserError
 from configs.load import merge
-from configs.schema import TrainCompute, Training
+from configs.training import Training
 from tasks.training.optimizer import GuardedAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

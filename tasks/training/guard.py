@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs import schema
 from configs.errors import UserError
+from configs.training import Guard as GuardSection
 from infra import logs
 from tasks.loader import Loader
 
@@ -39,7 +39,7 @@ class Guard:
         """Remember the verdict on the batch that begins at `cursor`: a scalar on the device, 1 where it is bad."""
         self._seen.append((cursor, bad))
 
-    def look(self, section: schema.Guard, loader: Loader) -> None:
+    def look(self, section: GuardSection, loader: Loader) -> None:
         """Read the verdicts since last time.
 
         Raises:

@@ -19,7 +19,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from configs.errors import UserError
-from configs.schema import Training
+from configs.training import Training
 from infra import logs
 from infra.cluster import connect
 from infra.storage import FileEntry, Storage

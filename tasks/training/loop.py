@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from configs.schema import TrainCompute
+from configs.compute import TrainCompute
 from infra import logs
 from infra.metrics import count
 from infra.storage import Storage

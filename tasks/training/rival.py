@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from configs.schema import TrainCompute, Training
+from configs.compute import TrainCompute
+from configs.training import Training
 from tasks.training.engine import Engine, build_engine
 
 

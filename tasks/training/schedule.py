@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from configs.schema import Training
+from configs.training import Training
 
 
 def learning_rate(section: Training, images_seen: int) -> float:

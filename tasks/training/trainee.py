@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from configs.schema import Training
+from configs.training import Training
 from tasks.loader import Batch, Loader
 
 HELD_OUT_NUMBERS = 1 << 62

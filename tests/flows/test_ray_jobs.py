@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from configs import UserError
-from configs.schema import ClusterCompute
+from configs.compute import ClusterCompute
 from infra import jobs
 from infra.artifacts import Artifact
 from tests.flows.conftest import REPOSITORY, Workplace

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from configs import UserError, load_recipe
-from configs.schema import ClusterCompute
+from configs.compute import ClusterCompute
 from infra import jobs
 from infra.artifacts import Artifact
 from infra.logs import FORMAT
@@ -71,7 +71,7 @@ def test_only_code_travels(tmp_path: Path) -> None:
     """By Ray's own rules: packages and pins, neither images nor tests nor what git leaves out."""
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
-    code = {"configs/schema.py", "configs/recipes/demo.yaml", "tasks/sources/base.py", "requirements.lock"}
+    code = {"configs/data.py", "configs/recipes/demo.yaml", "tasks/sources/base.py", "requirements.lock"}
     other = {"my images/cats/1.jpg", ".git/config", "tests/conftest.py", "*.yaml", "tasks/__pycache__/a.pyc"}
     for name in code | other:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

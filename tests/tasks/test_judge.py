@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import Classifier
+from configs.scores import Classifier
 from tasks.judge import Judge, accuracy, build_judge, predict, train
 from tasks.pictures import to_tensor
 from tests.tasks.builders import CLASSES, at, drawing, put_shard, small_recipe

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import Recipe, UserError
-from configs.schema import Shard
+from configs.data import Shard
 from infra.artifacts import MANIFEST
 from infra.storage import FileEntry, Storage
 from tasks import shard

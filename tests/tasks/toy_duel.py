@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from configs.schema import Training
+from configs.training import Training
 from tasks.loader import Batch
 from tests.tasks.toy_training import BATCH, Run, Toy, ToyTrainee
 

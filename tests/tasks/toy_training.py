@@ -18,7 +18,8 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from configs.schema import TrainCompute, Training
+from configs.compute import TrainCompute
+from configs.training import Training
 from infra.storage import Storage
 from infra.tracking import Tracker
 from tasks.loader import Batch

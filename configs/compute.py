@@ -1,0 +1,93 @@
+"""Where and how fast a recipe runs, and where it is tracked; in no fingerprint."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from configs.section import Positive, Section
+
+
+class TrainCompute(Section):
+    workers: Positive = 1
+    gpus_per_worker: Annotated[int, Field(ge=0)] = 1
+    cpus_per_worker: Positive = 8
+    micro_batch: Positive | None = None
+    """Images per worker and accumulation step; None takes the whole share of the batch at once."""
+    engine: Literal["auto", "deepspeed", "plain"] = "auto"
+    """`auto` is DeepSpeed where it is installed and has something to do (several workers, a ZeRO stage, settings of
+    its own); `plain` trains with torch alone."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    communication: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """In which gradients travel between workers."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Laid upon the DeepSpeed configuration that follows from the recipe, e.g. `{zero_optimization: {…}}`."""
+    compile: bool = False
+    recompute: bool = False
+    """Recompute each block's activations in the backward pass instead of keeping them (`train_dit`)."""
+    checkpoint_every: Positive = 1_000_000
+    """Images between checkpoints."""
+    keep_checkpoints: Positive = 3
+    keep_every: Positive | None = None
+    """Checkpoints at multiples of this many images are kept until the stage is done; None keeps the newest only."""
+    log_every: Positive = 25_600
+    """Images between logged metrics, looks at the guard's verdicts and at requests (`docs/training.md`)."""
+    preview_every: Positive | None = None
+    """Images between pictures sampled from the model in training at fixed seeds (`train_dit`); None draws none."""
+    preview_scored: Annotated[int, Field(ge=0)] = 0
+    """Images sampled for a Fréchet distance with each of them, by the network of `evaluate`; 0 leaves it out."""
+    profile_at: Annotated[int, Field(ge=0)] | None = None
+    """Images seen from which a few steps are profiled; None profiles on request only."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker failures survived before the stage fails."""
+    cache_gib: Annotated[float, Field(ge=0)] = 0.0
+    """Local disk for copies of remote shards, GiB on every node; 0 reads them from storage again in every epoch."""
+
+
+class ActorCompute(Section):
+    """A Ray Data stage: decode tasks on CPUs, networks in actors."""
+
+    actors: Positive = 1
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 1
+    cpus_per_actor: Positive = 1
+    batch: Positive = 64
+    compile: bool = False
+    """Compile the blocks of the sampled network and of its guide; pays where many batches are sampled (`sample`)."""
+
+
+class ClusterCompute(Section):
+    """A Ray cluster that takes each stage as one job; without one, stages run in the flow's own process."""
+
+    jobs: Annotated[str, Field(pattern=r"^https?://[^/@\s]+$")] | None = None
+    """Address of its Jobs API, as `http://host:8265`. RAY_API_SERVER_ADDRESS in the environment goes before it."""
+    code: Annotated[str, Field(pattern=r"^/")] | None = None
+    """Folder of this code on every machine of the cluster, as `/opt/latentforge` in our image; None sends the
+    repository along with each job."""
+    environment: tuple[str, ...] = ()
+    """Names of variables of the flow's environment that jobs are given. Ray shows them to whoever sees its dashboard:
+    credentials belong into the environment of the cluster's machines."""
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> ClusterCompute:
+        secret = [name for name in self.environment if _SECRET.search(name)]
+        if secret:
+            raise ValueError(
+                f"environment names {', '.join(secret)}, which Ray's dashboard would show: set it on the cluster's "
+                "machines instead"
+            )
+        return self
+
+
+_SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.I)
+
+
+class Compute(Section):
+    train: TrainCompute = TrainCompute()
+    actors: ActorCompute = ActorCompute()
+    cluster: ClusterCompute = ClusterCompute()
+
+
+class Tracking(Section):
+    experiment: str = "latentforge"

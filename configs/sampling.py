@@ -1,0 +1,86 @@
+"""Sections of sampling: guidance, solvers, and which images are made."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from configs.diffusion import DiffusionModel
+from configs.section import Positive, Section, Share, SigmaRel, Weight
+
+
+class NoGuidance(Section):
+    method: Literal["none"] = "none"
+
+
+class ClassifierFree(Section):
+    method: Literal["classifier_free"] = "classifier_free"
+    scale: Annotated[float, Field(ge=1.0)]
+    channels: Positive | None = None
+    """Guide the first channels only (3 reproduces the published LightningDiT scores); None guides all."""
+    interval_start: Share = 0.0
+    """Guidance is off while a group's time is below this."""
+
+
+class AutoGuidance(Section):
+    """Extrapolate from a weaker model (papers.md 2.6)."""
+
+    method: Literal["autoguidance"] = "autoguidance"
+    scale: Annotated[float, Field(ge=1.0)]
+    semantic_scale: Annotated[float, Field(ge=1.0)] | None = None
+    """Scale of the semantic group; None takes `scale`."""
+    weights: str
+    """Path, fsspec URL or hub name of the weak model, trained on the same latents."""
+    model: DiffusionModel
+
+
+Guidance = Annotated[NoGuidance | ClassifierFree | AutoGuidance, Field(discriminator="method")]
+
+
+Solver = Literal["euler", "heun", "dopri5", "sde"]
+
+
+class SampleStage(Section):
+    """One resolution of a cascade; what is left out is as in `sample`."""
+
+    side: Positive
+    """In cells, one of `train_dit.cascade.sides`."""
+    steps: Positive | None = None
+    solver: Solver | None = None
+    shift: Weight | None = None
+    guidance: Guidance | None = None
+    augment: Share = 0.1
+    """Share of noise in the condition, the lower result."""
+
+
+Label = Annotated[int, Field(ge=0)]
+
+
+class Sample(Section):
+    images: Positive
+    labels: Literal["balanced", "random", "unconditional"] | tuple[Label, ...] | dict[Label, Positive] = "balanced"
+    """`balanced` goes round the classes, `random` draws them, `unconditional` gives none; a list of labels is gone
+    round in its order, and `label: images` gives so many of each, in an order drawn from the seed."""
+    guidance: Guidance = NoGuidance()
+    solver: Solver = "euler"
+    steps: Positive = 50
+    shift: Weight = 0.0
+    """Time shift s of papers.md 1.7; 0 is none."""
+    off_by_one: bool = False
+    """Count grid points instead of steps, as the published samplers do (250 means 249)."""
+    ema: bool = True
+    ema_sigma: SigmaRel | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Sample from the average with a power profile of this width, put together from the training's snapshots
+    (`docs/training.md`), instead."""
+    batch: Positive = 250
+    """Static batch of the sampler. Images do not depend on it, but for dopri5's shared step size."""
+    stages: tuple[SampleStage, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Resolutions of a cascade to go through, coarsest first, up to the latents' own and without a gap; empty goes
+    through all of `train_dit.cascade`."""
+    seed: int = 0
+
+    def at(self, stage: SampleStage) -> Sample:
+        """The section as it holds at one resolution."""
+        own = {name: getattr(stage, name) for name in ("steps", "solver", "shift", "guidance")}
+        return self.model_copy(update={name: value for name, value in own.items() if value is not None})

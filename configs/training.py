@@ -1,0 +1,79 @@
+"""What all trained stages share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.section import Positive, Section, Share, SigmaRel, Weight
+
+
+class Guard(Section):
+    """What happens when a step's gradient is not finite or explodes; such a step never changes a weight."""
+
+    policy: Literal["skip", "rewind", "stop"] = "skip"
+    """Leave the batch out and go on, go back to the last checkpoint and leave it out from there, or fail."""
+    limit: Annotated[float, Field(gt=1)] | None = 50.0
+    """A gradient longer than this many times the usual one explodes; None minds non-finite ones only."""
+    patience: Positive = 20
+    """Bad steps in a row (skip), or rewinds, after which the stage fails in any case."""
+
+
+class Validation(Section):
+    """The objective on held-out images (the test split) at fixed noise and times, of averaged weights if there are."""
+
+    every: Positive
+    """Images between looks."""
+    images: Positive = 2_000
+    """How many are looked at, rounded up to whole batches."""
+    patience: Positive | None = None
+    """Training ends when the score was not beaten for this many images; None never."""
+
+
+class Training(Section):
+    """What all trained stages share. Durations are images seen, over all workers."""
+
+    images: Annotated[int, Field(ge=0)]
+    batch: Positive
+    """Global batch, over all workers and accumulation steps."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: Weight = 0.0
+    warmup_images: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up. `cosine` decays to `final_lr_share` over the last `decay_share` of the images."""
+    decay_share: Share = 1.0
+    final_lr_share: Share = 0.0
+    clip_norm: Weight | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the network's arithmetic; weights, averages and moments are float32. `fp16` scales losses dynamically."""
+    ema_decay: Share | None = None
+    """Of the average that is used where averaged weights are asked for; None keeps none."""
+    ema_decays: tuple[Share, ...] = ()
+    """Decays of further averages, each a file of the artifact."""
+    ema_sigmas: tuple[SigmaRel, ...] = ()
+    """Further averages with a power profile of these widths."""
+    snapshot_every: Positive | None = None
+    """Images between stored snapshots of the `ema_sigmas`, from which any other width is had after training."""
+    validation: Validation | None = None
+    guard: Guard = Guard()
+    seed: int = 0
+    pretrained: str | None = None
+    """Path, fsspec URL or hub name of weights: with `images: 0` used as they are, else trained further."""
+
+    @property
+    def weightless(self) -> bool:
+        """Whether there is nothing to train or to load."""
+        return False
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Training:
+        if self.images == 0 and self.pretrained is None and not self.weightless:
+            raise ValueError("images is 0 and pretrained is not set: train some images or name weights to use")
+        if self.snapshot_every is not None and len(self.ema_sigmas) < 2:
+            raise ValueError(
+                f"snapshot_every is set but ema_sigmas has {len(self.ema_sigmas)} entries: name two widths, e.g. "
+                "[0.05, 0.1]"
+            )
+        return self
