@@ -41,9 +41,10 @@ from tasks.cascade import Integrator
 from tasks.examine import Examined, Examiner, Findings, Networks
 from tasks.labels import image_labels, image_noise
 from tasks.latents import Statistics
-from tasks.networks import default_device, trained_autoencoder, trained_dit
-from tasks.pictures import Pixels, to_pixels, to_tensor
+from tasks.networks import DiffusionNetwork, default_device, trained_autoencoder, trained_dit
+from tasks.pictures import Pixels, to_tensor
 from tasks.readout import BATCH, images
+from tasks.sampler import Decoder
 from tasks.set_scores import compare
 from tasks.stage import Context, Job, Stage, perform
 from tasks.training.launch import train
@@ -177,12 +178,22 @@ def run(root: str, seed: int, given: argparse.Namespace, judge: judges.Judge, re
 def sampled(
     root: str, recipe: Recipe, model: Artifact, count: int
 ) -> tuple[dict[str, Turns], dict[str, float], np.ndarray]:
-    """Every way's turns, its evaluations per image in units of the finest resolution, and the labels of all images."""
+    """As :func:`in_turns`, of a trained network and the labels of all images."""
     device = default_device()
-    network = trained_dit(model, ema=True).to(device)
     prints = {name: job_of(root, recipe, name)[1].fingerprint for name in PREPARED}
     tokenizer = trained_autoencoder(Artifact(root, "train_vavae", prints["train_vavae"])).to(device)
     statistics = Statistics.from_facts(Artifact(root, "encode", prints["encode"]).manifest.facts)
+    labels = image_labels("balanced", np.arange(count), recipe.data.classes, recipe.sample.seed)
+    network = trained_dit(model, ema=True).to(device)
+    turns, evaluations = in_turns(recipe, network, Decoder(tokenizer, statistics), labels)
+    return turns, evaluations, labels
+
+
+def in_turns(
+    recipe: Recipe, network: DiffusionNetwork, decoder: Decoder, labels: np.ndarray
+) -> tuple[dict[str, Turns], dict[str, float]]:
+    """Every way's turns, batch by batch, and its evaluations per image in units of the finest resolution."""
+    device, seed, batch = default_device(), recipe.sample.seed, recipe.sample.batch
     settings = {
         name: recipe.model_copy(
             update={"sample": load_recipe("lowdiff_demo", [*RECIPE, f"sample.stages={stages}"]).sample}
@@ -191,10 +202,8 @@ def sampled(
     }
     ways = {name: Integrator(each, network) for name, each in settings.items()}
     turns = {name: Turns() for name in ways}
-    seed, batch = recipe.sample.seed, recipe.sample.batch
-    labels = image_labels("balanced", np.arange(count), recipe.data.classes, seed)
     with torch.inference_mode():
-        for start in range(-batch, count, batch):  # the first turn warms up
+        for start in range(-batch, len(labels), batch):  # the first turn warms up
             indices = np.arange(max(start, 0), max(start, 0) + batch)
             wanted = torch.from_numpy(labels[indices]).to(device)
 
@@ -203,14 +212,12 @@ def sampled(
 
             for name, way in ways.items():
                 latents, integrating = timed(partial(way, wanted, noise))
-                pixels, decoding = timed(
-                    lambda latents=latents: to_pixels(tokenizer.decode(statistics.denormalise(latents, ["z"])))
-                )
+                pixels, decoding = timed(lambda latents=latents: decoder(latents).cpu().numpy())
                 if start >= 0:
                     turns[name].integrating.append(integrating)
                     turns[name].decoding.append(decoding)
                     turns[name].pixels.append(pixels)
-    return turns, {name: way.evaluations()["effective_evaluations"] for name, way in ways.items()}, labels
+    return turns, {name: way.evaluations()["effective_evaluations"] for name, way in ways.items()}
 
 
 def timed(do: Callable[[], Any]) -> tuple[Any, dict[str, float]]:

@@ -1,6 +1,6 @@
 """How fast images are sampled, against the loop that anyone would write first, at equal evaluations.
 
-    python -m benchmarks.sample [--recipe demo] [--turns 6] [--steps 25] [--no-compile]
+    python -m benchmarks.sample [--recipe demo] [--turns 6] [--steps 25] [--batch 100] [--no-compile]
 
 Random networks of the recipe's sizes, the real sampler from noise to uint8 pixels on this process's device, one batch
 at a time. `plain` is the obvious loop: noise by `torch.randn`, Euler steps, the model and its guide at every step and
@@ -9,9 +9,11 @@ would have made the same images from the same noise; they take turns, so that bo
 
 Three settings: no guidance; classifier-free guidance as LightningDiT publishes it (shift 0.3, off below t 0.125, where
 we leave the second pass out); autoguidance by a network of half the depth. `vs_plain` is plain's seconds over ours,
-the median over turns, of classifier-free guidance; the others are beside it. Where there is no accelerator the same
-ratios come in processor time too, which neighbours disturb less. Compiling is not in it: it is paid once for a sample.
-The last line is one JSON object.
+the median over turns, of classifier-free guidance; the others are beside it. `lowdiff_vs_base` is the same for a
+cascade of resolutions against its finest alone, the network and the steps those of `benchmarks.lowdiff`, which says
+what quality costs; here its weights are random too. Where there is no accelerator the same ratios come in processor
+time too, which neighbours disturb less. Compiling is not in it: it is paid once for a sample; `first_seconds` is how
+long the first batches took with it. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from benchmarks import lowdiff
 from configs import Recipe, load_recipe
 from configs.diffusion import DitModel
 from models.autoencoder import AutoencoderKL
@@ -37,7 +40,14 @@ from models.lightningdit import SIZES, LightningDiT
 from models.solvers import time_grid
 from tasks import pictures
 from tasks.latents import Statistics
-from tasks.networks import build_autoencoder, build_clock, build_dit, channel_groups, default_device
+from tasks.networks import (
+    build_autoencoder,
+    build_clock,
+    build_dit,
+    build_network,
+    channel_groups,
+    default_device,
+)
 from tasks.sampler import Decoder, Sampler, ready
 
 ONE_CLOCK = ("train_semvae=null", "train_dit.clock={kind: synchronous}", "train_dit.objective.semantic_weight=1.0")
@@ -108,38 +118,53 @@ def random_network(network: nn.Module, seed: int) -> Any:
     return network.requires_grad_(False).eval()
 
 
+def random_decoder(recipe: Recipe, device: torch.device) -> Decoder:
+    tokenizer: AutoencoderKL = random_network(build_autoencoder(recipe.train_vavae.model), 1).to(device)
+    z = recipe.train_vavae.model.z_channels
+    return Decoder(tokenizer, Statistics({"z": {"mean": [0.0] * z, "std": [1.0] * z, "count": 1}}))
+
+
 def measure(recipe: Recipe, turns: int, weak: LightningDiT) -> dict[str, Any]:
     """Seconds of a batch by side, and the ratio of the two."""
     device = default_device()
     model = random_network(build_dit(recipe, recipe.train_dit.model), 0).to(device)
-    tokenizer: AutoencoderKL = random_network(build_autoencoder(recipe.train_vavae.model), 1).to(device)
-    z = recipe.train_vavae.model.z_channels
-    found = {"z": {"mean": [0.0] * z, "std": [1.0] * z, "count": 1}}
-    decoder = Decoder(tokenizer, Statistics(found))
+    decoder = random_decoder(recipe, device)
     plain = Plain(recipe, model, weak.to(device), decoder)
     twin = build_dit(recipe, recipe.train_dit.model)  # of its own, since compiling changes a network in place
     twin.load_state_dict(model.state_dict())
     twin.requires_grad_(False).eval().to(device)
     ours = Sampler(recipe, ready(twin, recipe.compute.actors.compile), decoder, device)
     batch = recipe.sample.batch
+    began = time.perf_counter()
     for images in ours.stream(np.arange(start, start + batch) for start in (0, batch)):
         assert images[2].shape[0] == batch
+    first = time.perf_counter() - began
     plain(device)
     seconds: dict[str, list[tuple[float, float]]] = {"plain": [], "ours": []}
     for turn in range(turns):
         indices = [np.arange(start, start + batch) for start in (2 * turn * batch, (2 * turn + 1) * batch)]
         for name in ("plain", "ours") if turn % 2 else ("ours", "plain"):
-            began = time.perf_counter(), time.process_time()
+            clocks = time.perf_counter(), time.process_time()
             if name == "ours":
                 list(ours.stream(indices))
             else:
                 for _ in indices:
                     plain(device)
-            seconds[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+            seconds[name].append((time.perf_counter() - clocks[0], time.process_time() - clocks[1]))
     ratios = [[p[clock] / o[clock] for p, o in zip(*seconds.values(), strict=True)] for clock in (0, 1)]
     result = {f"{name}_images_per_second": 2 * batch / median(s for s, _ in each) for name, each in seconds.items()}
     result |= {"vs_plain": median(ratios[0]), "evaluations": ours.integrator.evaluations()["evaluations"]}
+    result["first_seconds"] = first
     return result if device.type == "cuda" else {**result, "vs_plain_processor": median(ratios[1])}
+
+
+def cascaded(turns: int, batch: int, compiled: bool) -> dict[str, Any]:
+    """How many times as fast as its finest resolution alone a cascade is, and the evaluations of both."""
+    recipe, device = lowdiff.recipe_of(f"sample.batch={batch}"), default_device()
+    network = ready(random_network(build_network(recipe, recipe.train_dit.model), 3).to(device), compiled)
+    labels = np.arange(turns * batch) % recipe.data.classes
+    found, evaluations = lowdiff.in_turns(recipe, network, random_decoder(recipe, device), labels)
+    return {"effective_evaluations": evaluations, **lowdiff.speeds(found)}
 
 
 def main() -> None:
@@ -172,6 +197,8 @@ def main() -> None:
             result[name] = measure(load_recipe(given.recipe, [*overrides, *changes]), given.turns, weak)
             found = "  ".join(f"{key} {value:.2f}" for key, value in result[name].items())
             print(f"{name:>16}  {found}", flush=True)
+    cascade = cascaded(given.turns, given.batch, not given.no_compile)
+    print(f"{'lowdiff':>16}  {cascade}", flush=True)
     print(
         json.dumps(
             {
@@ -181,7 +208,9 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
                 "compiled": not given.no_compile,
                 "vs_plain": result["classifier_free"]["vs_plain"],
+                "lowdiff_vs_base": cascade["cascade"]["wall_decoded"],
                 **result,
+                "lowdiff": cascade,
             }
         )
     )
