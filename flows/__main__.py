@@ -138,8 +138,11 @@ def summary(uri: str) -> None:
     if manifest["scores"]:
         console.print(table)
     console.print(f"result   {uri}", soft_wrap=True)
-    for page in (entry["path"] for entry in manifest["files"] if entry["path"].endswith(".html")):
-        console.print(f"page     {uri}/{page}", soft_wrap=True)
+    names = [entry["path"] for entry in manifest["files"]]
+    pages = [name for name in names if name.endswith(".html")]
+    for what, shown in (("page   ", pages), ("picture", [] if pages else [n for n in names if n.endswith(".png")])):
+        for name in shown:
+            console.print(f"{what}  {uri}/{name}", soft_wrap=True)
     console.print(f"MLflow   mlflow ui --backend-store-uri {tracking_uri()}", soft_wrap=True)
 
 

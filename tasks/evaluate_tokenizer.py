@@ -6,16 +6,25 @@ network, as everywhere. What each score means is in docs/tokenizers.md.
 
 from __future__ import annotations
 
+import numpy as np
+
 from configs import UserError
+from tasks import pictures
 from tasks.evaluate import score_names
 from tasks.examine import Examined, ImageSet, Networks, examine
 from tasks.examine_latents import Subjects, examine_latents
+from tasks.readout import pick_images
+from tasks.reconstruct import reconstructed
 from tasks.scores import FrechetFrom
 from tasks.stage import Context, Outcome, Stage
 
+PICTURE = "reconstructions.png"
+SHOWN, ROWS = 40, 4
+"""Images in it, and rows of them."""
+
 
 def run(context: Context) -> Outcome:
-    """Score reconstructions and latents.
+    """Score reconstructions and latents, and show some.
 
     Raises:
         UserError: too few images, or weights that cannot be had.
@@ -43,7 +52,20 @@ def run(context: Context) -> Outcome:
         )
     except ValueError as error:
         raise UserError(f"the tokenizer cannot be scored: {error}; see evaluate_tokenizer.images") from None
-    return Outcome(files=[], rows=found["again"].images, facts=facts, scores=scores | latent)
+    picture = pictures.png(_side_by_side(context))
+    context.tracker.file(PICTURE, picture)
+    files = [context.out.write_bytes(PICTURE, picture)]
+    return Outcome(files=files, rows=found["again"].images, facts=facts, scores=scores | latent)
+
+
+def _side_by_side(context: Context) -> pictures.Pixels:
+    """The first test images, every row above its reconstructions."""
+    shards = context.input("shard")
+    entries = shards.files("test/")
+    columns = max(1, min(SHOWN, sum(entry.rows or 0 for entry in entries)) // ROWS)
+    shown = pick_images(shards.storage, entries, range(columns * ROWS), context.recipe.image.size)
+    rows = zip(*(np.split(each, ROWS) for each in (shown, reconstructed(context, shown))), strict=True)
+    return pictures.grid(np.concatenate([each for pair in rows for each in pair]), columns)
 
 
 def _reconstruction(context: Context, found: dict[str, Examined]) -> dict[str, float]:
@@ -62,7 +84,7 @@ def _reconstruction(context: Context, found: dict[str, Examined]) -> dict[str, f
 
 STAGE = Stage(
     name="evaluate_tokenizer",
-    version=1,
+    version=2,
     sections=("image", "foundation", "evaluate", "evaluate_tokenizer"),
     inputs=("shard", "train_vavae", "train_semvae"),
     run=run,

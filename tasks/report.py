@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-import torch
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from configs import UserError
-from infra.artifacts import Artifact, Manifest
-from infra.cluster import connect
+from infra.artifacts import Manifest
 from tasks import pictures
 from tasks.labels import shown_per_class
-from tasks.networks import default_device, trained_autoencoder
 from tasks.readout import pick_images, read_labels
+from tasks.reconstruct import reconstructed
 from tasks.scores import score_name
 from tasks.stage import Context, Outcome, Stage
 
@@ -32,7 +29,6 @@ PAGE = "report.html"
 _STAGES = ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate")
 _LOOKED_THROUGH = 20_000
 """Images whose labels are read to choose what to show."""
-_RECONSTRUCTED_AT_ONCE = 16
 
 
 def run(context: Context) -> Outcome:
@@ -72,7 +68,7 @@ def _sheets(context: Context) -> tuple[list[int], dict[str, pictures.Pixels]]:
     real = shown_per_class(real_labels, section.columns, section.rows, common)
     generated = pick_images(sample.storage, sample.files("part-"), [*chain(*made)], size)
     originals = pick_images(shards.storage, shards.files("test/"), [*chain(*real)], size)
-    again = _reconstructed(context, originals)
+    again = reconstructed(context, originals)
     columns = len(made[0])
     sheets = {
         "generated": pictures.grid(generated, columns),
@@ -80,23 +76,6 @@ def _sheets(context: Context) -> tuple[list[int], dict[str, pictures.Pixels]]:
         "reconstructed": pictures.grid(again, columns),
     }
     return made_labels[made[0]].tolist(), sheets
-
-
-def _reconstructed(context: Context, images_BHW3: pictures.Pixels) -> pictures.Pixels:
-    """The tokenizer's reconstructions, made in one Ray task."""
-    connect()
-    compute = context.recipe.compute.actors
-    task = ray.remote(_reconstruct).options(num_cpus=compute.cpus_per_actor, num_gpus=compute.gpus_per_actor)
-    again: pictures.Pixels = ray.get(task.remote(context.input("train_vavae"), images_BHW3, compute.cpus_per_actor))
-    return again
-
-
-@torch.inference_mode()
-def _reconstruct(tokenizer: Artifact, images_BHW3: pictures.Pixels, threads: int) -> pictures.Pixels:
-    torch.set_num_threads(threads)
-    network = trained_autoencoder(tokenizer).to(device := default_device())
-    pieces = pictures.to_tensor(images_BHW3).split(_RECONSTRUCTED_AT_ONCE)
-    return np.concatenate([pictures.to_pixels(network.decode(network.encode(x.to(device)).mean)) for x in pieces])
 
 
 def _losses(manifest: Manifest) -> dict[str, pictures.Curve]:

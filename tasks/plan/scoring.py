@@ -9,6 +9,8 @@ from tasks.plan.figures import Figure
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Work
 
 EXAMINED_AT_ONCE, EXAMINED_BATCH = 500, 64
+PICTURED = 80
+"""Images in the picture of `evaluate_tokenizer`, reconstructions with them."""
 INCEPTION = (2048, 2023, 1008)
 """Numbers that Inception finds in an image: pooled, spatial, logits (tasks/inception.py)."""
 INCEPTION_FLOPS = 11_426_464_960
@@ -63,7 +65,7 @@ def evaluate(recipe: Recipe, images: Images) -> Work:
 
 
 def evaluate_tokenizer(recipe: Recipe, images: Images) -> Work:
-    """Its scores are all that stays; statistics of latents, which no GPU computes, are not in the FLOPs."""
+    """Statistics of latents, which no GPU computes, are not in the FLOPs."""
     section, compute = recipe.evaluate_tokenizer, recipe.compute.actors
     shown, fitted = min(section.images, images.test), min(section.probe_images, images.train)
     encoder, decoder = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
@@ -91,9 +93,9 @@ def evaluate_tokenizer(recipe: Recipe, images: Images) -> Work:
         stage="evaluate_tokenizer",
         pool="infer",
         rows=Figure(shown, "recipe: evaluate_tokenizer.images"),
-        written=Figure(0, "scores alone, in the manifest"),
+        written=Figure(PICTURED * 3 * recipe.image.size**2, "at most the pixels of one picture"),
         reads=Figure(count, REQUESTS),
-        writes=Figure(MANIFEST_AND_RUN, REQUESTS),
+        writes=Figure(1 + MANIFEST_AND_RUN, REQUESTS),
         flops=Figure(flops, source),
         read=looked * images.mean_bytes + 2 * actors * sizes.weights_bytes(weights),
         decodes=looked,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from infra.artifacts import Artifact
 from tasks import networks
@@ -77,14 +80,28 @@ def test_latents_are_compared_with_features_as_by_hand(root: str, monkeypatch: p
 
 
 def test_the_stage_scores_both_tokenizers(root: str, local_ray: None) -> None:
-    outcome = STAGE.run(context(root, RECIPE, STAGE, "shard", "train_vavae", "train_semvae"))
-    assert outcome.rows == 80 and not outcome.files
-    by_hand, vae = [], networks.trained_autoencoder(Artifact(root, "train_vavae", "train_vavae"))
+    made = context(root, RECIPE, STAGE, "shard", "train_vavae", "train_semvae")
+    outcome = STAGE.run(made)
+    assert outcome.rows == 80
+    by_hand, originals, vae = (
+        [],
+        list[np.ndarray](),
+        networks.trained_autoencoder(Artifact(root, "train_vavae", "train_vavae")),
+    )
     for _, shown in images(Artifact(root, "shard", "shard"), "test", 32):
         again = vae.decode(vae.encode(to_tensor(shown)).mean)
         levels = (127.5 * again + 128).clamp(0, 255).floor().permute(0, 2, 3, 1).numpy()
         error = np.square(levels - shown.astype(np.float64)).mean(axis=(1, 2, 3))
         by_hand += (10 * np.log10(255**2 / error)).tolist()
+        originals.append(shown)
+    (file,) = outcome.files
+    sheet = np.asarray(Image.open(io.BytesIO(made.out.read_bytes(file.path))))[
+        ::2, ::2
+    ]  # small images are shown at twice their size
+    tiles = [sheet[33 * row : 33 * row + 32, :32] for row in range(8)]
+    for row, number in enumerate((0, 10, 20, 30)):
+        assert (tiles[2 * row] == np.concatenate(originals)[number]).all(), "a row of images"
+        assert (tiles[2 * row] != tiles[2 * row + 1]).any(), "and what an untrained network makes of them"
     assert outcome.scores["reconstruction_psnr"] == pytest.approx(np.mean(by_hand), rel=1e-4)
     assert -1 <= outcome.scores["reconstruction_ssim"] <= 1 and outcome.scores["reconstruction_lpips"] > 0
     assert outcome.scores["reconstruction_frechet_efficientnet_lite0"] > 0

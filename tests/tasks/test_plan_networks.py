@@ -108,7 +108,7 @@ def test_inception_costs_what_torch_counts(tmp_path: Path) -> None:
 def test_what_the_plan_repeats_is_what_the_code_says() -> None:
     """Figures that are written down twice so that a plan need not import torch or Ray."""
     from models.lightningdit import SIZES
-    from tasks import examine, judge, readout, sample, shard, train_semvae, train_vavae
+    from tasks import evaluate_tokenizer, examine, judge, readout, sample, shard, train_semvae, train_vavae
 
     assert {
         size: dict(zip(("hidden_size", "depth", "num_heads"), values, strict=True))
@@ -119,6 +119,7 @@ def test_what_the_plan_repeats_is_what_the_code_says() -> None:
     assert networks._JUDGE_GRID == judge._SIDE
     assert (stages.SAMPLES_PER_PART, scoring.EXAMINED_AT_ONCE) == (sample._LEAST_PER_PART, examine._LENGTH)
     assert sample.GRID_ROWS == stages.SHOWN_PER_CLASS
+    assert 2 * evaluate_tokenizer.SHOWN == scoring.PICTURED
     assert readout.BATCH == scoring.EXAMINED_BATCH
     assert {
         "train_vavae": train_vavae._SCORED_IMAGES,
