@@ -25,6 +25,9 @@ class TrainCompute(Section):
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Laid upon the DeepSpeed configuration that follows from the recipe, e.g. `{zero_optimization: {…}}`."""
     compile: bool = False
+    """Compile the network that is trained."""
+    channels_last: bool = False
+    """Lay out activations with their channels side by side, as tensor cores like them (`train_vavae`)."""
     recompute: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them (`train_dit`)."""
     checkpoint_every: Positive = 1_000_000

@@ -149,10 +149,14 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(self.trunk(x))
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """All but the last convolution, whose weight's gradients are asked for on their own (papers.md 1.2)."""
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return F.silu(self.norm_out(self.mid(h)))
 
 
 class Decoder(nn.Module):
@@ -189,10 +193,14 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        return self.conv_out(self.trunk(z))
+
+    def trunk(self, z: Tensor) -> Tensor:
+        """All but the last convolution, as the encoder's."""
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return F.silu(self.norm_out(h))
 
 
 class AutoencoderKL(nn.Module):

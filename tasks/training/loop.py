@@ -86,8 +86,12 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
         module.load_state_dict(found.tensors[WEIGHTS], strict=False)
         if rival is not None:
             rival.module.load_state_dict(found.tensors[RIVAL + WEIGHTS])
-    if hasattr(trainee.network, "blocks"):
-        prepare(trainee.network, compile=compute.compile, checkpoint_activations=compute.recompute)
+    prepare(
+        trainee.network,
+        compile=compute.compile,
+        checkpoint_activations=compute.recompute and hasattr(trainee.network, "blocks"),
+        channels_last=compute.channels_last,
+    )
     engine = build_engine(module, section, compute, device)
     split = Split.of(section.batch, world, compute.micro_batch)
     emas = averages(section, engine.live())

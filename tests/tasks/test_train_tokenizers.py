@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,16 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.nn.modules.module import register_module_forward_hook
 
 from configs import Recipe, UserError
+from models.autoencoder import Decoder
 from models.checkpoints import Checkpoint, write_authors
 from tasks import train_semvae, train_vavae
 from tasks.loader import Batch
 from tasks.stage import Context
-from tasks.training.launch import OBJECTIVE, build, export
+from tasks.training.launch import OBJECTIVE, RESULT, build, export
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Metrics
 from tests.tasks.builders import at, context, put_shard, small_recipe
@@ -185,6 +189,30 @@ def test_imported_weights_are_fine_tuned_at_another_size(root: str, tmp_path: Pa
     tuned = load_file(Path(made.out.path) / "model.safetensors")
     gaps = [(tuned[name] - value).abs().max().item() for name, value in theirs.state_dict().items()]
     assert 0 < max(gaps) < 0.01, "two small steps away from what was imported"
+
+
+@pytest.mark.parametrize("how", ["channels_last", pytest.param("compile", marks=pytest.mark.slow)])  # it traces
+def test_the_loop_compiles_and_lays_out_as_it_is_asked_to(root: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    found: dict[str, list[float]] = {}
+    for name, asked in {"plain": "false", how: "true"}.items():
+        few = ("train_vavae.images=16", "train_vavae.stages=[]", f"compute.train.{how}={asked}")
+        made, laid = job(root, small_recipe(*STAGES, *few), name=f"{how} {name}"), list[bool]()
+        hook = register_module_forward_hook(
+            lambda part, _, out, laid=laid: (
+                laid.append(out.is_contiguous(memory_format=torch.channels_last)) if isinstance(part, Decoder) else None
+            )
+        )
+        train(made)
+        hook.remove()
+        curve = json.loads(made.out.read_bytes(RESULT))["facts"]["curves"]["total"]
+        found[name] = [value for _, value in curve]
+        if how == "channels_last":
+            assert laid[0] == (name == how)
+    assert (counters["stats"]["unique_graphs"] > 0) == (how == "compile")
+    assert len(found[how]) == 2 and found[how] == pytest.approx(found["plain"], rel=1e-3)
 
 
 def test_perceptual_loss_is_trained_with_and_refused_without_weights(root: str) -> None:
