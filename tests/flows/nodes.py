@@ -43,6 +43,14 @@ class RayNodes:
         """SIGKILL to every process of a node."""
         self.ask("kill", node)
 
+    def holding(self, name: str) -> list[str]:
+        """Nodes with a worker whose title has this in it, such as an actor's class."""
+        return list(self.ask("holding", name))
+
+    def warn(self, node: str, seconds: float) -> None:
+        """Notice that a node will be gone in so many seconds; it is still there then."""
+        self.ask("warn", {"node": node, "seconds": seconds})
+
     def jobs(self) -> dict[str, Any]:
         """Every job that was ever submitted, by its id."""
         return {job["submission_id"]: job for job in self._get("jobs/") if job["submission_id"]}

@@ -1,6 +1,7 @@
 """A Ray cluster of several nodes on this machine: `python -m tests.flows.ray_nodes FOLDER PORT CPUS`.
 
 It reads one JSON object a line from stdin and answers with one: `{"add": {"num_cpus": 2}}`, `{"kill": node}`,
+`{"warn": {"node": node, "seconds": 30}}`: its end is near, `{"holding": "Encoder"}`: nodes where this works,
 `{"demand": true}`: what an autoscaler would see. At the end of stdin it ends its own nodes, and no other Ray on this
 machine.
 """
@@ -9,13 +10,16 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray._raylet import GcsClient
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import NodeStatus
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION, NodeStatus
 
 
 class Nodes:
@@ -32,8 +36,39 @@ class Nodes:
         return str(node.node_id)
 
     def kill(self, node: str) -> str:
+        """At once, as a machine dies: Ray alone would leave the node's workers a second to go on."""
+        workers = self._workers(node)
+        self._raylet(node).suspend()
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
         self._cluster.remove_node(self._nodes.pop(node), allow_graceful=False)
         return node
+
+    def holding(self, name: str) -> list[str]:
+        """Nodes with a worker whose title, which Ray makes of what it does, has this in it."""
+        found = []
+        for node in self._nodes:
+            for worker in self._workers(node):
+                with suppress(psutil.Error):
+                    if name in " ".join(worker.cmdline()):
+                        found.append(node)
+                        break
+        return found
+
+    def _raylet(self, node: str) -> psutil.Process:
+        return psutil.Process(self._nodes[node].all_processes["raylet"][0].process.pid)
+
+    def _workers(self, node: str) -> list[psutil.Process]:
+        return self._raylet(node).children(recursive=True)
+
+    def warn(self, arguments: dict[str, Any]) -> str:
+        """What a cloud's notice comes to in Ray: no new work for the node, and word to those who work there."""
+        end = int(1000 * (time.time() + arguments["seconds"]))
+        gcs = GcsClient(address=self._cluster.gcs_address)
+        taken, why = gcs.drain_node(arguments["node"], DRAIN_NODE_REASON_PREEMPTION, "a test's notice", end)
+        assert taken, why
+        return str(arguments["node"])
 
     def demand(self, _: Any) -> dict[str, Any]:
         """What an autoscaler would be asked for: requests that wait, each with how often, and gangs of them."""

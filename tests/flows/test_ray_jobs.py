@@ -1,10 +1,9 @@
-"""Stages as jobs of a Ray cluster: one run of `encode`, disturbed, and a mistake. More nodes: test_ray_cluster.py."""
+"""Stages as jobs of a Ray cluster: one run of `shard`, disturbed, and a mistake. More nodes: test_ray_cluster.py."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,12 +31,9 @@ def nodes(finished: Workplace) -> Iterator[RayNodes]:
 
 @pytest.fixture
 def there(finished: Workplace, nodes: RayNodes, tmp_path: Path) -> Workplace:
-    """The finished run's artifacts up to the tokenizers, under a root of its own, and stages go to the cluster."""
-    for name in ("shard", "train_vavae", "train_semvae"):
-        shutil.copytree(Path(finished.root) / name, tmp_path / "artifacts" / name)
-    return replace(
-        finished, root=str(tmp_path / "artifacts"), environment={**finished.environment, **nodes.environment}
-    )
+    """An empty root, and stages go to the cluster."""
+    environment = {**finished.environment, **nodes.environment}
+    return replace(finished, root=str(tmp_path / "artifacts"), environment=environment)
 
 
 def test_a_stage_outlives_the_process_that_submitted_it(
@@ -45,27 +41,27 @@ def test_a_stage_outlives_the_process_that_submitted_it(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-flow-alone")
     log = tmp_path / "flow.log"
-    first = start(there, "--only", "encode")
+    first = start(there, "--only", "shard")
     wait_until(lambda: bool(nodes.drivers()) or first.poll() is not None, "the stage was submitted")
     (job,), (driver,) = nodes.running(), nodes.drivers()
     os.kill(driver, signal.SIGSTOP)  # so that it does not end before the second process looks
     first.kill()
     first.wait()
 
-    again = start(there, "--only", "encode", log=log)
+    again = start(there, "--only", "shard", log=log)
     following = f"job {job} runs already"
     wait_until(lambda: following in log.read_text() or again.poll() is not None, "the second process found it")
     os.kill(driver, signal.SIGCONT)
     assert again.wait(timeout=300) == 0, log.read_text()
     said = log.read_text()
-    assert following in said and "made encode" in said
-    encoded = {name: found for name, found in nodes.jobs().items() if "-encode-" in name}
-    assert list(encoded) == [job] and encoded[job]["status"] == "SUCCEEDED"
-    artifact = Artifact(f"file://{there.root}", "encode", finished.first["encode"])
+    assert following in said and "made shard" in said
+    sharded = {name: found for name, found in nodes.jobs().items() if "-shard-" in name}
+    assert list(sharded) == [job] and sharded[job]["status"] == "SUCCEEDED"
+    artifact = Artifact(f"file://{there.root}", "shard", finished.first["shard"])
     assert job == jobs.submission_id(artifact, 1)
-    assert artifact.manifest.files == Artifact(f"file://{finished.root}", "encode", artifact.fingerprint).manifest.files
+    assert artifact.manifest.files == Artifact(f"file://{finished.root}", "shard", artifact.fingerprint).manifest.files
     assert not artifact.storage.exists(jobs.DESCRIPTION)
-    assert "of-the-flow-alone" not in json.dumps(encoded) + nodes.log(job) + said
+    assert "of-the-flow-alone" not in json.dumps(sharded) + nodes.log(job) + said
 
 
 def test_a_mistake_reaches_the_person_as_one_line(there: Workplace) -> None:
