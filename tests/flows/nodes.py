@@ -110,8 +110,8 @@ def ray_nodes(environment: Mapping[str, str], head_cpus: int = 0) -> Iterator[Ra
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300, pause: float = 0.1) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.1)
+        time.sleep(pause)
