@@ -83,7 +83,7 @@ def test_a_notice_saves_before_the_node_goes(
 ) -> None:
     """Nothing is saved but for the notice; training goes on elsewhere from where it was, which is no failure."""
     one = nodes.add(num_cpus=2)
-    shutil.copytree(finished.root, there.root)
+    shutil.copytree(finished.undisturbed, there.root)
     log = tmp_path / "flow.log"
     never = ("train_dit.images=400000", "compute.train.checkpoint_every=400000", "compute.train.max_failures=0")
     command = start(there, "--only", "train_dit", *settings(CODE, *never), log=log)
@@ -107,7 +107,7 @@ def test_a_notice_saves_before_the_node_goes(
 
 def test_a_cancelled_flow_leaves_nothing_running(finished: Workplace, there: Workplace, nodes: RayNodes) -> None:
     nodes.add(num_cpus=2)
-    shutil.copytree(finished.root, there.root)
+    shutil.copytree(finished.undisturbed, there.root)
     flow = deploy(there, nodes, *LONG)
     wait_until(lambda: has(there, CHECKPOINT) or ended(there, flow), "it trained", **PATIENTLY)
     (job,) = nodes.running()
@@ -123,7 +123,7 @@ def test_an_interrupted_command_leaves_nothing_running(
 ) -> None:
     """And what training saved is where the next run goes on."""
     nodes.add(num_cpus=2)
-    shutil.copytree(finished.root, there.root)
+    shutil.copytree(finished.undisturbed, there.root)
     command = start(there, "--only", "train_dit", *settings(CODE, *LONG))
     wait_until(lambda: bool(nodes.running()) and has(there, CHECKPOINT), "it trained", 900)
     (job,) = nodes.running()
@@ -151,7 +151,7 @@ def newest(workplace: Workplace) -> int:
 
 def test_what_an_autoscaler_is_asked_for(finished: Workplace, there: Workplace, nodes: RayNodes) -> None:
     """Stages wait without nodes, their demand is there to be seen, and they go on as nodes come and go."""
-    shutil.copytree(finished.root, there.root)
+    shutil.copytree(finished.undisturbed, there.root)
     encode = start(there, "--only", "encode", "--force", "encode", "--set", CODE)
     wait_until(lambda: bool(nodes.ask("demand")["waiting"]), "actors asked for CPUs")
     assert all(0 < each["CPU"] <= 1 for each in nodes.ask("demand")["waiting"])
