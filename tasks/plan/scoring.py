@@ -93,7 +93,7 @@ def evaluate_tokenizer(recipe: Recipe, images: Images) -> Work:
         stage="evaluate_tokenizer",
         pool="infer",
         rows=Figure(shown, "recipe: evaluate_tokenizer.images"),
-        written=Figure(PICTURED * 3 * recipe.image.size**2, "at most the pixels of one picture"),
+        written=Figure(PICTURED * 3 * max(64, recipe.image.size) ** 2, "at most the pixels of one picture"),
         reads=Figure(count, REQUESTS),
         writes=Figure(1 + MANIFEST_AND_RUN, REQUESTS),
         flops=Figure(flops, source),
