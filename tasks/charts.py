@@ -11,7 +11,7 @@ import numpy as np
 
 INK = "#7c8594"
 """A grey that reads on light and on dark paper: charts have no background of their own."""
-COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6", "#ec4899", "#84cc16")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d31", "#84cc16")
 _DOTS_PER_INCH = 144
 _COLUMNS = 2
 
