@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from configs.errors import UserError
 from infra.artifacts import Artifact
@@ -33,8 +34,7 @@ def fetch(artifact: Artifact, entry: FileEntry, copy: Path, limit_bytes: int) ->
         return found
     copy.parent.mkdir(parents=True, exist_ok=True)
     partial = copy.with_suffix(_PARTIAL)
-    with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released with the file, also when the process dies
+    with _locked(partial) as file:
         if found := _opened(copy, entry):  # another process was faster
             return found
         data = artifact.storage.read_bytes(entry.path)
@@ -53,6 +53,17 @@ def fetch(artifact: Artifact, entry: FileEntry, copy: Path, limit_bytes: int) ->
         found = FileIO(partial)  # before another process can evict it
         partial.replace(copy)
         return found
+
+
+def _locked(path: Path) -> BinaryIO:
+    """The file of this name, created if need be, for this process alone: until it is closed or the process dies."""
+    while True:
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "wb")  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):  # who held it before has given the file its final name
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
 
 
 def _opened(copy: Path, entry: FileEntry) -> FileIO | None:

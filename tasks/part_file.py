@@ -1,14 +1,9 @@
-"""One Parquet part, read by position: exactly the bytes that are asked for, never through a mapping.
-
-A process that reads through a mapping is killed without a word when the file is cut off under it; a read comes back
-short, and can be refused by name.
-"""
+"""One Parquet part: what its footer says, and where in the file that puts the values of its columns."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,9 +14,6 @@ from tasks.latents import is_tensor, tensor_dtype, values_in_file
 
 Stamp = tuple[int, int, int]
 """Inode, bytes and time of change of a local file: while they stay, its content is taken to stay."""
-_PIECE = 1 << 18
-"""Bytes below which a read is not worth another thread."""
-_PIECES_OF_POOL = 4
 
 
 def stamp(file: BinaryIO) -> Stamp:
@@ -58,23 +50,3 @@ class PartFile:
         spans = self._spans[name] or []
         offset, size = spans[group] if group < len(spans) else (0, 0)
         return (offset, size) if size and size == rows * self.schema.field(name).type.bit_width // 8 else None
-
-
-def read_span(file: BinaryIO, offset: int, target: np.ndarray, pool: ThreadPoolExecutor | None = None) -> None:
-    """Fill `target`, uint8 (bytes,), from `offset` of a file on, in pieces by the threads of a pool where there is one.
-
-    The file's own position does not move. Raises EOFError where the file ends earlier.
-    """
-    whole = memoryview(target)  # type: ignore[arg-type]
-    step = max(_PIECE, -(-len(whole) // _PIECES_OF_POOL // _PIECE) * _PIECE) if pool else len(whole)
-
-    def read(start: int) -> None:
-        rest, place = whole[start : start + step], offset + start
-        while rest:
-            got = os.preadv(file.fileno(), [rest], place)
-            if not got:
-                raise EOFError(f"it ends {len(rest)} bytes before the end of a row group")
-            rest, place = rest[got:], place + got
-
-    for _ in (pool.map if pool else map)(read, range(0, len(whole), step)):
-        pass

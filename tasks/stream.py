@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -12,6 +13,23 @@ T = TypeVar("T")
 
 _POLL = 0.1
 """Seconds in which a thread with a full queue notices that nobody wants more."""
+
+
+def each(pool: ThreadPoolExecutor | None, do: Callable[[T], None], work: Iterable[T]) -> None:
+    """Do it to every item, by a pool's threads where there is one. Raises the first error met, in the items' order."""
+    if pool is None:
+        for item in work:
+            do(item)
+        return
+    futures = []
+    try:
+        futures += [pool.submit(do, item) for item in work]
+        for future in futures:
+            future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)  # nobody writes to memory any more
 
 
 class Stream(Generic[T]):

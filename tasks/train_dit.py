@@ -70,6 +70,7 @@ class Diffusion:
             self.section.batch,
             self.section.seed,
             flips=recipe.image.flips,
+            threads=recipe.compute.train.cpus_per_worker,
             keys=False,
             pin=torch.cuda.is_available(),
             cache_gib=recipe.compute.train.cache_gib,

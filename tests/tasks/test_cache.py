@@ -11,7 +11,7 @@ from configs import UserError
 from infra.artifacts import Artifact
 from infra.storage import Storage
 from tasks.cache import copy_name, fetch
-from tasks.loader import Loader
+from tasks.loader import Batch, Loader
 from tests.tasks.piles import put_latents
 from tests.tasks.streams import same, take, with_a_flipped_bit
 
@@ -74,6 +74,25 @@ def test_several_threads_or_processes_fetch_a_part_once(
     with ThreadPoolExecutor(4) as pool:  # each has a lock of its own, as processes have
         list(pool.map(lambda _: fetch(artifact, entry, folder / copy_name(entry), 2**30), range(4)))
     assert asked == [entry.path] and [path.stat().st_size for path in _copies(folder)] == [entry.bytes]
+
+
+@pytest.mark.parametrize("streams", ["threads of a stream", "streams side by side"])
+def test_a_cache_too_small_for_its_readers_serves_them_all(home: Path, streams: str) -> None:
+    artifact, _ = put_latents("memory://crowded", (64,) * 8, {"z": (2, 4, 4)})
+    limit = 2.2 * max(entry.bytes for entry in artifact.manifest.files)
+
+    def served(threads: int, cache_gib: float) -> list[Batch]:
+        return take(Loader(artifact, "train", ("z",), 64, 0, threads=threads, cache_gib=cache_gib), 2048)
+
+    plain = served(1, 0.0)
+    if streams == "threads of a stream":
+        assert same(served(8, limit / 2**30), plain)
+    else:  # each with a loader of its own, as the workers on a node have
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda _: served(1, limit / 2**30), range(6)))
+        assert all(same(one, plain) for one in found)
+    assert sum(path.stat().st_size for path in _copies(home / "cache")) <= limit
+    artifact.storage.delete()
 
 
 def test_a_damaged_copy_is_fetched_again(remote: tuple[Artifact, Path]) -> None:

@@ -35,13 +35,14 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, dict[st
 
 
 @pytest.mark.parametrize("flips", [False, True])
-def test_the_stream_does_not_depend_on_the_number_of_workers(
+def test_the_stream_does_not_depend_on_the_number_of_workers_and_threads(
     latents: tuple[Artifact, dict[str, np.ndarray]], flips: bool
 ) -> None:
     loader = Loader(latents[0], "train", ("z", "s"), 48, 5, flips=flips)
     alone = take(loader, 700)
     for world in (2, 3, 8):
         assert same(take(loader, 700, world=world), alone)
+    assert same(take(Loader(latents[0], "train", ("z", "s"), 48, 5, flips=flips, threads=3), 700), alone)
 
 
 @given(cursor=st.integers(0, 1500), world=st.sampled_from([1, 2, 3, 8]), batch=st.sampled_from([24, 48, 600]))
@@ -97,12 +98,29 @@ def test_many_lanes_serve_the_same_as_the_order_says(tmp_path: Path, monkeypatch
         assert key == f"image-{row:05d}"
 
 
+def test_many_lanes_serve_the_same_to_any_number_of_workers_and_threads_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.loader._SHUFFLED_LATENTS", 256)
+    artifact, content = put_latents(str(tmp_path), (900, 700), SHAPES)
+    alone = take(Loader(artifact, "train", ("z", "s"), 96, 3, flips=True), 3500)
+    for batch in alone:
+        for key, z, s in zip(batch.keys, batch.arrays["z"], batch.arrays["s"], strict=True):
+            row = int(key.split("-")[1])
+            flip = "" if np.array_equal(z, content["z"][row]) else "_flip"
+            assert np.array_equal(z, content["z" + flip][row]) and np.array_equal(s, content["s" + flip][row])
+    threaded = Loader(artifact, "train", ("z", "s"), 96, 3, flips=True, threads=4)
+    for world in (1, 3, 8):
+        assert same(take(threaded, 3500, world=world), alone)
+        assert same(take(threaded, 3500 - 96 * 19, cursor=96 * 19, world=world), alone[19:])
+
+
 def test_a_worker_reads_little_more_than_its_share(tmp_path: Path) -> None:
     artifact, _ = put_latents(str(tmp_path), (16_000, 16_000), {"z": (1, 1, 1)}, rows_per_group=64)
     loader = Loader(artifact, "train", ("z",), 1024, 0, keys=False, ahead=0)
     read: list[int] = []
     whole = loader.reader.read
-    loader.reader.read = lambda number: read.append(number) or whole(number)  # type: ignore[func-returns-value]
+    loader.reader.read = lambda number, wanted: read.append(number) or whole(number, wanted)  # type: ignore[func-returns-value]
     for _ in itertools.islice(loader.stream(0, 3, 8), 32_000 // 1024):
         pass
     groups = len(loader.reader.index)
@@ -140,7 +158,7 @@ def test_what_does_not_fit_is_refused(latents: tuple[Artifact, dict[str, np.ndar
         Loader(artifact, "train", ("z",), 8, 0).stream(0, 0, 3)
     other, _ = put_latents(str(tmp_path), (20,), {"z": (2, 4, 4)})
     other.manifest.facts["shapes"]["z"] = [2, 2, 2]
-    with pytest.raises(UserError, match=r"column 'z' has shape \(2, 4, 4\) but the manifest says \(2, 2, 2\)"):
+    with pytest.raises(UserError, match=r"column 'z' has shape \(2, 4, 4\) float16 but the manifest says \(2, 2, 2\)"):
         next(Loader(other, "train", ("z",), 8, 0).stream())
 
 
@@ -163,7 +181,8 @@ def test_what_is_held_of_a_batch_never_changes(latents: tuple[Artifact, dict[str
     for batch in itertools.islice(stream, 60):
         addresses.add(batch.arrays["z"].ctypes.data)
     stream.close()
-    assert len(addresses) < 10, "memory that nobody holds is used again"
+    ahead = 11 + 2 + 3  # a shuffle of 300 rows fills 11 batches; some wait, some are in use
+    assert len(addresses) <= ahead, "memory that nobody holds is used again"
 
 
 def test_a_part_of_a_tensors_memory_stays_a_part_of_that_tensor() -> None:

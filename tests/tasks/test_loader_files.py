@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import pytest
 from configs import UserError
 from infra.artifacts import Artifact
 from tasks.groups_reader import GroupReader
-from tasks.latents import WRITE_OPTIONS
+from tasks.latents import WRITE_OPTIONS, latent_table
 from tasks.loader import Loader
-from tasks.part_file import PartFile, read_span
+from tasks.part_file import PartFile
+from tasks.placement import Placement, read_into
 from tests.tasks.piles import put_latents
 from tests.tasks.streams import same, take, with_a_flipped_bit
 
@@ -62,6 +62,21 @@ def test_parts_laid_out_in_other_ways_are_read_alike(tmp_path: Path, options: di
         again = artifact.storage.write_table(entry.path, table, 16, **{**WRITE_OPTIONS, **options})
         artifact.manifest.files[number].__dict__["bytes"] = again.bytes  # frozen, but this is a test's own copy
     assert same(take(Loader(artifact, "train", ("z", "s"), 14, 0, flips=True), 210), plain)
+    # A batch of three epochs wants every group three times at once.
+    wide = Loader(artifact, "train", ("z", "s"), 210, 0, flips=True, threads=8)
+    [whole] = take(wide, 210)
+    assert np.array_equal(whole.arrays["z"], np.concatenate([batch.arrays["z"] for batch in plain]))
+
+
+def test_latents_of_another_dtype_are_refused(tmp_path: Path) -> None:
+    artifact, content = put_latents(str(tmp_path), (40,), {"z": (2, 2, 2)})
+    [entry] = artifact.files("train/")
+    keys = [f"image-{number:05d}" for number in range(40)]
+    table = latent_table(keys, content["label"], {"z": content["z"].astype(np.float32)})
+    again = artifact.storage.write_table(entry.path, table, 16, **WRITE_OPTIONS)
+    artifact.manifest.files[0].__dict__["bytes"] = again.bytes
+    with pytest.raises(UserError, match=r"'z' has shape \(2, 2, 2\) float32 but the manifest says \(2, 2, 2\) float16"):
+        take(Loader(artifact, "train", ("z",), 14, 0), 14)
 
 
 def test_after_its_first_reading_a_local_group_needs_no_decoder(
@@ -73,12 +88,14 @@ def test_after_its_first_reading_a_local_group_needs_no_decoder(
     monkeypatch.setattr(
         PartFile, "decoded", lambda *given, verify: decoded.append(given[3]) or whole(*given, verify=verify)
     )
-    with ThreadPoolExecutor(2) as pool:
-        reader = GroupReader(artifact, "train", ["label", "key", "z"], {"z": SHAPES["z"]}, pool=pool)
-        for group in (reader.read(1), reader.read(1)):
-            assert np.array_equal(group.items("z", slice(2, 5)), content["z"][18:21].reshape(3, -1))
-            assert group.labels.tolist() == content["label"][16:32].tolist()
-            assert group.items("key", slice(0, 2)) == ["image-00016", "image-00017"]
+    reader = GroupReader(artifact, "train", ["label", "key", "z"], {"z": SHAPES["z"]})
+    for _ in range(2):
+        found = np.zeros((4, 2, 2, 2), np.float16)
+        places = [row.data for row in found.reshape(4, -1).view(np.uint8)]
+        group = reader.read(1, {"z": Placement(np.array([2, 3, 4, 9]), places)})
+        assert np.array_equal(found, content["z"][[18, 19, 20, 25]])
+        assert group.labels.tolist() == content["label"][16:32].tolist()
+        assert group.items("key", slice(0, 2)) == ["image-00016", "image-00017"]
     assert decoded == [["label", "key", "z"], ["key"]]
 
 
@@ -97,11 +114,11 @@ def test_a_file_that_changes_under_a_stream_is_refused_by_name(
             next(stream)  # every group was found whole
         if harm == "cut off while it is read":
 
-            def cut(file: Any, offset: int, target: np.ndarray, pool: Any) -> None:
+            def cut(file: Any, offset: int, places: Any) -> None:
                 os.truncate(path, len(good) // 3)
-                read_span(file, offset, target, pool)
+                read_into(file, offset, places)
 
-            monkeypatch.setattr("tasks.groups_reader.read_span", cut)
+            monkeypatch.setattr("tasks.placement.read_into", cut)
         elif harm == "cut off":
             os.truncate(path, len(good) // 3)
         elif harm == "damaged":
