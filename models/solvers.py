@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from models.clocks import Clock
 from models.groups import ChannelGroups
@@ -81,6 +80,8 @@ def sample(
         return v.to(x_BCHW.dtype) * groups.spread(mask_BG), t_BG, mask_BG
 
     if solver == "dopri5":
+        from torchdiffeq import odeint  # here, because it brings all of scipy's integrators
+
         span = torch.tensor([0.0, clock.span], device=noise_BCHW.device)
 
         def adaptive(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
