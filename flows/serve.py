@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,8 +41,14 @@ def serve(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
 
 @contextmanager
 def running(prefect_port: int, mlflow_port: int) -> Iterator[dict[str, str]]:
-    """The servers and the worker while the context lasts; gives the environment that talks to them."""
+    """The servers and the worker while the context lasts; gives the environment that talks to them.
+
+    Raises:
+        UserError: a port is taken, or a server does not come up.
+    """
     folder = home()
+    for what, port in (("prefect", prefect_port), ("mlflow", mlflow_port)):
+        _check_free(port, f"--{what}-port")
     environment = {
         **os.environ,
         "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
@@ -67,6 +74,18 @@ def running(prefect_port: int, mlflow_port: int) -> Iterator[dict[str, str]]:
         _await("the MLflow UI", f"http://127.0.0.1:{mlflow_port}/health", folder / "mlflow.log")
         start("worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
         yield environment
+
+
+def _check_free(port: int, option: str) -> None:
+    """Else whoever answers there would be taken for the server that is started here."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} is taken ({error.strerror}): stop what runs there, or choose another with {option}"
+            ) from None
 
 
 @contextmanager

@@ -139,15 +139,17 @@ class Artifact:
         try:
             data = self.storage.read_bytes(name)
         except FileNotFoundError:
-            raise UserError(
-                f"{self.uri}/{name} is missing; delete {MANIFEST} beside it and run stage {self.stage} again"
-            ) from None
+            raise UserError(f"{self.uri}/{name} is missing; {self._remedy}") from None
         if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise UserError(
                 f"{self.uri}/{name} is not the file that the manifest describes (expected {entry.bytes} bytes, found "
-                f"{len(data)}, or the hash differs); delete {MANIFEST} beside it and run stage {self.stage} again"
+                f"{len(data)}, or the hash differs); {self._remedy}"
             )
         return data
+
+    @property
+    def _remedy(self) -> str:
+        return f"run again with --force {self.stage} or, where that is no stage of the flow, without the folder"
 
     def complete(self, manifest: Manifest) -> None:
         """Write the manifest: from here on the artifact exists."""

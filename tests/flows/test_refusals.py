@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.s3_server import free_ports
 from tests.flows.conftest import Workplace
 
 Command = Callable[..., tuple[int, str]]
@@ -48,6 +50,18 @@ def test_mistakes_are_one_line(command: Command, tmp_path: Path, arguments: list
     (line,) = [line for line in errors.splitlines() if line.strip()]
     assert line.startswith("error: ") and words in line
     assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("option", ["--prefect-port", "--mlflow-port"])
+def test_a_taken_port_is_not_taken_for_ours(command: Command, home: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        free = dict(zip(("--prefect-port", "--mlflow-port"), map(str, free_ports(2)), strict=True))
+        arguments = [word for pair in (free | {option: str(port)}).items() for word in pair]
+        status, errors = command("serve", *arguments)
+    assert status == 1
+    assert f"error: port {port} is taken" in errors and option in errors
+    assert not list(home.glob("*.log")), "nothing was started"
 
 
 def test_wrong_keys_are_refused_before_anything_starts(
