@@ -34,7 +34,8 @@ class TrainCompute(Section):
     """Images between checkpoints."""
     keep_checkpoints: Positive = 3
     keep_every: Positive | None = None
-    """Checkpoints at multiples of this many images are kept until the stage is done; None keeps the newest only."""
+    """The first checkpoint at or after each multiple of so many images is kept until the stage is done; None keeps none
+    but the newest."""
     log_every: Positive = 25_600
     """Images between logged metrics, looks at the guard's verdicts and at requests (`docs/training.md`)."""
     preview_every: Positive | None = None

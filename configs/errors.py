@@ -7,3 +7,7 @@ class UserError(Exception):
     The command line prints it as one line and exits with status 1; anything else is a defect of ours
     and keeps its traceback.
     """
+
+
+class Unreachable(UserError):
+    """Something outside did not answer, or has no room: the same may go well a little later."""

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -66,15 +66,17 @@ class _Teller:
         self._moved = 0.0
 
     def __call__(self, line: Line) -> None:
-        self._logger.log(logging.getLevelNamesMapping()[line.level.upper()], "%s", line.message)
+        level = logging.getLevelNamesMapping().get(line.level.upper(), logging.INFO)
+        self._logger.log(level, "%s", line.message)
         images, total = line.fields.get("images"), line.fields.get("total")
         if images and total and time.monotonic() - self._moved > _SECONDS_BETWEEN_MOVES:
             self._moved = time.monotonic()
             share = min(100.0, 100.0 * images / total)
-            if self._bar is None:
-                self._bar = create_progress_artifact(share, description=line.message)
-            else:
-                update_progress_artifact(self._bar, share, description=line.message)
+            with suppress(Exception):  # a server that is away for a while loses a bar's step, not the run
+                if self._bar is None:
+                    self._bar = create_progress_artifact(share, description=line.message)
+                else:
+                    update_progress_artifact(self._bar, share, description=line.message)
 
 
 @dataclass
@@ -147,7 +149,7 @@ class Run:
 
     def _perform(self, stage: Stage, artifact: Artifact, job: Job, complete: bool) -> None:
         logger = get_run_logger()
-        child = None if complete else self._child_run(stage, artifact)
+        child = self._begun_run(artifact) if complete else self._child_run(stage, artifact)
         if child is not None:
             job = Job(**{**asdict(job), "tracking": {**asdict(child), "prefect_flow_run": self.prefect_flow_run}})
         verb = "cached" if complete else "running"
@@ -159,11 +161,13 @@ class Run:
             perform_stage(stage, asdict(job))
         except BaseException:
             if child is not None:
-                child.finish("FAILED")
+                with suppress(Exception):  # MLflow may be what failed; the first error is the one to tell
+                    child.finish("FAILED")
             raise
         if child is not None:
-            artifact.storage.delete(_RUN_FILE)
             child.finish()
+            artifact.storage.delete(_RUN_FILE)
+            artifact.storage.delete(jobs.DESCRIPTION)
         manifest = artifact.manifest
         self.tracker.tag(**{f"stage.{stage.name}": f"{verb.replace('running', 'made')} {artifact.fingerprint}"})
         self.tracker.metrics({f"{stage.name}/{name}": value for name, value in manifest.scores.items()})
@@ -175,14 +179,18 @@ class Run:
             manifest.seconds,
         )
 
+    def _begun_run(self, artifact: Artifact) -> tracking.Tracker | None:
+        """The MLflow run that an earlier attempt at this artifact began and did not end, open again."""
+        if not artifact.storage.exists(_RUN_FILE):
+            return None
+        known = json.loads(artifact.storage.read_bytes(_RUN_FILE))
+        child = tracking.Tracker.of(known)
+        return child if child.uri == self.tracker.uri and child.reopen() else None
+
     def _child_run(self, stage: Stage, artifact: Artifact) -> tracking.Tracker:
         """The stage's MLflow run; an interrupted stage goes on in the run it began."""
-        if artifact.storage.exists(_RUN_FILE):
-            known = json.loads(artifact.storage.read_bytes(_RUN_FILE))
-            if known.get("uri") == self.tracker.uri:
-                child = tracking.Tracker.of(known)
-                child.reopen()
-                return child
+        if child := self._begun_run(artifact):
+            return child
         tags = {"stage": stage.name, "fingerprint": artifact.fingerprint, "prefect_flow_run": self.prefect_flow_run}
         child = tracking.start_run(self.recipe.tracking.experiment, stage.name, tags, parent=self.tracker)
         child.params({name: self.recipe.section(name) for name in stage.sections})
@@ -225,7 +233,8 @@ def open_run(
     try:
         yield run
     except BaseException:
-        parent.finish("FAILED")
+        with suppress(Exception):
+            parent.finish("FAILED")
         raise
     else:
         parent.finish()

@@ -24,7 +24,8 @@ _BIN = Path(sys.executable).parent
 
 def serve(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
     """Start everything, register the deployments of `prefect.yaml`, and wait for Ctrl-C."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # else a service manager would leave the servers behind
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # else a service manager or a closed terminal would leave servers
+        signal.signal(ending, lambda *_: sys.exit(0))
     with running(prefect_port, mlflow_port) as environment:
         print(
             f"\nPrefect   http://127.0.0.1:{prefect_port}\nMLflow    http://127.0.0.1:{mlflow_port}\n\n"

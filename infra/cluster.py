@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from configs.compute import ActorCompute
-from configs.errors import UserError
+from configs.errors import Unreachable, UserError
 
 SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the version of uv or pip that started us must not be rebuilt in workers
@@ -81,7 +81,7 @@ def user_errors() -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None:
             inner = getattr(cause, "cause", None)
-            if type(cause) is UserError:
+            if type(cause) in (UserError, Unreachable):
                 raise cause from None
             cause = inner if isinstance(inner, BaseException) else cause.__cause__
         raise

@@ -22,6 +22,7 @@ from typing import Any
 from configs.compute import ClusterCompute
 from configs.errors import UserError
 from infra import logs
+from infra.addresses import refuse_credentials
 from infra.artifacts import Artifact
 from infra.cluster import SETTINGS
 from infra.logs import Line
@@ -41,6 +42,7 @@ _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.
 _LOOK_SECONDS = 2.0
 _PATIENCE_SECONDS = 300.0
 """How long the Jobs API may be out of reach before whoever waits gives up; the job goes on."""
+_ANSWER_SECONDS = 60.0
 _FAREWELL_SECONDS = 20.0
 """How long to wait for a stopped job; below the 30 s that Prefect gives a cancelled flow."""
 
@@ -60,10 +62,12 @@ def check(compute: ClusterCompute) -> None:
     """Refuse a cluster that cannot be reached, or that has another Ray, before anything starts.
 
     Raises:
-        UserError: it does not answer, wants another token, or is of another version.
+        UserError: it does not answer, wants another token, or is of another version, or its address holds credentials.
     """
-    if address(compute) is None:
+    place = address(compute)
+    if place is None:
         return
+    refuse_credentials(ADDRESS, place)  # a recipe's own address has none, by its form
     _variables(compute)
     try:
         _client(compute)
@@ -98,6 +102,8 @@ def run(artifact: Artifact, description: bytes, compute: ClusterCompute, say: Sa
         else:
             say(Line(f"job {job} runs already at {address(compute)}: following it"))
         details = _follow(client, job, say)
+    except OSError as error:  # requests' errors are; storage's are not
+        raise JobLost(f"the Ray Jobs API at {address(compute)} does not answer any more: {_short(error)}") from None
     except Exception:
         raise
     except BaseException:  # Ctrl-C, SIGTERM and cancellation are no Exceptions
@@ -122,13 +128,19 @@ def _client(compute: ClusterCompute) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        """Whose requests end: on a connection that went silent Ray's own wait for ever."""
+
+        def _do_request(self, method: str, endpoint: str, **given: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": _ANSWER_SECONDS, **given})
+
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     place = address(compute)
     token = _token()
     try:
         with _environment(ADDRESS, place):  # else a RAY_ADDRESS of this process would go before
-            client = JobSubmissionClient(place, headers={"Authorization": f"Bearer {token}"} if token else None)
+            client = Client(place, headers={"Authorization": f"Bearer {token}"} if token else None)
     except AuthenticationError:
         raise UserError(
             f"the Ray cluster at {place} wants another token: put it into ~/.ray/auth_token, or name its file in "
@@ -236,7 +248,7 @@ def _follow(client: Any, job: str, say: Say) -> Any:
                 unseen_since = None
             except Exception as error:  # the head restarts, a forwarded port broke
                 unseen_since = unseen_since or time.monotonic()
-                if time.monotonic() - unseen_since > _PATIENCE_SECONDS or "404" in str(error):
+                if time.monotonic() - unseen_since > _PATIENCE_SECONDS or "status code 404" in str(error):
                     raise JobLost(f"job {job} is out of reach: {_short(error)}") from None
                 continue
             if details.status.is_terminal():
@@ -309,7 +321,8 @@ class _Tail:
 
 def _stop(client: Any, artifact: Artifact, say: Say) -> None:
     until = time.monotonic() + _FAREWELL_SECONDS
-    with suppress(Exception):
+    job: str | None = submission_id(artifact, 0)[:-1] + "…"
+    try:
         job = _running(client, artifact)
         if job is None:
             return
@@ -321,6 +334,9 @@ def _stop(client: Any, artifact: Artifact, say: Say) -> None:
                 return
             time.sleep(0.5)
         say(Line(f"stopped job {job}", "warning"))
+    except Exception as error:  # the interruption itself must reach whoever sent it
+        with suppress(Exception):
+            say(Line(f"cannot tell job {job} to stop ({_short(error)}): `ray job stop` ends it", "error"))
 
 
 def _judge(details: Any, job: str) -> None:

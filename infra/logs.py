@@ -34,7 +34,8 @@ class Line:
 def say(message: str, level: str = "info", file: TextIO | None = None, **fields: Any) -> None:
     """Print a line at once: the message for people, the fields with it for programs. `file` defaults to stdout."""
     text = _object(Line(message, level, fields)) if in_json() else message
-    print(text, file=file or sys.stdout, flush=True)
+    # In one piece, or the lines of other processes would come between an unbuffered line and its end.
+    print(text + "\n", end="", file=file or sys.stdout, flush=True)
 
 
 def read(text: str) -> Line:

@@ -20,7 +20,7 @@ class Bar:
     def __init__(self, what: str, total: int | None, unit: str = "images") -> None:
         self._what, self._total, self._unit = what, total, unit
         self._done, self._started, self._said = 0, time.monotonic(), time.monotonic()
-        self._told, self._measured = 0, self._started
+        self._told, self._skipped, self._measured = 0, 0, self._started
         self._rich: Progress | None = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -48,6 +48,7 @@ class Bar:
     def skip(self, amount: int) -> None:
         """What an earlier attempt has done."""
         self._told += amount
+        self._skipped += amount
         self.advance(amount)
 
     def move_to(self, done: int, note: str = "") -> None:
@@ -57,7 +58,7 @@ class Bar:
         self._said = time.monotonic()
         seconds = self._said - self._started
         share = f" of {self._total:,} ({100 * self._done / self._total:.0f} %)" if self._total else ""
-        rate = self._done / seconds if seconds > 0 else 0.0
+        rate = (self._done - self._skipped) / seconds if seconds > 0 else 0.0
         line = f"{self._what}: {self._done:,}{share} {self._unit}, {rate:,.0f}/s, {seconds:.0f} s {note}".rstrip()
         figures = {"images": self._done, "total": self._total, "images_per_second": round(rate, 1)}
         logs.say(line, "info", sys.stderr, stage=self._what, **figures)

@@ -21,7 +21,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.errors import UserError
+from configs.errors import Unreachable, UserError
+from infra.addresses import refuse_credentials
 from infra.metrics import count
 
 T = TypeVar("T")
@@ -46,7 +47,12 @@ class Storage:
 
     @classmethod
     def at(cls, root: str) -> Storage:
-        """Storage at `root`: a plain path (made absolute) or any fsspec URL."""
+        """Storage at `root`: a plain path (made absolute) or any fsspec URL.
+
+        Raises:
+            UserError: the URL holds credentials.
+        """
+        refuse_credentials("the storage's URL", root)
         if "://" not in root:
             root = "file://" + os.path.abspath(os.path.expanduser(root))
         return cls(root.rstrip("/"))
@@ -209,7 +215,7 @@ class Storage:
             hint = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if not self.local else "check its permissions"
             raise UserError(f"cannot {verb} {where}: access denied ({_short(error)}); {hint}") from None
         except (OSError, _client_errors()) as error:
-            raise UserError(
+            raise Unreachable(
                 f"cannot {verb} {where}: {_short(error)}; check that the storage is reachable and not full"
             ) from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
+from infra.addresses import refuse_credentials
 from infra.home import home
 
 
@@ -20,15 +19,15 @@ def tracking_uri() -> str:
     """Where runs go: MLFLOW_TRACKING_URI, or SQLite in the project's home folder.
 
     Raises:
-        UserError: the address holds a password; it is kept beside unfinished artifacts and handed to jobs.
+        UserError: the address holds credentials; it is kept beside unfinished artifacts and handed to jobs.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
-    if re.search(r"://[^/@]*:[^/@]*@", uri):
-        raise UserError(
-            "MLFLOW_TRACKING_URI holds a password, which would be written beside artifacts: start `mlflow server` on "
-            "that database and name the server; its own credentials go into MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD"
-        )
+    refuse_credentials(
+        "MLFLOW_TRACKING_URI",
+        uri,
+        "start `mlflow server` on that database and name the server; its own credentials go into "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    )
     return uri
 
 
@@ -99,10 +98,18 @@ class Tracker:
         if self.run:
             self._client.log_table(self.run, dict(columns), name)
 
-    def reopen(self) -> None:
-        """Go on in a run that was interrupted."""
-        if self.run:
-            self._client.update_run(self.run, status="RUNNING")
+    def reopen(self) -> bool:
+        """Go on in a run that was interrupted; False where the server knows none of that name (any more)."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.run:
+                self._client.update_run(self.run, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     def finish(self, status: str = "FINISHED") -> None:
         if self.run:

@@ -22,6 +22,8 @@ from models.checkpoints import Checkpoint, Statistics, Which, load_into, load_to
 from models.foundation import load_efficientnet_lite0
 
 _HUB = "hf://"
+_NAMES = ("hub", "package", "random")
+"""What may stand where weights are named, and is no location."""
 
 
 def fetch(location: str) -> Path:
@@ -41,6 +43,22 @@ def fetch(location: str) -> Path:
             raise UserError(f"weights {location}: {what}; give a checkpoint file, a URL or hf://org/repo/file")
         return path
     return _from_url(location)
+
+
+def identities(**locations: str | None) -> dict[str, str]:
+    """What a fingerprint knows of weights besides their names: the content of files, by use.
+
+    Packages' and hubs' names stand for themselves, as do no weights at all.
+
+    Raises:
+        UserError: a file does not exist, or cannot be reached.
+    """
+    found: dict[str, str] = {}
+    for use, location in locations.items():
+        if location and location not in _NAMES and not location.startswith(_HUB):
+            with fetch(location).open("rb") as file:
+                found[use] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def load_checkpoint(location: str, *, num_heads: int | None = None, semantic_channels: int | None = None) -> Checkpoint:

@@ -55,7 +55,7 @@ def _encoded(context: Context, shards: Artifact, parts: list[FileEntry]) -> Iter
         return
     import ray.data
 
-    from tasks.encoder import Encoder
+    from tasks.encoder import EncoderActor
 
     connect()
     quiet_ray_data()
@@ -71,7 +71,7 @@ def _encoded(context: Context, shards: Artifact, parts: list[FileEntry]) -> Iter
         num_cpus=decode_cpus,
     )
     stream = stream.map_batches(
-        Encoder,
+        EncoderActor,
         fn_constructor_args=(context.job,),
         compute=ray.data.ActorPoolStrategy(
             size=actors,
@@ -181,10 +181,18 @@ def _averages(train: list[Receipt], columns: list[str], recipe: Recipe) -> dict[
     return found
 
 
+def external(recipe: Recipe) -> dict[str, str]:
+    """Which foundation model, where its weights are a file's."""
+    from infra.weights import identities
+
+    return {} if recipe.foundation is None else identities(foundation=recipe.foundation.weights)
+
+
 STAGE = Stage(
     name="encode",
     version=3,
     sections=("image", "encode", "foundation"),
     inputs=("shard", "train_vavae", "train_semvae"),
     run=run,
+    external=external,
 )

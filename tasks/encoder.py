@@ -27,8 +27,29 @@ COLUMNS = tuple(name + suffix for name in ("z", "z" + DEVIATION, "s", "s" + DEVI
 """Every tensor column a part can have, in its order."""
 
 
+class EncoderActor:
+    """An :class:`Encoder` in an actor, whose errors come out as values, those of its construction too."""
+
+    def __init__(self, job: Job) -> None:
+        self._refusal: UserError | None = None
+        try:
+            self._encoder = Encoder(job)
+        except UserError as error:
+            self._refusal = error
+
+    def __call__(self, shard: pa.Table) -> pa.Table:
+        """One row of `decode_part` in, the row of one receipt out; the part is in storage by then."""
+        done = receipt_row(lambda: self._written({name: shard[name][0] for name in shard.column_names}))
+        return pa.table({name: [value] for name, value in done.items()})
+
+    def _written(self, row: dict[str, Any]) -> Receipt:
+        if self._refusal is not None:
+            raise self._refusal
+        return self._encoder.write_part(row)
+
+
 class Encoder:
-    """An actor of the stage. Loads its networks once; every call encodes one decoded shard.
+    """Loads the stage's networks once, then encodes one decoded shard after the other.
 
     Calls may come from several threads: one part at a time is on the device, while another is written to storage.
     """
@@ -53,11 +74,6 @@ class Encoder:
         if self.recipe.foundation is not None and (self.semantic_vae or self.recipe.encode.align_features):
             self.foundation = self._placed(load_foundation(self.recipe.foundation))
             self._check_grids()
-
-    def __call__(self, shard: pa.Table) -> pa.Table:
-        """One row of `decode_part` in, the row of one receipt out; the part is in storage by then."""
-        done = receipt_row(lambda: self.write_part({name: shard[name][0] for name in shard.column_names}))
-        return pa.table({name: [value] for name, value in done.items()})
 
     def write_part(self, row: dict[str, Any]) -> Receipt:
         """Encode one decoded shard and write its part.

@@ -1,7 +1,8 @@
 """A stage as the driver of a Ray job: `python -m tasks.job ROOT STAGE FINGERPRINT`.
 
 What to do is in `job.json` in the artifact's folder. Exit status 0 when the artifact is complete, 1 on a mistake of a
-person's, which is the last line, 70 on a defect, 75 where machines were lost and another attempt may help.
+person's, which is the last line, 70 on a defect, 75 where machines were lost or storage was out of reach and another
+attempt may help.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from configs.errors import UserError
+from configs.errors import Unreachable, UserError
 from infra import logs
 from infra.artifacts import Artifact
 from infra.cluster import disconnect
@@ -35,6 +36,9 @@ def main(root: str, stage: str, fingerprint: str) -> int:
         check_pins()
         made: Stage = import_module(f"tasks.{stage}").STAGE
         perform(made, _described(Artifact(root, stage, fingerprint)))
+    except Unreachable as error:
+        logs.say(str(error), "error")
+        return _TEMPORARY
     except UserError as error:
         logs.say(str(error), "error", mistake=True)
         return 1
@@ -50,6 +54,8 @@ def _is_rays(error: BaseException) -> bool:
     """Whether machines or processes were lost, beyond what the stage survives by itself."""
     from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RaySystemError, WorkerCrashedError
 
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return False  # its constructor raised, as it would again
     return isinstance(error, (NodeDiedError, ObjectLostError, RayActorError, RaySystemError, WorkerCrashedError))
 
 

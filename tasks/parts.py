@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from configs import UserError
+from configs.errors import Unreachable, UserError
 from infra.storage import FileEntry, Storage
 
 RECEIPTS = "receipts"
@@ -83,16 +83,16 @@ def receipt_row(make: Callable[[], Receipt]) -> dict[str, str]:
     Errors travel as values: on their way through Ray Data exceptions keep only their text.
     """
     try:
-        return {"receipt": make().to_json(), "error": ""}
+        return {"receipt": make().to_json(), "error": "", "passing": ""}
     except UserError as error:
-        return {"receipt": "", "error": str(error)}
+        return {"receipt": "", "error": str(error), "passing": "yes" if isinstance(error, Unreachable) else ""}
 
 
 def receipts(rows: Iterable[Mapping[str, str]]) -> Iterator[Receipt]:
     """The receipts in rows of :func:`receipt_row`. Raises the UserError that one of them carries."""
     for row in rows:
         if row["error"]:
-            raise UserError(row["error"])
+            raise (Unreachable if row["passing"] else UserError)(row["error"])
         yield Receipt.from_json(row["receipt"])
 
 

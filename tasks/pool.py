@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from configs.compute import ActorCompute
 from configs.errors import UserError
-from infra.cluster import actor_options, connect
+from infra.cluster import actor_options, connect, require_gpus
 
 
 def spread(
@@ -32,6 +32,7 @@ def spread(
     if not items:
         return
     connect()
+    require_gpus("compute.actors.gpus_per_actor", compute.gpus_per_actor)
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     most = min(compute.actors, len(items))
@@ -43,26 +44,27 @@ def spread(
         **actor_options(compute),
     )
     for row in results.iter_rows():
-        if row["error"]:
-            raise UserError(row["error"])
-        yield pickle.loads(row["result"])
+        result = pickle.loads(row["result"])
+        if isinstance(result, UserError):
+            raise result
+        yield result
 
 
 class _Worker:
     """Carries a UserError out as a value: on its way through Ray Data an exception keeps only its text."""
 
     def __init__(self, worker: type, arguments: tuple[Any, ...]) -> None:
-        self._error, self._work = "", None
+        self._refusal: UserError | None = None
         try:
             self._work = worker(*arguments)
         except UserError as error:
-            self._error = str(error)
+            self._refusal = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        error, result = self._error, None
-        if self._work is not None:
+        result: Any = self._refusal
+        if result is None:
             try:
                 result = self._work(pickle.loads(row["item"]))
-            except UserError as refusal:
-                error = str(refusal)
-        return {"error": error, "result": pickle.dumps(result)}
+            except UserError as error:
+                result = error
+        return {"result": pickle.dumps(result)}

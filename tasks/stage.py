@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from configs.errors import UserError
+from configs.errors import Unreachable, UserError
 from configs.load import validate
 from configs.recipe import Recipe
 from infra.artifacts import Artifact, Manifest, fingerprint, library_versions, timestamp
+from infra.locks import alone
 from infra.storage import FileEntry, Storage
 from infra.tracking import Tracker
 
@@ -94,8 +95,8 @@ class Stage:
     def fingerprint(self, recipe: Recipe, inputs: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
         """The fingerprint of this stage's output and the sections it covers."""
         sections = {name: recipe.section(name) for name in self.sections}
-        if self.external is not None:
-            sections["external"] = dict(self.external(recipe))
+        if self.external is not None and (found := dict(self.external(recipe))):
+            sections["external"] = found
         if "data" in sections:
             sections["data"] = _without_places(sections["data"])
         return fingerprint(self.name, self.version, sections, inputs), sections
@@ -106,14 +107,21 @@ def perform(stage: Stage, job: Job) -> Artifact:
     context = Context(job)
     if context.artifact.is_complete():
         return context.artifact
-    started = time.monotonic()
+    with alone(context.artifact.uri):
+        if not context.artifact.is_complete():  # somebody else made it while we waited
+            _make(stage, context)
+    return context.artifact
+
+
+def _make(stage: Stage, context: Context) -> None:
+    job, started = context.job, time.monotonic()
     try:
         outcome = stage.run(context)
     except Exception as error:
-        mistake = next((cause for cause in causes(error) if type(cause) is UserError), None)
+        mistake = next((cause for cause in causes(error) if type(cause) in (UserError, Unreachable)), None)
         if mistake is None:
             raise
-        raise UserError(f"stage {stage.name}: {mistake}") from None
+        raise type(mistake)(f"stage {stage.name}: {mistake}") from None
     seconds = time.monotonic() - started
     manifest = Manifest(
         stage=stage.name,
@@ -133,7 +141,6 @@ def perform(stage: Stage, job: Job) -> Artifact:
     )
     context.artifact.complete(manifest)
     context.tracker.metrics({**outcome.scores, "seconds": seconds, "rows": float(outcome.rows)})
-    return context.artifact
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from configs import Recipe
 from configs.diffusion import TrainDit
-from infra.weights import load_pretrained
+from infra.weights import identities, load_pretrained
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
 from tasks.buffers import as_tensor
@@ -116,4 +116,9 @@ def preview(context: Context, trained: Diffusion) -> DiffusionPreview:
     return DiffusionPreview(context, trained.network)  # type: ignore[arg-type]
 
 
-STAGE = Stage("train_dit", 2, ("data", "image", "foundation", "train_dit"), ("encode",), run)
+def external(recipe: Recipe) -> dict[str, str]:
+    """Which file of weights it starts from, where one is."""
+    return identities(pretrained=section(recipe).pretrained)
+
+
+STAGE = Stage("train_dit", 2, ("data", "image", "foundation", "train_dit"), ("encode",), run, external=external)

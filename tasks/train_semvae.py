@@ -11,7 +11,7 @@ from torch import nn
 from configs import Recipe, UserError
 from configs.tokenizers import TrainSemvae
 from infra.artifacts import Artifact
-from infra.weights import load_pretrained
+from infra.weights import identities, load_pretrained
 from models.tokenizer_losses import TrainableSemanticVAE
 from tasks.buffers import as_tensor
 from tasks.loader import IMAGE, Batch, Loader
@@ -66,9 +66,11 @@ def stored(recipe: Recipe) -> Artifact | None:
 
 
 def external(recipe: Recipe) -> dict[str, str]:
-    """Which stored features, where some are."""
+    """Which stored features and files of weights, where some are."""
     artifact = stored(recipe)
-    return {} if artifact is None else {"features": artifact.fingerprint}
+    features = {} if artifact is None else {"features": artifact.fingerprint}
+    foundation = recipe.foundation.weights if recipe.foundation else None
+    return features | identities(foundation=foundation, pretrained=section(recipe).pretrained)
 
 
 class Semantics:

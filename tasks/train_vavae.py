@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from configs import Recipe, UserError
 from configs.tokenizers import Discriminator, TrainVavae, VavaeObjective
-from infra.weights import load_pretrained, load_tensors
+from infra.weights import identities, load_pretrained, load_tensors
 from models.discriminator import PatchDiscriminator, TrainableDiscriminator
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
 from tasks.loader import IMAGE, Batch, Loader
@@ -190,4 +190,13 @@ def trainee(context: Context) -> Tokenizer:
     return Tokenizer(context)
 
 
-STAGE = Stage("train_vavae", 2, ("image", "foundation", "train_vavae"), ("shard",), run)
+def external(recipe: Recipe) -> dict[str, str]:
+    """Which files of weights, where some are."""
+    given = section(recipe)
+    foundation = recipe.foundation.weights if recipe.foundation else None
+    return identities(
+        foundation=foundation, pretrained=given.pretrained, pretrained_objective=given.pretrained_objective
+    )
+
+
+STAGE = Stage("train_vavae", 2, ("image", "foundation", "train_vavae"), ("shard",), run, external=external)

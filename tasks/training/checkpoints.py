@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -110,12 +110,22 @@ class Checkpoints:
         entries.append(self._storage.write_bytes(f"{name}/{_VALUES}", json.dumps(checkpoint.values).encode()))
         listed = json.dumps([asdict(entry) for entry in entries]).encode()
         self._storage.write_bytes(f"{name}/{_COMPLETE}", listed)
-        for old in whole(self._storage)[: -self._keep]:
-            if old != best and not (self._every and old % self._every == 0):
+        there = whole(self._storage)
+        kept = {best, *(_milestones(there, self._every) if self._every else ())}
+        for old in there[: -self._keep]:
+            if old not in kept:
                 self._storage.delete(_name(old))
 
     def _write_snapshot(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         write_receipt(self._storage, Receipt(self._storage.write_bytes(name, to_safetensors(dict(tensors))), name))
+
+
+def _milestones(there: Sequence[int], every: int) -> set[int]:
+    """The first checkpoint at or after each multiple of so many images: few lie on one exactly."""
+    first: dict[int, int] = {}
+    for images in there:
+        first.setdefault(images // every, images)
+    return {images for multiple, images in first.items() if multiple > 0}
 
 
 def whole(storage: Storage) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from configs.errors import UserError
 from configs.training import Training
 from infra import logs
-from infra.cluster import connect
+from infra.cluster import connect, require_gpus
 from infra.storage import FileEntry, Storage
 from tasks.networks import default_device
 from tasks.parts import RECEIPTS, finished
@@ -197,6 +197,7 @@ def _fit(context: Context) -> None:
 
     connect()
     compute = context.recipe.compute.train
+    require_gpus("compute.train.gpus_per_worker", compute.gpus_per_worker)
     gpu = compute.gpus_per_worker > 0
     resources: dict[str, Any] = {"CPU": compute.cpus_per_worker}
     if gpu:
@@ -217,6 +218,7 @@ def _fit(context: Context) -> None:
             callbacks=[Mistakes()],  # type: ignore[list-item]  # the annotation is of Ray Tune's
         ),
     )
+    context.out.delete(f"{requests.FOLDER}/{requests.LEAVE}")  # a request that an earlier attempt did not live to see
     try:
         with _leaving_on_sigterm(context.out) as told:
             trainer.fit()
@@ -231,7 +233,7 @@ def _fit(context: Context) -> None:
             raise SystemExit(128 + signal.SIGTERM)
         raise UserError(
             f"training was asked to leave ({context.out.url}/{requests.FOLDER}/{requests.LEAVE}) and saved what it "
-            "had: the same command goes on"
+            "had: the same command goes on (without --from and --force, which begin anew)"
         )
 
 

@@ -9,17 +9,20 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
-from configs.errors import UserError
+from configs.errors import Unreachable, UserError
 from tasks.training.requests import heed_signals
 
 
 class Mistakes(UserCallback):
-    """A UserError of a worker would come again at every start: it fails the run instead of starting anew."""
+    """A UserError of a worker would come again at every start: it fails the run instead of starting anew.
+
+    Storage that cannot be reached is no such mistake: workers start anew and go on, as after any other failure.
+    """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             found = getattr(error, "_base_exc", error)
-            if isinstance(found, UserError):
+            if isinstance(found, UserError) and not isinstance(found, Unreachable):
                 # The message is for the driver to say, without the controller's own traceback before it.
                 logging.getLogger("ray.train.v2._internal.execution.controller.controller").disabled = True
                 raise found

@@ -20,8 +20,6 @@ from infra.artifacts import Artifact
 from tests.flows.conftest import REPOSITORY, Workplace
 from tests.flows.nodes import RayNodes, ray_nodes, wait_until
 
-pytestmark = pytest.mark.slow  # a Ray of its own: a minute
-
 
 @pytest.fixture(scope="module")
 def nodes(finished: Workplace) -> Iterator[RayNodes]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import requests
 
 from configs import UserError, load_recipe
 from configs.compute import ClusterCompute
+from configs.errors import Unreachable
 from infra import jobs
 from infra.artifacts import Artifact
-from infra.logs import FORMAT
+from infra.logs import FORMAT, Line
+from tasks import job
 from tasks.job import check_pins
 
 
@@ -114,6 +119,61 @@ def test_an_end_is_judged(
     details = SimpleNamespace(status=status, error_type=kind, driver_exit_code=code, message=text)
     with pytest.raises(error, match=words):
         jobs._judge(details, "job")
+
+
+class _Silent:
+    """A Jobs API that has gone away."""
+
+    def __getattr__(self, name: str) -> Any:
+        def gone(*given: Any, **named: Any) -> None:
+            raise requests.exceptions.ConnectionError("connection refused")
+
+        return gone
+
+
+def test_a_jobs_api_that_goes_away_is_worth_another_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_client", lambda compute: _Silent())
+    artifact, said = Artifact(str(tmp_path), "encode", "0" * 16), list[Line]()
+    with pytest.raises(jobs.JobLost, match=r"does not answer any more: connection refused"):
+        jobs.run(artifact, b"{}", ClusterCompute(jobs="http://127.0.0.1:1"), said.append)
+
+    jobs._stop(_Silent(), artifact, said.append)
+    assert said[-1].level == "error" and "cannot tell job latentforge-encode-" in said[-1].message
+
+
+def test_an_address_with_credentials_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(jobs.ADDRESS, "http://me:hidden@127.0.0.1:1")
+    with pytest.raises(UserError, match=r"RAY_API_SERVER_ADDRESS holds credentials") as refused:
+        jobs.check(ClusterCompute())
+    assert "hidden" not in str(refused.value)
+
+
+def test_requests_to_a_silent_jobs_api_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"no Ray Jobs API answers .*timed out"):
+            jobs.check(ClusterCompute(jobs=place))
+
+
+def test_what_another_attempt_may_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import ActorDiedError
+
+    def status(error: Exception) -> int:
+        def fail(stage: Any, job: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(job, "perform", fail)
+        return job.main(str(tmp_path), "encode", "0" * 16)
+
+    monkeypatch.setattr(job, "_described", lambda artifact: None)
+    assert status(Unreachable("cannot write s3://bucket/part")) == 75
+    assert status(UserError("classes is 5")) == 1
+    assert status(ActorDiedError()) == 75
+    assert status(ValueError("a defect")) == 70
+    refused = ActorDiedError()
+    monkeypatch.setattr(refused, "_actor_init_failed", True)
+    assert status(refused) == 70, "its constructor would raise again"
 
 
 def test_another_image_than_the_lock_is_refused(tmp_path: Path) -> None:

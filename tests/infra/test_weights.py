@@ -56,6 +56,20 @@ def test_urls_are_fetched_once_and_again_when_they_change(home: Path) -> None:
     memory.rm("/bucket", recursive=True)
 
 
+def test_weights_are_known_by_their_content_and_by_a_hubs_names(tmp_path: Path, home: Path) -> None:
+    from infra.weights import identities
+
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"first")
+    first = identities(foundation=str(file), pretrained=None)
+    assert first.keys() == {"foundation"}
+    assert identities(foundation="hub", a="package", b="random", c="hf://somebody/something/file.pt") == {}
+    file.write_bytes(b"other")
+    assert identities(foundation=f"file://{file}") != first
+    with pytest.raises(UserError, match="does not exist"):
+        identities(foundation="nowhere.pt")
+
+
 def test_weights_on_s3(s3_root: str, home: Path, authors: Path) -> None:
     from infra.storage import Storage
 

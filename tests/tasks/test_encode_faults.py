@@ -164,6 +164,6 @@ def _await(condition: Callable[[], bool]) -> None:
 
 def _is_actor(process: psutil.Process) -> bool:
     try:
-        return "MapBatches(Encoder)" in " ".join(process.cmdline())
+        return "MapBatches(EncoderActor)" in " ".join(process.cmdline())
     except psutil.Error:
         return False

@@ -17,6 +17,7 @@ from infra.artifacts import Artifact
 from tasks.latents import WRITE_OPTIONS, Sums, latent_table, statistics_hash
 from tasks.networks import EMA_WEIGHTS, WEIGHTS
 from tasks.train_dit import STAGE
+from tasks.training import requests
 from tests.tasks.builders import at, context, put, small_recipe
 
 ROWS, ROWS_PER_GROUP = 96, 16
@@ -47,6 +48,7 @@ def test_training_survives_a_killed_worker(tmp_path: Path, local_ray: None) -> N
     put_latents(root, recipe)
 
     undisturbed = context(root, recipe, STAGE, "encode")
+    requests.ask(undisturbed.out, requests.LEAVE)  # as an earlier attempt left it that did not live to see it
     STAGE.run(undisturbed)
     weights = {name: undisturbed.out.read_bytes(name) for name in (WEIGHTS, EMA_WEIGHTS)}
     undisturbed.out.delete()
