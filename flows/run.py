@@ -165,6 +165,8 @@ class Run:
                     child.finish("FAILED")
             raise
         if child is not None:
+            if complete:  # its job outlived the flow, or died between the manifest and MLflow
+                child.metrics(artifact.manifest.figures)
             child.finish()
             artifact.storage.delete(_RUN_FILE)
             artifact.storage.delete(jobs.DESCRIPTION)

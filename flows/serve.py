@@ -25,7 +25,8 @@ _BIN = Path(sys.executable).parent
 def serve(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
     """Start everything, register the deployments of `prefect.yaml`, and wait for Ctrl-C."""
     for ending in (signal.SIGTERM, signal.SIGHUP):  # else a service manager or a closed terminal would leave servers
-        signal.signal(ending, lambda *_: sys.exit(0))
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(ending, lambda *_: sys.exit(0))
     with running(prefect_port, mlflow_port) as environment:
         print(
             f"\nPrefect   http://127.0.0.1:{prefect_port}\nMLflow    http://127.0.0.1:{mlflow_port}\n\n"

@@ -6,7 +6,9 @@ import re
 
 from configs.errors import UserError
 
-_SECRET = re.compile(r"://[^/?]*@|[?&](password|passwd|token|secret|sslpassword)=", re.IGNORECASE)
+_SECRET = re.compile(
+    r"://[^/?@]*:[^/?@]*@|^https?://[^/?]*@|[?&](password|passwd|token|secret|sslpassword)=", re.IGNORECASE
+)
 
 
 def refuse_credentials(what: str, address: str, instead: str = "give credentials by the environment") -> None:

@@ -49,7 +49,7 @@ _FAREWELL_SECONDS = 20.0
 Say = Callable[[Line], None]
 
 
-class JobLost(Exception):
+class JobLost(UserError):
     """A job ended without its stage being at fault, or is out of reach: trying again may help."""
 
 
@@ -92,6 +92,8 @@ def run(artifact: Artifact, description: bytes, compute: ClusterCompute, say: Sa
         JobLost: the job's process died, or the cluster is gone; trying again may help.
         RuntimeError: the stage raised something else; its traceback is in the job's lines.
     """
+    import requests
+
     client = _client(compute)
     try:
         job = _running(client, artifact)
@@ -102,7 +104,7 @@ def run(artifact: Artifact, description: bytes, compute: ClusterCompute, say: Sa
         else:
             say(Line(f"job {job} runs already at {address(compute)}: following it"))
         details = _follow(client, job, say)
-    except OSError as error:  # requests' errors are; storage's are not
+    except requests.exceptions.RequestException as error:
         raise JobLost(f"the Ray Jobs API at {address(compute)} does not answer any more: {_short(error)}") from None
     except Exception:
         raise
@@ -131,8 +133,10 @@ def _client(compute: ClusterCompute) -> Any:
     class Client(JobSubmissionClient):
         """Whose requests end: on a connection that went silent Ray's own wait for ever."""
 
+        patience = _ANSWER_SECONDS
+
         def _do_request(self, method: str, endpoint: str, **given: Any) -> Any:
-            return super()._do_request(method, endpoint, **{"timeout": _ANSWER_SECONDS, **given})
+            return super()._do_request(method, endpoint, **{"timeout": self.patience, **given})
 
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -322,6 +326,7 @@ class _Tail:
 def _stop(client: Any, artifact: Artifact, say: Say) -> None:
     until = time.monotonic() + _FAREWELL_SECONDS
     job: str | None = submission_id(artifact, 0)[:-1] + "…"
+    client.patience = _FAREWELL_SECONDS / 4
     try:
         job = _running(client, artifact)
         if job is None:
@@ -346,12 +351,15 @@ def _judge(details: Any, job: str) -> None:
         return
     if status == "STOPPED":
         raise UserError(f"job {job} was stopped on the cluster: run again to go on")
-    for line in map(logs.read, message.splitlines()):
+    lines = [logs.read(text) for text in message.splitlines()]
+    for line in lines:
         if line.fields.get("mistake"):
             raise UserError(line.message)
+    told = [line.message for line in lines if line.level == "error"]
+    reason = _short(told[-1] if told else message)  # else Ray's own words, with the last lines
     ours = details.error_type == "JOB_ENTRYPOINT_COMMAND_ERROR" and details.driver_exit_code == FAULT
     kind = RuntimeError if ours else JobLost
-    raise kind(f"job {job} failed ({details.error_type}, exit status {details.driver_exit_code}): {_short(message)}")
+    raise kind(f"job {job} failed ({details.error_type}, exit status {details.driver_exit_code}): {reason}")
 
 
 def _short(error: object) -> str:

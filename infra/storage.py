@@ -6,6 +6,7 @@ AWS_ENDPOINT_URL …) or fsspec's standard chain, never from a recipe.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -215,7 +216,8 @@ class Storage:
             hint = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if not self.local else "check its permissions"
             raise UserError(f"cannot {verb} {where}: access denied ({_short(error)}); {hint}") from None
         except (OSError, _client_errors()) as error:
-            raise Unreachable(
+            kind = Unreachable if _passing(error) else UserError
+            raise kind(
                 f"cannot {verb} {where}: {_short(error)}; check that the storage is reachable and not full"
             ) from error
 
@@ -226,6 +228,16 @@ _FIRST_WAIT = 0.1
 """Seconds, doubled at every attempt and spread by a random factor: 1.5 s in all."""
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 """Errors that another attempt would only meet again."""
+_LASTING = (errno.EINVAL, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT)
+"""Numbers of errors that somebody must mend: wrong names, and no room."""
+
+
+def _passing(error: Exception) -> bool:
+    """Whether the same request may go well in a while, without anybody mending something."""
+    from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+    lasting = (*_FINAL, NoCredentialsError, PartialCredentialsError)
+    return not isinstance(error, lasting) and getattr(error, "errno", None) not in _LASTING
 
 
 def _client_errors() -> type[Exception]:

@@ -106,7 +106,7 @@ class Tracker:
             if self.run:
                 self._client.update_run(self.run, status="RUNNING")
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the other: deleted
                 raise
             return False
         return True

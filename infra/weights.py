@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from infra.addresses import refuse_credentials
 from infra.home import home
 from infra.storage import Storage
 from models.checkpoints import Checkpoint, Statistics, Which, load_into, load_torch_file, read, read_statistics
@@ -145,6 +146,7 @@ def _flat_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _from_url(url: str) -> Path:
+    refuse_credentials("the URL of weights", url)
     folder, _, name = url.rpartition("/")
     storage = Storage.at(folder)
     try:

@@ -22,7 +22,7 @@ from infra.progress import Bar
 from infra.storage import FileEntry
 from tasks.decode import Undecodable, load
 from tasks.latents import FLIP, Sums, statistics_hash
-from tasks.parts import Receipt, finished, quiet_ray_data, receipts
+from tasks.parts import Receipt, finished, quiet_ray_data, receipts, to_text
 from tasks.stage import Context, Outcome, Stage
 
 LATENTS = ("z", "s")
@@ -105,7 +105,7 @@ def decode_part(jobs: pa.Table, shards: Artifact, size: int) -> pa.Table:
         keys, labels, pixels = decoded(shards, part, size)
         error = ""
     except UserError as refusal:
-        keys, labels, pixels, error = [], np.empty(0, np.int32), np.empty(0, np.uint8), str(refusal)
+        keys, labels, pixels, error = [], np.empty(0, np.int32), np.empty(0, np.uint8), to_text(refusal)
     columns = {
         "error": pa.array([error], pa.string()),
         "keys": pa.array([keys], pa.list_(pa.string())),
@@ -181,11 +181,11 @@ def _averages(train: list[Receipt], columns: list[str], recipe: Recipe) -> dict[
     return found
 
 
-def external(recipe: Recipe) -> dict[str, str]:
+def external(recipe: Recipe) -> dict[str, str] | None:
     """Which foundation model, where its weights are a file's."""
     from infra.weights import identities
 
-    return {} if recipe.foundation is None else identities(foundation=recipe.foundation.weights)
+    return None if recipe.foundation is None else identities(foundation=recipe.foundation.weights) or None
 
 
 STAGE = Stage(

@@ -18,7 +18,7 @@ from configs import UserError
 from models.posterior import DiagonalGaussian
 from tasks.latents import FLIP, WRITE_OPTIONS, Sums, latent_table
 from tasks.networks import default_device, load_foundation, trained_autoencoder, trained_semantic_vae
-from tasks.parts import Receipt, receipt_row, write_receipt
+from tasks.parts import Receipt, from_text, receipt_row, write_receipt
 from tasks.stage import Context, Job
 
 DEVIATION = "_std"
@@ -82,7 +82,7 @@ class Encoder:
             UserError: the shard did not decode, or latents are not finite.
         """
         if row["error"].as_py():
-            raise UserError(row["error"].as_py())
+            raise from_text(row["error"].as_py())
         keys, labels = row["keys"].as_py(), row["labels"].values.to_numpy()
         size = self.recipe.image.size
         pixels = np.frombuffer(row["pixels"].as_buffer(), np.uint8).reshape(len(keys), size, size, 3)

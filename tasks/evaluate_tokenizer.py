@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from configs import UserError
+from configs import Recipe, UserError
+from infra.weights import identities
 from tasks import pictures
 from tasks.evaluate import score_names
 from tasks.examine import Examined, ImageSet, Networks, examine
@@ -82,10 +83,22 @@ def _reconstruction(context: Context, found: dict[str, Examined]) -> dict[str, f
     return scores
 
 
+def external(recipe: Recipe) -> dict[str, str] | None:
+    """Which files of weights, where some are."""
+    section = recipe.evaluate_tokenizer
+    found = identities(
+        foundation=recipe.foundation.weights if recipe.foundation else None,
+        features=recipe.evaluate.features.weights,
+        lpips=section.lpips_weights if section else None,
+    )
+    return found or None
+
+
 STAGE = Stage(
     name="evaluate_tokenizer",
     version=2,
     sections=("image", "foundation", "evaluate", "evaluate_tokenizer"),
     inputs=("shard", "train_vavae", "train_semvae"),
     run=run,
+    external=external,
 )

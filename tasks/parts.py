@@ -77,22 +77,33 @@ def _receipt_name(part: str) -> str:
     return f"{RECEIPTS}/{part}.json"
 
 
+def to_text(error: UserError) -> str:
+    """An error as a value that tables can carry."""
+    return json.dumps([isinstance(error, Unreachable), str(error)])
+
+
+def from_text(text: str) -> UserError:
+    """The error of :func:`to_text`."""
+    unreachable, message = json.loads(text)
+    return (Unreachable if unreachable else UserError)(message)
+
+
 def receipt_row(make: Callable[[], Receipt]) -> dict[str, str]:
     """A row for Ray Data with the receipt of the part that `make` made, or with the UserError it met.
 
     Errors travel as values: on their way through Ray Data exceptions keep only their text.
     """
     try:
-        return {"receipt": make().to_json(), "error": "", "passing": ""}
+        return {"receipt": make().to_json(), "error": ""}
     except UserError as error:
-        return {"receipt": "", "error": str(error), "passing": "yes" if isinstance(error, Unreachable) else ""}
+        return {"receipt": "", "error": to_text(error)}
 
 
 def receipts(rows: Iterable[Mapping[str, str]]) -> Iterator[Receipt]:
     """The receipts in rows of :func:`receipt_row`. Raises the UserError that one of them carries."""
     for row in rows:
         if row["error"]:
-            raise (Unreachable if row["passing"] else UserError)(row["error"])
+            raise from_text(row["error"])
         yield Receipt.from_json(row["receipt"])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from configs import Recipe, UserError
 from infra.artifacts import Artifact
 from infra.storage import FileEntry
-from infra.weights import fetch
+from infra.weights import fetch, identities
 from tasks import inception
 from tasks.inception import POOL, SPATIAL, file_hash
 from tasks.sample import image_table
@@ -57,7 +57,7 @@ def external(recipe: Recipe) -> dict[str, str]:
     found = {"reference": resolve(recipe).identity}
     if recipe.evaluate.inception is not None:
         found["inception"] = inception.Identity.at(recipe.evaluate.inception.weights).sha256
-    return found
+    return found | identities(features=recipe.evaluate.features.weights)
 
 
 def looked_at(recipe: Recipe) -> dict[str, Any]:
@@ -67,6 +67,7 @@ def looked_at(recipe: Recipe) -> dict[str, Any]:
     return {
         "image": recipe.section("image"),
         "features": section["features"],
+        **identities(features_file=recipe.evaluate.features.weights),
         "inception": None if published is None else inception.Identity.at(published.weights).sha256,
     }
 

@@ -87,16 +87,16 @@ class Stage:
     inputs: tuple[str, ...]
     """Stages whose artifacts it reads, where the recipe has them."""
     run: Callable[[Context], Outcome]
-    external: Callable[[Recipe], Mapping[str, str]] | None = None
-    """Identities of what it reads from outside the root (a source's listing, a file's hash)."""
+    external: Callable[[Recipe], Mapping[str, str] | None] | None = None
+    """Identities of what it reads from outside the root (a source's listing, a file's hash), if it reads any."""
     present: Callable[[Recipe], bool] = lambda recipe: True
     """Whether a recipe has this stage at all."""
 
     def fingerprint(self, recipe: Recipe, inputs: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
         """The fingerprint of this stage's output and the sections it covers."""
         sections = {name: recipe.section(name) for name in self.sections}
-        if self.external is not None and (found := dict(self.external(recipe))):
-            sections["external"] = found
+        if self.external is not None and (found := self.external(recipe)) is not None:
+            sections["external"] = dict(found)
         if "data" in sections:
             sections["data"] = _without_places(sections["data"])
         return fingerprint(self.name, self.version, sections, inputs), sections
@@ -140,7 +140,7 @@ def _make(stage: Stage, context: Context) -> None:
         runs={key: value for key, value in job.tracking.items() if key != "uri"},
     )
     context.artifact.complete(manifest)
-    context.tracker.metrics({**outcome.scores, "seconds": seconds, "rows": float(outcome.rows)})
+    context.tracker.metrics(manifest.figures)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -116,9 +116,9 @@ def preview(context: Context, trained: Diffusion) -> DiffusionPreview:
     return DiffusionPreview(context, trained.network)  # type: ignore[arg-type]
 
 
-def external(recipe: Recipe) -> dict[str, str]:
+def external(recipe: Recipe) -> dict[str, str] | None:
     """Which file of weights it starts from, where one is."""
-    return identities(pretrained=section(recipe).pretrained)
+    return identities(pretrained=section(recipe).pretrained) or None
 
 
 STAGE = Stage("train_dit", 2, ("data", "image", "foundation", "train_dit"), ("encode",), run, external=external)

@@ -190,13 +190,16 @@ def trainee(context: Context) -> Tokenizer:
     return Tokenizer(context)
 
 
-def external(recipe: Recipe) -> dict[str, str]:
+def external(recipe: Recipe) -> dict[str, str] | None:
     """Which files of weights, where some are."""
     given = section(recipe)
-    foundation = recipe.foundation.weights if recipe.foundation else None
-    return identities(
-        foundation=foundation, pretrained=given.pretrained, pretrained_objective=given.pretrained_objective
+    found = identities(
+        foundation=recipe.foundation.weights if recipe.foundation else None,
+        pretrained=given.pretrained,
+        pretrained_objective=given.pretrained_objective,
+        lpips=given.objective.lpips_weights,
     )
+    return found or None
 
 
 STAGE = Stage("train_vavae", 2, ("image", "foundation", "train_vavae"), ("shard",), run, external=external)

@@ -53,6 +53,7 @@ def train(context: Context, section: Training, alone: bool = False) -> Outcome:
             because it was asked to; the same command goes on.
     """
     if not context.out.exists(RESULT):  # else a run ended between its last file and its manifest
+        context.out.delete(f"{requests.FOLDER}/{requests.LEAVE}")  # an earlier attempt did not live to see it
         if section.images == 0:
             export(context, None, None, {})
         elif alone:
@@ -218,7 +219,6 @@ def _fit(context: Context) -> None:
             callbacks=[Mistakes()],  # type: ignore[list-item]  # the annotation is of Ray Tune's
         ),
     )
-    context.out.delete(f"{requests.FOLDER}/{requests.LEAVE}")  # a request that an earlier attempt did not live to see
     try:
         with _leaving_on_sigterm(context.out) as told:
             trainer.fit()

@@ -107,6 +107,7 @@ def test_no_cluster_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", 1, "mistake", UserError, "^classes is 5$"),
         ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", 70, "Traceback", RuntimeError, "exit status 70"),
         ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", 75, "Traceback", jobs.JobLost, "exit status 75"),
+        ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", 75, "passing", jobs.JobLost, r"exit status 75\): storage is away$"),
         ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", -9, "", jobs.JobLost, "exit status -9"),
         ("FAILED", "JOB_SUPERVISOR_ACTOR_DIED", None, "node died", jobs.JobLost, "node died"),
     ],
@@ -115,7 +116,9 @@ def test_an_end_is_judged(
     status: str, kind: str | None, code: int | None, message: str, error: type[Exception], words: str
 ) -> None:
     said = json.dumps({"time": "now", "level": "error", "message": "classes is 5", "mistake": True})
-    text = f"Job entrypoint command failed, last lines:\nsomething\n{said}" if message == "mistake" else message
+    away = json.dumps({"time": "now", "level": "error", "message": "storage is away"})
+    last = {"mistake": said, "passing": away}.get(message)
+    text = f"Job entrypoint command failed, last lines:\nsomething\n{last}" if last else message
     details = SimpleNamespace(status=status, error_type=kind, driver_exit_code=code, message=text)
     with pytest.raises(error, match=words):
         jobs._judge(details, "job")

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from configs import UserError
+from configs.errors import Unreachable
 from infra import storage as storage_module
 from infra.storage import Storage
+from tasks.parts import from_text, to_text
 
 
 @pytest.fixture
@@ -57,3 +62,28 @@ def test_what_is_not_there_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(FileNotFoundError):
         Storage.at("memory://flaky").read_bytes("nothing here")
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (OSError("connection reset"), True),
+        (TimeoutError("timed out"), True),
+        (OSError(errno.ENOSPC, "no space left on device"), False),
+        (OSError(errno.EINVAL, "InvalidBucketName"), False),
+        (NotADirectoryError("a file is in the way"), False),
+        (NoCredentialsError(), False),
+    ],
+    ids=repr,
+)
+def test_only_what_may_pass_is_worth_another_attempt(tmp_path: Path, error: Exception, passing: bool) -> None:
+    storage = Storage.at(str(tmp_path))
+    with pytest.raises(UserError, match="cannot read") as raised, storage._explained("read", "a"):
+        raise error
+    assert isinstance(raised.value, Unreachable) == passing
+
+
+def test_errors_travel_through_tables_as_what_they_are() -> None:
+    for error in (UserError("a mistake"), Unreachable("a passing one")):
+        again = from_text(to_text(error))
+        assert type(again) is type(error) and str(again) == str(error)

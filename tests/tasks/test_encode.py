@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from configs import Recipe, UserError
+from configs import Recipe, UserError, load_recipe
 from infra.artifacts import MANIFEST, Artifact
 from infra.cluster import require_gpus
 from infra.storage import FileEntry, Storage
@@ -242,3 +244,27 @@ def test_accelerators_that_are_not_there_are_refused(local_ray: None, monkeypatc
 def test_moments_are_refused_while_the_diffusion_model_trains_on_what_is_stored(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"encode\.posterior is moments but train_dit"):
         folder_recipe(tmp_path, "encode.posterior=moments")
+
+
+@pytest.mark.parametrize("stage", ["encode", "train_vavae", "train_semvae", "evaluate", "evaluate_tokenizer"])
+def test_other_weights_in_the_same_file_are_another_artifact(stage: str, tmp_path: Path) -> None:
+    made = import_module(f"tasks.{stage}").STAGE
+    file = tmp_path / "weights.safetensors"
+
+    def prints(weights: str) -> str:
+        changes = [f"{field}={weights}" for field in ("foundation.weights", "evaluate.features.weights")]
+        sections = made.external(load_recipe("vavae_tiny" if "tokenizer" in stage else "demo_tiny", changes))
+        return json.dumps(sections)
+
+    file.write_bytes(b"first")
+    first = prints(str(file))
+    file.write_bytes(b"other")
+    assert prints(str(file)) != first
+    assert "random" not in prints("random"), "names stand for themselves"
+
+
+def test_a_stage_that_reads_nothing_from_outside_keeps_its_fingerprint() -> None:
+    recipe = load_recipe("demo_tiny")
+    assert "external" not in encode.STAGE.fingerprint(recipe, {})[1]
+    nothing = replace(encode.STAGE, external=lambda recipe: {})
+    assert nothing.fingerprint(recipe, {}) != encode.STAGE.fingerprint(recipe, {})
