@@ -34,6 +34,7 @@ def there(finished: Workplace, nodes: RayNodes, tmp_path: Path) -> Workplace:
     return replace(finished, root=str(tmp_path / "artifacts"), environment=environment)
 
 
+@pytest.mark.slow
 def test_a_stage_outlives_the_process_that_submitted_it(
     finished: Workplace, there: Workplace, nodes: RayNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ def test_runs_are_tracked_and_compare(finished: Workplace) -> None:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     parents = [run for run in runs if run.data.tags.get("flow") == "sfd-full"]
-    whole = [run for run in parents if run.data.tags.get("stage.shard", "").startswith("made")]
+    whole = [run for run in parents if all(run.data.tags.get(f"stage.{name}", "").startswith("made") for name in ALL)]
     assert len(whole) == 1 and whole[0].info.status == "FINISHED"
     assert whole[0].data.params["train_dit.clock.delta"] == "0.3"
     assert whole[0].data.tags["prefect_flow_run"]
