@@ -84,12 +84,10 @@ def _reconstruction(context: Context, found: dict[str, Examined]) -> dict[str, f
 
 
 def external(recipe: Recipe) -> dict[str, str] | None:
-    """Which files of weights, where some are."""
-    section = recipe.evaluate_tokenizer
+    """Which files of weights, where some are, as in `train_vavae`."""
     found = identities(
         foundation=recipe.foundation.weights if recipe.foundation else None,
         features=recipe.evaluate.features.weights,
-        lpips=section.lpips_weights if section else None,
     )
     return found or None
 

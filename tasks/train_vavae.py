@@ -191,13 +191,12 @@ def trainee(context: Context) -> Tokenizer:
 
 
 def external(recipe: Recipe) -> dict[str, str] | None:
-    """Which files of weights, where some are."""
+    """Which files of weights, where some are; VGG's are one published file, and refused with a remedy of their own."""
     given = section(recipe)
     found = identities(
         foundation=recipe.foundation.weights if recipe.foundation else None,
         pretrained=given.pretrained,
         pretrained_objective=given.pretrained_objective,
-        lpips=given.objective.lpips_weights,
     )
     return found or None
 
