@@ -10,4 +10,4 @@ class UserError(Exception):
 
 
 class Unreachable(UserError):
-    """Something outside did not answer, or has no room: the same may go well a little later."""
+    """Something outside did not answer: the same may go well a little later."""

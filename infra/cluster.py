@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ray
 
 from configs.compute import ActorCompute
-from configs.errors import Unreachable, UserError
+from configs.errors import UserError
 
 SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the version of uv or pip that started us must not be rebuilt in workers
@@ -70,21 +68,6 @@ def actor_options(compute: ActorCompute, cpus: float | None = None) -> dict[str,
         "num_gpus": compute.gpus_per_actor or None,
     }
     return options if compute.gpus_per_actor else options | {"runtime_env": {"env_vars": KEEP_FREED_MEMORY}}
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Give a UserError raised in a Ray task or actor back as itself, without Ray's wrapping."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            inner = getattr(cause, "cause", None)
-            if type(cause) in (UserError, Unreachable):
-                raise cause from None
-            cause = inner if isinstance(inner, BaseException) else cause.__cause__
-        raise
 
 
 def disconnect() -> None:

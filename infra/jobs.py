@@ -43,6 +43,7 @@ _LOOK_SECONDS = 2.0
 _PATIENCE_SECONDS = 300.0
 """How long the Jobs API may be out of reach before whoever waits gives up; the job goes on."""
 _ANSWER_SECONDS = 60.0
+"""How long one request to the Jobs API may stay without an answer."""
 _FAREWELL_SECONDS = 20.0
 """How long to wait for a stopped job; below the 30 s that Prefect gives a cancelled flow."""
 
@@ -69,10 +70,7 @@ def check(compute: ClusterCompute) -> None:
         return
     refuse_credentials(ADDRESS, place)  # a recipe's own address has none, by its form
     _variables(compute)
-    try:
-        _client(compute)
-    except JobLost as error:
-        raise UserError(str(error)) from None
+    _client(compute)
 
 
 def run(artifact: Artifact, description: bytes, compute: ClusterCompute, say: Say) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -57,9 +58,20 @@ def identities(**locations: str | None) -> dict[str, str]:
     found: dict[str, str] = {}
     for use, location in locations.items():
         if location and location not in _NAMES and not location.startswith(_HUB):
-            with fetch(location).open("rb") as file:
-                found[use] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[use] = file_hash(fetch(location))
     return found
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read again only when its size or time changed."""
+    found = path.stat()
+    return _hash(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _hash(path: Path, _size: int, _time: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_checkpoint(location: str, *, num_heads: int | None = None, semantic_channels: int | None = None) -> Checkpoint:

@@ -6,19 +6,16 @@ very file do scores get these names; with any other they are called after `incep
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from configs.errors import UserError
-from infra.weights import fetch
+from infra.weights import fetch, file_hash
 from tasks.scores import score_name
 
 GENUINE = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -104,18 +101,6 @@ class Identity:
     def name(self, score: str) -> str:
         """What to call a score on these features: `frechet` → `fid`, if they are what FID is defined by."""
         return _NAMES[score] if self.genuine else score_name(score, "inception_unverified")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, read again only when its size or time changed."""
-    found = path.stat()
-    return _hash(path, found.st_size, found.st_mtime_ns)
-
-
-@lru_cache(maxsize=16)
-def _hash(path: Path, _size: int, _time: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tensors(location: str) -> dict[str, Tensor]:

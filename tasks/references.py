@@ -12,9 +12,9 @@ import numpy as np
 from configs import Recipe, UserError
 from infra.artifacts import Artifact
 from infra.storage import FileEntry
-from infra.weights import fetch, identities
+from infra.weights import fetch, file_hash, identities
 from tasks import inception
-from tasks.inception import POOL, SPATIAL, file_hash
+from tasks.inception import POOL, SPATIAL
 from tasks.sample import image_table
 from tasks.stage import Context, Outcome
 from tasks.statistics_file import Statistics, image_pieces, read_statistics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from configs import Recipe
 from configs.sampling import AutoGuidance as AutoGuidanceSection
 from infra.progress import Bar
 from infra.storage import FileEntry
-from infra.weights import fetch
+from infra.weights import fetch, file_hash
 from tasks import pictures
 from tasks.labels import image_labels, shown_per_class
 from tasks.latents import Statistics, tensor_array, tensor_field
@@ -80,8 +79,7 @@ def external(recipe: Recipe) -> dict[str, str]:
     asked = [each.guidance.weights for each in sections if isinstance(each.guidance, AutoGuidanceSection)]
     found: dict[str, str] = {}
     for number, weights in enumerate(dict.fromkeys(asked)):
-        with fetch(weights).open("rb") as file:
-            found["guide" if number == 0 else f"guide {number + 1}"] = hashlib.file_digest(file, "sha256").hexdigest()
+        found["guide" if number == 0 else f"guide {number + 1}"] = file_hash(fetch(weights))
     return found
 
 

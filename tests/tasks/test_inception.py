@@ -13,8 +13,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from configs import UserError
+from infra.weights import file_hash
 from tasks.examine import Examiner, Findings, Networks
-from tasks.inception import GENUINE, Identity, Inception, file_hash
+from tasks.inception import GENUINE, Identity, Inception
 from tests.tasks.builders import small_recipe
 from tests.tasks.inceptions import put_inception
 
