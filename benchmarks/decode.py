@@ -21,7 +21,7 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from tasks.decode import decode, load
+from tasks.data.decode import decode, load
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "hubble_deep_field", "retina")
 SIDES = ((500, 375), (375, 500), (500, 333), (640, 480))

@@ -34,9 +34,9 @@ from configs import Recipe, load_recipe
 from infra.artifacts import Artifact
 from infra.cluster import KEEP_FREED_MEMORY, connect, disconnect
 from tasks import encode, shard
+from tasks.data.receipts import RECEIPTS, Receipt
 from tasks.encode import decode_part, decoded
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
-from tasks.parts import RECEIPTS, Receipt
 from tasks.stage import Context, Job, Outcome, Stage, perform
 
 HEAVY = (

@@ -31,8 +31,8 @@ from safetensors.numpy import save_file
 from benchmarks.s3_server import BUCKET, s3_server
 from infra.artifacts import Artifact, Manifest
 from infra.storage import Storage
-from tasks.latents import WRITE_OPTIONS, Sums, latent_table, statistics_hash
-from tasks.loader import Loader
+from tasks.data.tensors import WRITE_OPTIONS, Sums, latent_table, statistics_hash
+from tasks.loading.loader import Loader
 
 SHAPE = (32, 16, 16)
 BATCH = 256

@@ -36,16 +36,16 @@ from infra.artifacts import Artifact
 from infra.cluster import disconnect
 from infra.home import home
 from infra.storage import Storage
-from tasks import judge as judges
-from tasks.cascade import Integrator
-from tasks.examine import Examined, Examiner, Findings, Networks
-from tasks.labels import image_labels, image_noise
-from tasks.latents import Statistics
+from tasks.data.images import BATCH, images
+from tasks.data.tensors import Statistics
+from tasks.drawing.pictures import Pixels, to_tensor
 from tasks.networks import DiffusionNetwork, default_device, trained_autoencoder, trained_dit
-from tasks.pictures import Pixels, to_tensor
-from tasks.readout import BATCH, images
-from tasks.sampler import Decoder
-from tasks.set_scores import compare
+from tasks.sampling.integrator import Integrator
+from tasks.sampling.per_image import image_labels, image_noise
+from tasks.sampling.sampler import Decoder
+from tasks.scoring import classifier as judges
+from tasks.scoring.features import Examined, Examiner, Findings, Networks
+from tasks.scoring.score import compare
 from tasks.stage import Context, Job, Stage, perform
 from tasks.training.launch import train
 

@@ -38,8 +38,8 @@ from configs.diffusion import DitModel
 from models.autoencoder import AutoencoderKL
 from models.lightningdit import SIZES, LightningDiT
 from models.solvers import time_grid
-from tasks import pictures
-from tasks.latents import Statistics
+from tasks.data.tensors import Statistics
+from tasks.drawing import pictures
 from tasks.networks import (
     build_autoencoder,
     build_clock,
@@ -48,7 +48,7 @@ from tasks.networks import (
     channel_groups,
     default_device,
 )
-from tasks.sampler import Decoder, Sampler, ready
+from tasks.sampling.sampler import Decoder, Sampler, ready
 
 ONE_CLOCK = ("train_semvae=null", "train_dit.clock={kind: synchronous}", "train_dit.objective.semantic_weight=1.0")
 UNALIGNED = ("train_dit.model.align_depth=null", "train_dit.objective.align_weight=0.0")

@@ -36,8 +36,8 @@ from models.execution import prepare
 from tasks.networks import default_device
 from tasks.stage import Context, Job
 from tasks.train_vavae import Tokenizer
+from tasks.training.adversary import Duel
 from tasks.training.engine import build_engine
-from tasks.training.rival import Duel
 
 SETTINGS = {
     "bf16": "train_vavae.precision=bf16",

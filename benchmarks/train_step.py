@@ -44,8 +44,8 @@ from infra.storage import Storage
 from infra.tracking import Tracker
 from models.execution import prepare
 from models.flops import training_flops_per_image
-from tasks.latents import FLIP, WRITE_OPTIONS, Sums, latent_table, statistics_hash
-from tasks.loader import Batch
+from tasks.data.tensors import FLIP, WRITE_OPTIONS, Sums, latent_table, statistics_hash
+from tasks.loading.loader import Batch
 from tasks.networks import default_device
 from tasks.stage import Context, Job
 from tasks.train_dit import Diffusion

@@ -14,9 +14,9 @@ from infra import tracking
 from infra.artifacts import MANIFEST, Artifact
 from infra.home import default_root
 from infra.storage import Storage
-from tasks import standings
+from tasks.comparing import comparison
+from tasks.comparing.comparison import Curve, Standing
 from tasks.sample import GRID
-from tasks.standings import Curve, Standing
 from tasks.training.metrics import SECONDS
 
 PAGE = "comparison.html"
@@ -40,7 +40,7 @@ def compare(runs: Sequence[str], root: str | None = None) -> Artifact:
     if len({artifact.uri for artifact in evaluated}) < 2:
         raise UserError(f"a comparison needs two different evaluations at least, found {len(set(evaluated))}")
     found = [_standing(run, artifact) for run, artifact in zip(runs, evaluated, strict=True)]
-    if not standings.score_columns(found):
+    if not comparison.score_columns(found):
         raise UserError(
             "the runs have no score in common: they were scored by other networks; use the same evaluate section"
         )
@@ -51,7 +51,7 @@ def compare(runs: Sequence[str], root: str | None = None) -> Artifact:
     floors = [_with_prefix(artifact) for artifact in evaluated]
     tracker = tracking.start_run(_EXPERIMENT, f"compare {len(found)} runs", {"flow": "compare"})
     written = partial(
-        standings.write,
+        comparison.write,
         page_name=PAGE,
         title="Comparison",
         lead=lead,
@@ -136,7 +136,7 @@ def _standing(run: str, evaluated: Artifact) -> Standing:
 
 def _timed(curve: Sequence[Sequence[float]], clock: Sequence[Sequence[float]]) -> Curve:
     """(images, seconds, value) points; no seconds where the training did not keep them."""
-    places = standings.interpolated([images for images, _ in curve], clock)
+    places = comparison.interpolated([images for images, _ in curve], clock)
     return [(images, seconds, value) for (images, value), seconds in zip(curve, places, strict=True)]
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from configs import load_recipe
 from flows.inputs import needs, sample_job
-from tasks import export, pictures
-from tasks.sampler import Sampler
+from tasks.drawing import pictures
+from tasks.sampling import export
+from tasks.sampling.sampler import Sampler
 from tasks.stage import Context
 
 

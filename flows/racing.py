@@ -20,14 +20,15 @@ from infra import tracking
 from infra.artifacts import Artifact, fingerprint
 from infra.cluster import disconnect
 from infra.progress import Bar
-from tasks import snapshots, standings
-from tasks.entrants import Entrants
+from tasks import snapshots
+from tasks.comparing import comparison
+from tasks.comparing.comparison import Axis, Standing
+from tasks.comparing.entrants import Entrants
+from tasks.comparing.trial import SHEET, Moment, Trials, trial_job
+from tasks.data.actors import spread
 from tasks.evaluate import RealImages, real_images
-from tasks.pool import spread
 from tasks.stage import Context, Job, Outcome, Stage, perform
-from tasks.standings import Axis, Standing
 from tasks.training.metrics import PROCESSOR_SECONDS, SECONDS
-from tasks.trial import SHEET, Moment, Trials, trial_job
 
 PAGE = "race.html"
 _SHARED = (shard, train_vavae, train_semvae, encode)
@@ -139,7 +140,7 @@ class Racing:
         }
         sections = {"race": self.race.model_dump(mode="json")}
         written = partial(
-            standings.write,
+            comparison.write,
             page_name=PAGE,
             title=self.race.title or self.race.name,
             lead=f"{len(self.race.variants)} variants × {len(self.race.seeds)} seeds; each trains on "
@@ -184,12 +185,12 @@ class Racing:
     def _standing(self, entry: Entry) -> Standing:
         model, trials = self._models[entry], self._trials[entry]
         clock = model.manifest.facts["curves"][_CLOCKS[self.race.clock][0]]
-        passed = standings.interpolated([images for images, _ in trials], clock)
+        passed = comparison.interpolated([images for images, _ in trials], clock)
         network = entry.recipe.evaluate.features.name
         last = trials[-1][1]
         curves = {
             score: [(i, t, made.manifest.scores[score]) for (i, made), t in zip(trials, passed, strict=True)]
-            for score in standings.chosen_scores(list(last.manifest.scores), network)
+            for score in comparison.chosen_scores(list(last.manifest.scores), network)
         }
         return Standing(
             entry.variant,

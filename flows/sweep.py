@@ -17,11 +17,11 @@ from flows.run import preflight_storage
 from infra import tracking
 from infra.artifacts import Artifact
 from infra.cluster import disconnect
-from tasks import standings
+from tasks.comparing import comparison
+from tasks.comparing.comparison import Axis, Standing
+from tasks.comparing.trial import SHEET, Trials, trial_job
 from tasks.evaluate import RealImages, real_images
 from tasks.stage import Context, Job
-from tasks.standings import Axis, Standing
-from tasks.trial import SHEET, Trials, trial_job
 
 PAGE = "sweep.html"
 
@@ -83,7 +83,7 @@ def _run(settings: dict[str, Recipe], jobs: dict[str, Job], over: Sequence[str],
     made = {name: Context(each).artifact for name, each in trials.items()}
     found = [_standing(name, artifact) for name, artifact in made.items()]
     written = partial(
-        standings.write,
+        comparison.write,
         page_name=PAGE,
         title=f"{first.name}: {' × '.join(text.partition('=')[0] for text in over)}",
         lead=f"{len(found)} settings of one model, {first.sample.images:,} images each, of the same seeds.",

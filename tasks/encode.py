@@ -20,9 +20,9 @@ from infra.artifacts import Artifact
 from infra.cluster import actor_options, connect, require_gpus
 from infra.progress import Bar
 from infra.storage import FileEntry
-from tasks.decode import Undecodable, load
-from tasks.latents import FLIP, Sums, statistics_hash
-from tasks.parts import Receipt, finished, quiet_ray_data, receipts, to_text
+from tasks.data.decode import Undecodable, load
+from tasks.data.receipts import Receipt, finished, quiet_ray_data, receipts, to_text
+from tasks.data.tensors import FLIP, Sums, statistics_hash
 from tasks.stage import Context, Outcome, Stage
 
 LATENTS = ("z", "s")

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from configs import UserError
 from models.posterior import DiagonalGaussian
-from tasks.latents import FLIP, WRITE_OPTIONS, Sums, latent_table
+from tasks.data.receipts import Receipt, from_text, receipt_row, write_receipt
+from tasks.data.tensors import FLIP, WRITE_OPTIONS, Sums, latent_table
 from tasks.networks import default_device, load_foundation, trained_autoencoder, trained_semantic_vae
-from tasks.parts import Receipt, from_text, receipt_row, write_receipt
 from tasks.stage import Context, Job
 
 DEVIATION = "_std"

@@ -19,15 +19,16 @@ import numpy as np
 from configs import UserError
 from configs.scores import Evaluate
 from infra.artifacts import Artifact, fingerprint
-from tasks import inception, references
-from tasks import judge as judges
-from tasks.examine import VECTORS, Examined, Findings, ImageSet, Networks, examine
-from tasks.moments import Gaussian
-from tasks.references import Reference
-from tasks.scores import FrechetFrom, score_name
-from tasks.set_scores import Scores, compare
+from tasks.scoring import classifier as judges
+from tasks.scoring import inception
+from tasks.scoring import reference as references
+from tasks.scoring.adm_file import write_statistics
+from tasks.scoring.distances import FrechetFrom, score_name
+from tasks.scoring.features import VECTORS, Examined, Findings, ImageSet, Networks, examine
+from tasks.scoring.gaussian import Gaussian
+from tasks.scoring.reference import Reference
+from tasks.scoring.score import Scores, compare
 from tasks.stage import Context, Job, Outcome, Stage, perform
-from tasks.statistics_file import write_statistics
 
 _FOUND, _GAUSSIANS, _STATISTICS = "found.npz", "gaussians.npz", "statistics.npz"
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from configs import Recipe, UserError
 from infra.weights import identities
-from tasks import pictures
+from tasks.data.images import pick_images
+from tasks.drawing import pictures
+from tasks.drawing.reconstruct import reconstructed
 from tasks.evaluate import score_names
-from tasks.examine import Examined, ImageSet, Networks, examine
-from tasks.examine_latents import Subjects, examine_latents
-from tasks.readout import pick_images
-from tasks.reconstruct import reconstructed
-from tasks.scores import FrechetFrom
+from tasks.scoring.distances import FrechetFrom
+from tasks.scoring.features import Examined, ImageSet, Networks, examine
+from tasks.scoring.latents import Subjects, examine_latents
 from tasks.stage import Context, Outcome, Stage
 
 PICTURE = "reconstructions.png"

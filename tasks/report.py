@@ -9,20 +9,18 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from configs import UserError
 from infra.artifacts import Manifest
-from tasks import pictures
-from tasks.labels import shown_per_class
-from tasks.readout import pick_images, read_labels
-from tasks.reconstruct import reconstructed
-from tasks.scores import score_name
+from tasks.data.images import pick_images, read_labels
+from tasks.drawing import pages, pictures
+from tasks.drawing.reconstruct import reconstructed
+from tasks.sampling.per_image import shown_per_class
+from tasks.scoring.distances import score_name
 from tasks.stage import Context, Outcome, Stage
 
 PAGE = "report.html"
@@ -101,15 +99,10 @@ class Row:
 
 def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int], files: dict[str, bytes]) -> str:
     recipe = context.recipe
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
     classes = manifests["shard"].facts["classes"]
     made, total = manifests["evaluate"], sum(manifest.seconds for manifest in manifests.values())
-    return environment.get_template("report.html.jinja").render(
+    return pages.render(
+        "report",
         title=recipe.report.title,
         recipe=recipe,
         made=_moment(max(manifest.created for manifest in manifests.values())),

@@ -16,13 +16,13 @@ from configs.sampling import AutoGuidance as AutoGuidanceSection
 from infra.progress import Bar
 from infra.storage import FileEntry
 from infra.weights import fetch, file_hash
-from tasks import pictures
-from tasks.labels import image_labels, shown_per_class
-from tasks.latents import Statistics, tensor_array, tensor_field
-from tasks.parts import Receipt, finished, write_receipt
-from tasks.pool import spread
-from tasks.readout import pick_images
-from tasks.sampler import Sampler
+from tasks.data.actors import spread
+from tasks.data.images import pick_images
+from tasks.data.receipts import Receipt, finished, write_receipt
+from tasks.data.tensors import Statistics, tensor_array, tensor_field
+from tasks.drawing import pictures
+from tasks.sampling.per_image import image_labels, shown_per_class
+from tasks.sampling.sampler import Sampler
 from tasks.stage import Context, Job, Outcome, Stage
 
 GRID = "grid.png"

@@ -24,12 +24,21 @@ from configs.data import Shard as ShardSection
 from infra.cluster import connect
 from infra.progress import Bar
 from infra.storage import FileEntry, Storage
-from tasks.decode import Undecodable, decode, reencoded
-from tasks.duplicates import find_duplicates
-from tasks.parts import RECEIPTS, Receipt, finished, part_name, quiet_ray_data, receipt_row, receipts, write_receipt
+from tasks.data.decode import Undecodable, decode, reencoded
+from tasks.data.receipts import (
+    RECEIPTS,
+    Receipt,
+    finished,
+    part_name,
+    quiet_ray_data,
+    receipt_row,
+    receipts,
+    write_receipt,
+)
 from tasks.sources import Listing, Reader, Refusal, open_source
+from tasks.sources.duplicates import find_duplicates
+from tasks.sources.unpack import BLOBS, Unpacked, unpack
 from tasks.stage import Context, Outcome, Stage
-from tasks.unpack import BLOBS, Unpacked, unpack
 
 SPLITS = ("train", "test")
 ROWS_PER_GROUP = 64

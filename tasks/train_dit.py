@@ -12,15 +12,15 @@ from configs.diffusion import TrainDit
 from infra.weights import identities, load_pretrained
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
-from tasks.buffers import as_tensor
-from tasks.cascade import Resolutions
-from tasks.latents import Statistics
-from tasks.loader import Batch, Loader
+from tasks.data.tensors import Statistics
+from tasks.loading.loader import Batch, Loader
+from tasks.loading.memory import as_tensor
 from tasks.networks import build_network, build_objective
-from tasks.preview import DiffusionPreview
+from tasks.randomness import ImageNumbers
+from tasks.sampling.integrator import Resolutions
+from tasks.sampling.preview import DiffusionPreview
 from tasks.stage import Context, Outcome, Stage
 from tasks.training.launch import train
-from tasks.training.randomness import ImageNumbers
 
 _ALIGN = "f"
 

@@ -13,14 +13,14 @@ from configs.tokenizers import TrainSemvae
 from infra.artifacts import Artifact
 from infra.weights import identities, load_pretrained
 from models.tokenizer_losses import TrainableSemanticVAE
-from tasks.buffers import as_tensor
-from tasks.loader import IMAGE, Batch, Loader
+from tasks.data.images import images
+from tasks.loading.loader import IMAGE, Batch, Loader
+from tasks.loading.memory import as_tensor
 from tasks.networks import build_semantic_vae, load_foundation
-from tasks.readout import images
+from tasks.randomness import ImageNumbers
 from tasks.stage import Context, Outcome, Stage
 from tasks.train_vavae import to_float
 from tasks.training.launch import train
-from tasks.training.randomness import ImageNumbers
 
 _SCORED_IMAGES = 2_000
 _STREAMED = "images"

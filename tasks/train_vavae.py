@@ -14,13 +14,13 @@ from configs.tokenizers import Discriminator, TrainVavae, VavaeObjective
 from infra.weights import identities, load_pretrained, load_tensors
 from models.discriminator import PatchDiscriminator, TrainableDiscriminator
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
-from tasks.loader import IMAGE, Batch, Loader
+from tasks.data.images import images
+from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_autoencoder, load_foundation
-from tasks.perceptual import Lpips
-from tasks.readout import images
+from tasks.randomness import ImageNumbers
+from tasks.scoring.lpips import Lpips
 from tasks.stage import Context, Outcome, Stage
 from tasks.training.launch import train
-from tasks.training.randomness import ImageNumbers
 from tasks.training.trainee import is_held_out
 
 _SCORED_IMAGES = 10_000

@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import load_recipe
 from infra.artifacts import Artifact, Manifest, library_versions, timestamp
-from tasks.decode import center_crop
+from tasks.data.decode import center_crop
 from tasks.sources.fashion_mnist import FashionMnistSource
 
 SIDE = 32

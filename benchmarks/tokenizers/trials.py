@@ -16,15 +16,15 @@ from benchmarks.tokenizers.data import SIDE, TEST
 from configs import Recipe, load_recipe
 from infra.artifacts import Artifact
 from tasks import encode
+from tasks.data.images import images
+from tasks.data.receipts import Receipt
 from tasks.encoder import Encoder
-from tasks.examine import Examiner, Networks
-from tasks.examine_latents import Fitted, LatentExaminer, Latents, Subjects, fit, joined, scored
-from tasks.latent_scores import CellSums
-from tasks.moments import Gaussian
-from tasks.parts import Receipt
-from tasks.readout import images
-from tasks.sampler import Sampler
-from tasks.scores import frechet_distance
+from tasks.sampling.sampler import Sampler
+from tasks.scoring.distances import frechet_distance
+from tasks.scoring.features import Examiner, Networks
+from tasks.scoring.gaussian import Gaussian
+from tasks.scoring.latent_scores import CellSums
+from tasks.scoring.latents import Fitted, LatentExaminer, Latents, Subjects, fit, joined, scored
 from tasks.stage import Context, Job, Outcome, Stage, perform
 from tasks.training.launch import RESULT, build, export
 from tasks.training.loop import Setting

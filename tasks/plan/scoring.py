@@ -12,7 +12,7 @@ EXAMINED_AT_ONCE, EXAMINED_BATCH = 500, 64
 PICTURED = 80
 """Images in the picture of `evaluate_tokenizer`, reconstructions with them."""
 INCEPTION = (2048, 2023, 1008)
-"""Numbers that Inception finds in an image: pooled, spatial, logits (tasks/inception.py)."""
+"""Numbers that Inception finds in an image: pooled, spatial, logits (tasks/scoring/inception.py)."""
 INCEPTION_FLOPS = 11_426_464_960
 """Of one image through it, whatever the image's size."""
 _FILLED = EXAMINED_BATCH * -(-EXAMINED_AT_ONCE // EXAMINED_BATCH) / EXAMINED_AT_ONCE

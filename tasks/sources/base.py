@@ -65,8 +65,11 @@ class Reader(Protocol):
 
 
 class Source(Reader, Protocol):
-    """A pile of labelled images. A kind whose images have no place of their own also has `scan(file)`, which gives
-    the images of one file row by row; `start` is then the row, and :mod:`tasks.unpack` makes byte ranges of them."""
+    """A pile of labelled images.
+
+    A kind whose images have no place of their own also has `scan(file)`, which gives the images of one file row by
+    row; `start` is then the row, and :mod:`tasks.sources.unpack` makes byte ranges of them.
+    """
 
     def identity(self) -> str:
         """A cheap name for this exact content, independent of where it lies. Raises UserError if it is missing."""

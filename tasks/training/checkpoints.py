@@ -22,7 +22,7 @@ from torch import Tensor
 
 from infra import logs
 from infra.storage import FileEntry, Storage
-from tasks.parts import Receipt, write_receipt
+from tasks.data.receipts import Receipt, write_receipt
 
 FOLDER = "checkpoints"
 _COMPLETE = "complete.json"

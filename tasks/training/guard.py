@@ -9,7 +9,7 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.training import Guard as GuardSection
 from infra import logs
-from tasks.loader import Loader
+from tasks.loading.loader import Loader
 
 _SHOWN_KEYS = 8
 

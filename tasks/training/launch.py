@@ -23,8 +23,8 @@ from configs.training import Training
 from infra import logs
 from infra.cluster import connect, require_gpus
 from infra.storage import FileEntry, Storage
+from tasks.data.receipts import RECEIPTS, finished
 from tasks.networks import default_device
-from tasks.parts import RECEIPTS, finished
 from tasks.snapshots import FOLDER as SNAPSHOTS
 from tasks.stage import Context, Job, Outcome
 from tasks.training import checkpoints, requests
@@ -46,7 +46,7 @@ def train(context: Context, section: Training, alone: bool = False) -> Outcome:
     """Train until the recipe's images are seen, surviving failures of workers; or take given weights as they are.
 
     alone: in this process, as its only worker, instead of by Ray Train: for many small trainings, each an item of an
-        actor (`tasks/entrants.py`). The result is the same in every bit as with one worker of Ray Train's.
+        actor (`tasks/comparing/entrants.py`). The result is the same in every bit as with one worker of Ray Train's.
 
     Raises:
         UserError: a mistake that a worker found, more failures than `compute.train.max_failures`, or training left

@@ -14,17 +14,17 @@ from infra import logs
 from infra.metrics import count
 from infra.storage import Storage
 from models.execution import prepare
-from tasks.loader import Loader
+from tasks.loading.loader import Loader
+from tasks.training.adversary import Duel
 from tasks.training.callbacks import Asked, Callback, Moment, Pictures, Scores, Snapshots
 from tasks.training.checkpoints import Checkpoint, Checkpoints
+from tasks.training.device_feed import Feed
 from tasks.training.ema import averages
 from tasks.training.engine import Split, build_engine
-from tasks.training.feeding import Feed
 from tasks.training.guard import Guard, Rewind
 from tasks.training.metrics import Curves, Metrics
 from tasks.training.profiling import Profiler
 from tasks.training.requests import Left, Requests
-from tasks.training.rival import Duel
 from tasks.training.schedule import learning_rate
 from tasks.training.state import RIVAL, WEIGHTS, State, check
 from tasks.training.trainee import Preview, Trainee

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from infra import logs, metrics
 from infra.tracking import Tracker
-from tasks.training.sending import Point, Sender
+from tasks.training.tracking import Point, Sender
 
 Curves = dict[str, list[list[float]]]
 """(images seen, value) points by name."""

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from infra import logs
 from infra.storage import Storage
-from tasks.training.sending import Sender
+from tasks.training.tracking import Sender
 
 FOLDER = "profiles"
 _STEPS = 5

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from configs.training import Training
-from tasks.loader import Batch, Loader
+from tasks.loading.loader import Batch, Loader
 
 HELD_OUT_NUMBERS = 1 << 62
 """First image number of held-out images; training never reaches it."""

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tasks.loader import Loader
+from tasks.loading.loader import Loader
 from tasks.training.trainee import HELD_OUT_NUMBERS, Trainee, pieces
 
 HELD_OUT = "test"

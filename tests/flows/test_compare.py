@@ -13,9 +13,9 @@ from configs import Recipe, UserError
 from flows.compare import compare
 from infra import tracking
 from infra.artifacts import Artifact
-from tasks.pictures import png
+from tasks.drawing.pictures import png
 from tasks.training.metrics import SECONDS
-from tests.tasks.builders import at, put, small_recipe
+from tests.helpers.builders import at, put, small_recipe
 
 FRECHET = "frechet_efficientnet_lite0"
 

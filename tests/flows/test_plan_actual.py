@@ -35,7 +35,7 @@ def test_bytes_and_rows_of_a_real_run(finished: Workplace) -> None:
 def test_bytes_of_mirrored_latents_and_moments(tmp_path: Path) -> None:
     """What the tiny run does not store: flips and standard deviations, written by the stage's own table."""
     from infra.storage import Storage
-    from tasks.latents import WRITE_OPTIONS, latent_table
+    from tasks.data.tensors import WRITE_OPTIONS, latent_table
 
     given = ["train_dit.images=0", "train_dit.pretrained=given.safetensors"]  # moments are for another trainer
     recipe = load_recipe("demo_tiny", ["image.flips=true", "encode.posterior=moments", *given])

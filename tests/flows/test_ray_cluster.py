@@ -17,9 +17,9 @@ import pytest
 from flows.stages import STAGES
 from infra.artifacts import Artifact
 from tests.flows.conftest import REPOSITORY, Workplace
-from tests.flows.nodes import RayNodes, ray_nodes, wait_until
 from tests.flows.test_deployment import _post
 from tests.flows.test_ray_jobs import start
+from tests.helpers.nodes import RayNodes, ray_nodes, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -18,7 +18,7 @@ from configs.compute import ClusterCompute
 from infra import jobs
 from infra.artifacts import Artifact
 from tests.flows.conftest import REPOSITORY, Workplace
-from tests.flows.nodes import RayNodes, ray_nodes, wait_until
+from tests.helpers.nodes import RayNodes, ray_nodes, wait_until
 
 
 @pytest.fixture(scope="module")

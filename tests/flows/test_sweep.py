@@ -13,7 +13,7 @@ from flows.racing import all_of
 from infra.artifacts import Artifact
 from infra.tracking import Tracker
 from tasks.sample import STAGE
-from tests.tasks.builders import at, context, put_networks, put_shard, small_recipe
+from tests.helpers.builders import at, context, put_networks, put_shard, small_recipe
 
 OVER = ("sample.guidance.scale=1.5,3", "sample.steps=2,4")
 SMALL = ("sample.images=40", "evaluate.images=60", "evaluate.bootstrap=0")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from configs.cluster import Cluster, Pool, cluster_names, load_cluster
-from tests.infra.cluster_files import (
+from tests.helpers.cluster_files import (
     CLOUDS,
     INFRA,
     KUBERNETES,

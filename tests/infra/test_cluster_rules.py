@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.cluster_files import CLOUDS, INFRA, REPOSITORY, documents, files, manifests, pods, ray_up, walk
+from tests.helpers.cluster_files import CLOUDS, INFRA, REPOSITORY, documents, files, manifests, pods, ray_up, walk
 
 # ------------------------------------------------------------------------------------------- closed and unprivileged
 

@@ -11,7 +11,7 @@ import pytest
 
 from infra import metrics
 from infra.progress import Bar
-from tests.flows.nodes import wait_until
+from tests.helpers.nodes import wait_until
 
 
 @pytest.mark.slow  # the exporter takes its time

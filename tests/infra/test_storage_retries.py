@@ -13,7 +13,7 @@ from configs import UserError
 from configs.errors import Unreachable
 from infra import storage as storage_module
 from infra.storage import Storage
-from tasks.parts import from_text, to_text
+from tasks.data.receipts import from_text, to_text
 
 
 @pytest.fixture

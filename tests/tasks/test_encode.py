@@ -19,13 +19,13 @@ from infra.artifacts import MANIFEST, Artifact
 from infra.cluster import require_gpus
 from infra.storage import FileEntry, Storage
 from tasks import encode
-from tasks.decode import load
+from tasks.data.decode import load
+from tasks.data.tensors import Statistics, Sums, statistics_hash, to_numpy
 from tasks.encode import share_cpus
 from tasks.encoder import Encoder, key_noise
-from tasks.latents import Statistics, Sums, statistics_hash, to_numpy
 from tasks.stage import Job
-from tests.tasks.encoding import encode_inputs, encode_recipe
-from tests.tasks.piles import folder_recipe, read_rows, run_stage
+from tests.helpers.encoding import encode_inputs, encode_recipe
+from tests.helpers.piles import folder_recipe, read_rows, run_stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -24,9 +24,9 @@ from infra.artifacts import Artifact
 from infra.storage import Storage
 from tasks import encode
 from tasks.stage import Job
-from tests.tasks.encoding import encode_inputs, encode_recipe
-from tests.tasks.failing_s3 import FailingS3
-from tests.tasks.piles import run_stage
+from tests.helpers.encoding import encode_inputs, encode_recipe
+from tests.helpers.failing_s3 import FailingS3
+from tests.helpers.piles import run_stage
 
 PARTS = 30
 
@@ -150,7 +150,7 @@ def _start(job: Job, folder: Path, **environment: str) -> subprocess.Popen[bytes
     path.write_text(json.dumps(asdict(job)))
     with (folder / "driver.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.tasks.stage_driver", str(path)],
+            [sys.executable, "-m", "tests.helpers.stage_driver", str(path)],
             stdout=log, stderr=log, env={**os.environ, **environment},
         )  # fmt: skip
 

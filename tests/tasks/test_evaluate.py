@@ -12,9 +12,9 @@ import torch
 from configs import UserError
 from infra.artifacts import Artifact
 from tasks.evaluate import STAGE
-from tasks.examine import Examiner, Findings, Networks, peak_signal_to_noise
+from tasks.scoring.features import Examiner, Findings, Networks, peak_signal_to_noise
 from tasks.stage import perform
-from tests.tasks.builders import at, context, drawing, put_networks, put_sample, put_shard, small_recipe
+from tests.helpers.builders import at, context, drawing, put_networks, put_sample, put_shard, small_recipe
 
 SETTINGS = ("evaluate.images=100", "evaluate.classifier.epochs=6", "evaluate.classifier.learning_rate=5.0e-3")
 RECIPE = small_recipe(*SETTINGS)

@@ -12,16 +12,16 @@ from PIL import Image
 
 from infra.artifacts import Artifact
 from tasks import networks
+from tasks.data.images import images
+from tasks.drawing.pictures import to_tensor
 from tasks.evaluate_tokenizer import STAGE
-from tasks.examine import Examiner, Networks
-from tasks.examine_latents import LatentExaminer, Subjects, fit, joined, scored
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
-from tasks.pictures import to_tensor
 from tasks.plan import scoring
 from tasks.plan.data import Images
-from tasks.readout import images
-from tests.tasks.builders import at, context, put_shard, put_weights, small_recipe
-from tests.tasks.counting import counted
+from tasks.scoring.features import Examiner, Networks
+from tasks.scoring.latents import LatentExaminer, Subjects, fit, joined, scored
+from tests.helpers.builders import at, context, put_shard, put_weights, small_recipe
+from tests.helpers.counting import counted
 
 RECIPE = small_recipe(
     "evaluate_tokenizer={images: 80, probe_images: 100, density_points: 32, lpips_weights: random}",

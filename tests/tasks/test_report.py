@@ -13,12 +13,12 @@ from PIL import Image as Picture
 
 from configs import Recipe, UserError
 from infra.artifacts import Artifact
-from tasks.labels import shown_per_class
+from tasks.data.images import images, pick_images, read_labels
 from tasks.networks import WEIGHTS, build_semantic_vae
-from tasks.readout import images, pick_images, read_labels
 from tasks.report import STAGE, _losses
+from tasks.sampling.per_image import shown_per_class
 from tasks.stage import Context, perform
-from tests.tasks.builders import (
+from tests.helpers.builders import (
     at,
     context,
     drawing,

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from configs import Recipe, UserError
 from infra.artifacts import Artifact
 from tasks import sample
-from tasks.labels import image_labels, image_noise, shown_per_class
 from tasks.networks import build_dit
 from tasks.sample import STAGE
-from tasks.sampler import Sampler
+from tasks.sampling.per_image import image_labels, image_noise, shown_per_class
+from tasks.sampling.sampler import Sampler
 from tasks.stage import Context, perform
-from tests.tasks.builders import at, context, put, put_networks, small_recipe
+from tests.helpers.builders import at, context, put, put_networks, small_recipe
 
 INPUTS = ("train_vavae", "encode", "train_dit")
 

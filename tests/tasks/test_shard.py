@@ -17,7 +17,7 @@ from tasks import shard
 from tasks.shard import STAGE, plan
 from tasks.sources import Listing, listing_table, open_source
 from tasks.sources.csv_file import UNKNOWN_LENGTH, CsvSource
-from tests.tasks.piles import encoded, folder_of_classes, folder_recipe, picture, read_rows, run_stage
+from tests.helpers.piles import encoded, folder_of_classes, folder_recipe, picture, read_rows, run_stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -13,7 +13,7 @@ from infra.artifacts import Artifact
 from models.power_ema import Average, combination
 from tasks.networks import build_dit, trained_dit
 from tasks.snapshots import snapshot_file
-from tests.tasks.builders import at, put_networks, put_weights, small_recipe
+from tests.helpers.builders import at, put_networks, put_weights, small_recipe
 
 STORED = [(images, sigma) for images in (320, 640) for sigma in (0.05, 0.1)]
 

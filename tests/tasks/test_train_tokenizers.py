@@ -21,12 +21,12 @@ from configs import Recipe, UserError
 from models.autoencoder import Decoder
 from models.checkpoints import Checkpoint, write_authors
 from tasks import train_semvae, train_vavae
-from tasks.loader import Batch
+from tasks.loading.loader import Batch
 from tasks.stage import Context
 from tasks.training.launch import OBJECTIVE, RESULT, build, export
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Metrics
-from tests.tasks.builders import at, context, put_shard, small_recipe
+from tests.helpers.builders import at, context, put_shard, small_recipe
 
 BATCH = 8
 STAGES = (
@@ -234,9 +234,9 @@ def test_perceptual_loss_is_trained_with_and_refused_without_weights(root: str) 
 def test_stored_features_train_as_streamed_ones(root: str) -> None:
     """Of the same images in the same order: the loader's order belongs to rows, whatever column is read."""
     from infra.artifacts import Artifact
-    from tasks.latents import WRITE_OPTIONS, latent_table
-    from tasks.readout import images
-    from tests.tasks.builders import put
+    from tasks.data.images import images
+    from tasks.data.tensors import WRITE_OPTIONS, latent_table
+    from tests.helpers.builders import put
 
     steps = ("train_semvae.images=64", "train_semvae.batch=8", "train_semvae.schedule=constant")
     recipe = small_recipe(*STAGES, *steps)

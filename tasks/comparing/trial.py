@@ -1,0 +1,169 @@
+"""Stage `trial`: a trained model at one moment of its training, sampled under one `sample` section and scored at once.
+
+Images go straight to features and none is stored but a small sheet. An actor keeps what trials that follow one
+another share: the decoder, the model, the networks of the scores and the reference. So a race of many models and a
+sweep of many settings over one model are each one job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from configs import Recipe, UserError
+from infra.artifacts import Artifact, fingerprint
+from tasks.data.images import BATCH
+from tasks.drawing import pictures
+from tasks.evaluate import RealImages, on_record, score_names, with_statistics
+from tasks.networks import DiffusionNetwork, default_device, trained_dit
+from tasks.sample import external
+from tasks.sampling.per_image import shown_per_class
+from tasks.sampling.sampler import Decoder, Sampler, ready
+from tasks.scoring import reference as references
+from tasks.scoring.features import Examined, Examiner, Findings, Networks
+from tasks.scoring.score import compare
+from tasks.stage import Context, Job, Outcome, Stage, perform
+
+SHEET = "sheet.png"
+_VERSION = 1
+_COLUMNS, _ROWS = 10, 4
+_INPUTS = ("train_vavae", "encode", "train_dit")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Which weights: of the average of relative width `sigma_rel` that ends at `images_seen`."""
+
+    images_seen: int
+    sigma_rel: float
+
+
+def trial_job(recipe: Recipe, root: str, inputs: Mapping[str, Artifact], real: RealImages, at: Moment | None) -> Job:
+    """The job of one trial.
+
+    recipe: `sample` and `evaluate` say what is made and how it is scored; no intervals where `evaluate.bootstrap` is 0.
+    inputs: the artifacts of `train_vavae`, `encode` and `train_dit`.
+    at: None takes the weights that `sample.ema` says, at the end of training.
+    """
+    sections = {name: recipe.section(name) for name in ("image", "sample", "evaluate")}
+    sections["external"] = external(recipe)
+    sections["trial"] = None if at is None else vars(at)
+    prints = {name: inputs[name].fingerprint for name in _INPUTS}
+    prints["reference"] = real.reference.fingerprint
+    if real.judge is not None:
+        prints["judge"] = real.judge.fingerprint
+    name = fingerprint("trial", _VERSION, sections, prints)
+    return Job("trial", name, root, recipe.model_dump(mode="json"), prints, sections)
+
+
+class Trials:
+    """An actor that performs one trial per call and gives back its number of images."""
+
+    def __call__(self, job: Mapping[str, Any]) -> int:
+        return perform(STAGE, Job(**job)).manifest.rows
+
+
+def run(context: Context) -> Outcome:
+    """Make the images, look at them and score them.
+
+    Raises:
+        UserError: the model was trained on latents with other statistics, or the set is too small to score.
+    """
+    recipe, device = context.recipe, default_device()
+    threads = recipe.compute.actors.cpus_per_actor
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    decoder = _decoder(context.input("train_vavae"), context.input("encode"))
+    trained = context.input("train_dit")
+    decoder.statistics.check(trained.manifest.facts["statistics_hash"], trained.uri)
+    at = None if context.job.sections["trial"] is None else Moment(**context.job.sections["trial"])
+    sampler = Sampler(recipe, _model(trained, recipe.sample.ema, at, recipe.compute.actors.compile), decoder, device)
+    section = recipe.evaluate
+    published = None if section.inception is None else section.inception.weights
+    judge = context.input("judge") if "judge" in context.job.inputs else None
+    examiner = _examiner(Networks(recipe.image.size, section.features, judge, None, published), threads)
+
+    shown: list[tuple[NDArray[np.int64], pictures.Pixels]] = []
+    found: list[Findings] = []
+    for labels, pixels in _batched(_images(sampler), BATCH):
+        if sum(len(each) for each, _ in shown) < recipe.data.classes * _ROWS:
+            shown.append((labels, pixels))
+        found.append(examiner.look(labels, pixels))
+    made = Examined.of(Findings.joined(found))
+    real = with_statistics(_real(context.input("reference")), references.resolve(recipe))
+    try:
+        scores = compare(real, made, section, score_names(section), recipe.data.classes)
+    except ValueError as error:
+        raise UserError(f"the sets cannot be scored: {error}; see sample.images and evaluate.images") from None
+    return Outcome(
+        files=[context.out.write_bytes(SHEET, pictures.png(_sheet(shown)))],
+        rows=made.images,
+        facts={
+            "intervals": {name: list(bounds) for name, bounds in scores.intervals.items()},
+            **sampler.integrator.evaluations(),
+        },
+        scores=scores.values,
+    )
+
+
+STAGE = Stage("trial", _VERSION, (), (), run)
+
+
+# ---------------------------------------------------------------------------------------------------------- parts
+
+
+def _images(sampler: Sampler) -> Iterator[tuple[NDArray[np.int64], pictures.Pixels]]:
+    """Labels and pixels of all images of the sample, in its static batches; the last one is cut."""
+    images, batch = sampler.recipe.sample.images, sampler.recipe.sample.batch
+    for indices, labels, pixels in sampler.stream(np.arange(start, start + batch) for start in range(0, images, batch)):
+        wanted = indices < images
+        yield labels[wanted], pixels[wanted]
+
+
+def _batched(
+    pieces: Iterable[tuple[NDArray[np.int64], pictures.Pixels]], size: int
+) -> Iterator[tuple[NDArray[np.int64], pictures.Pixels]]:
+    """The same rows, `size` at a time."""
+    waiting: list[tuple[NDArray[np.int64], pictures.Pixels]] = []
+    for piece in pieces:
+        waiting.append(piece)
+        labels, pixels = (np.concatenate(column) for column in zip(*waiting, strict=True))
+        whole = len(labels) // size * size
+        for start in range(0, whole, size):
+            yield labels[start : start + size], pixels[start : start + size]
+        waiting = [(labels[whole:], pixels[whole:])]
+    if waiting and len(waiting[0][0]):
+        yield waiting[0]
+
+
+def _sheet(shown: list[tuple[NDArray[np.int64], pictures.Pixels]]) -> pictures.Pixels:
+    labels, pixels = (np.concatenate(column) for column in zip(*shown, strict=True))
+    rows = shown_per_class(labels, _COLUMNS, _ROWS)
+    return pictures.grid(pixels[[index for row in rows for index in row]], columns=len(rows[0]))
+
+
+@lru_cache(maxsize=1)
+def _decoder(tokenizer: Artifact, latents: Artifact) -> Decoder:
+    return Decoder.of(tokenizer, latents, default_device())
+
+
+@lru_cache(maxsize=1)
+def _model(artifact: Artifact, ema: bool, at: Moment | None, compiled: bool) -> DiffusionNetwork:
+    sigma, images = (None, None) if at is None else (at.sigma_rel, at.images_seen)
+    return ready(trained_dit(artifact, ema, sigma, images).to(default_device()), compiled)
+
+
+@lru_cache(maxsize=1)
+def _examiner(networks: Networks, threads: int) -> Examiner:
+    return Examiner(networks, threads)
+
+
+@lru_cache(maxsize=1)
+def _real(reference: Artifact) -> Examined:
+    return on_record(reference)

@@ -1,0 +1,32 @@
+"""A few images and what the tokenizer makes of them, for people."""
+
+from __future__ import annotations
+
+import numpy as np
+import ray
+import torch
+
+from infra.artifacts import Artifact
+from infra.cluster import connect
+from tasks.drawing.pictures import Pixels, to_pixels, to_tensor
+from tasks.networks import default_device, trained_autoencoder
+from tasks.stage import Context
+
+_AT_ONCE = 16
+
+
+def reconstructed(context: Context, images_BHW3: Pixels) -> Pixels:
+    """Reconstructions of posterior means by the input `train_vavae`, made in one Ray task."""
+    connect()
+    compute = context.recipe.compute.actors
+    task = ray.remote(_reconstruct).options(num_cpus=compute.cpus_per_actor, num_gpus=compute.gpus_per_actor)
+    again: Pixels = ray.get(task.remote(context.input("train_vavae"), images_BHW3, compute.cpus_per_actor))
+    return again
+
+
+@torch.inference_mode()
+def _reconstruct(tokenizer: Artifact, images_BHW3: Pixels, threads: int) -> Pixels:
+    torch.set_num_threads(threads)
+    network = trained_autoencoder(tokenizer).to(device := default_device())
+    pieces = to_tensor(images_BHW3).split(_AT_ONCE)
+    return np.concatenate([to_pixels(network.decode(network.encode(x.to(device)).mean)) for x in pieces])

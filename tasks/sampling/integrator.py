@@ -1,0 +1,242 @@
+"""A recipe's resolutions (LowDiff): training batches of one resolution each, and samples that go through them all.
+
+Latents without a cascade are sampled here too, as the cascade of one resolution that they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from configs.diffusion import Cascade as CascadeSection
+from configs.diffusion import UnetModel
+from configs.recipe import Recipe
+from configs.sampling import AutoGuidance as AutoGuidanceSection
+from configs.sampling import ClassifierFree as ClassifierFreeSection
+from configs.sampling import NoGuidance as NoGuidanceSection
+from configs.sampling import Sample
+from infra.artifacts import Artifact
+from infra.weights import load_pretrained
+from models.cascade import Cascade, Conditioned, no_condition
+from models.edm import sample as denoise
+from models.edm import sigma_grid
+from models.flops import forward_flops
+from models.groups import ChannelGroups
+from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance, Velocity
+from models.solvers import sample as solve
+from tasks.data.tensors import Statistics
+from tasks.networks import DiffusionNetwork, build_clock, build_network, channel_groups
+from tasks.randomness import ImageNumbers
+
+Noise = Callable[[tuple[int, ...], int], Tensor]
+"""Standard normal numbers of a batch's images, (B, *shape), by shape and number of the draw."""
+_DRAWS_PER_STAGE = 1 << 32
+_CONDITION = 1 << 31
+"""Draw of a stage's condition; those of its steps come before."""
+
+
+class Resolutions:
+    """What training sees of stored latents at each resolution of a cascade.
+
+    latents: an `encode` artifact, whose facts hold the statistics of every resolution.
+    Raises UserError where they are missing.
+    """
+
+    def __init__(self, section: CascadeSection, latents: Artifact, seed: int) -> None:
+        self.section = section
+        self.cascade = Cascade(section.sides, section.upsample)
+        facts = latents.manifest.facts
+        coarse = {side: Statistics.of_averages(facts, side, latents.uri) for side in section.sides[:-1]}
+        self.statistics = {**coarse, section.sides[-1]: Statistics.from_facts(facts, latents.uri)}
+        self._choices = ImageNumbers(seed, "resolution")
+        self._levels = ImageNumbers(seed, "condition level")
+        self._noise = ImageNumbers(seed, "condition noise")
+        self._drops = ImageNumbers(seed, "condition dropout")
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """For checkpoints: which statistics the coarser resolutions were trained on."""
+        return {"averages": {str(side): self.statistics[side].hash for side in self.cascade.sides[:-1]}}
+
+    def side(self, images_seen: int) -> int:
+        """The resolution of the global batch that ends at this cursor, alike for every worker and after a restart."""
+        drawn = float(self._choices.uniform(np.array([images_seen])))
+        reached = np.cumsum(self.section.shares)
+        return self.cascade.sides[min(int(np.searchsorted(reached, drawn)), len(reached) - 1)]
+
+    def weight(self, side: int) -> float:
+        """Of the loss at a resolution."""
+        return self.section.weights[self.cascade.sides.index(side)] if self.section.weights else 1.0
+
+    def target(self, stored_BCHW: Tensor, side: int) -> Tensor:
+        """Stored latents averaged to a resolution and standardised by its own statistics, float32."""
+        return self.statistics[side].normalise(self.cascade.lowered(stored_BCHW.float(), side))
+
+    def condition(self, stored_BCHW: Tensor, positions: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
+        """What a resolution is given of the one below, (B, C, side, side), and its level (B,); each image's own share
+        of noise, and nothing at all where it is dropped or there is none below.
+        """
+        below = self.cascade.below(side)
+        if below is None:
+            return no_condition(stored_BCHW.new_zeros((*stored_BCHW.shape[:2], side, side), dtype=torch.float32))
+        lower = self.target(stored_BCHW, below)
+        level = (self.section.augment * self._levels.uniform(positions)).to(lower.device)
+        noise = self._noise.normal(positions, lower.shape[1:]).to(lower.device)
+        given = self.cascade.condition(lower, noise, level, side)
+        dropped = (self._drops.uniform(positions) < self.section.condition_dropout).to(lower.device)
+        return given.masked_fill(dropped.view(-1, 1, 1, 1), 0.0), level.masked_fill(dropped, 1.0)
+
+
+@dataclass
+class _Stage:
+    """One resolution of a sample, its settings, and how often networks ran there."""
+
+    side: int
+    section: Sample
+    augment: float
+    weak: DiffusionNetwork | None
+    passes: dict[str, int]
+
+
+class Integrator:
+    """From noise to normalised latents (or pixels) at full resolution, through the resolutions that a sample names.
+
+    recipe: of the sample; `train_dit` and the sizes must be those that the model was trained with.
+    model: frozen, on its device. Weak guides are built and loaded here, each once.
+    ready: what is done to a weak guide before it is used, such as compiling it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: DiffusionNetwork,
+        ready: Callable[[DiffusionNetwork], DiffusionNetwork] = lambda model: model,
+    ) -> None:
+        self.recipe, self.model = recipe, model
+        self.groups, self.clock = channel_groups(recipe), build_clock(recipe)
+        section = recipe.train_dit.cascade
+        self.cascade = None if section is None else Cascade(section.sides, section.upsample)
+        unet = recipe.train_dit.model
+        self.sigmas: Callable[[int], Tensor] | None = None
+        if isinstance(unet, UnetModel):
+            self.sigmas = partial(sigma_grid, low=unet.sigma_min, high=unet.sigma_max, rho=unet.rho)
+        weak: dict[str, DiffusionNetwork] = {}
+        self.stages: list[_Stage] = []
+        for stage in recipe.sample_stages:
+            own = recipe.sample.at(stage)
+            guide = None
+            if isinstance(own.guidance, AutoGuidanceSection):
+                found = own.guidance.model_dump_json(include={"weights", "model"})
+                if found not in weak:
+                    weak[found] = ready(_weak_guide(recipe, own.guidance, model))
+                guide = weak[found]
+            self.stages.append(_Stage(stage.side, own, stage.augment, guide, {"main": 0, "guide": 0}))
+        self._batches = 0
+
+    def __call__(self, labels_B: Tensor, noise: Noise) -> Tensor:
+        """Normalised latents (B, C, side, side) of these labels, all channel groups.
+
+        noise: of the images' own random numbers; every stage has draws of its own, the first one those of a sample
+            without a cascade.
+        """
+        latents: Tensor | None = None
+        for number, stage in enumerate(self.stages):
+            shape, first = (self.groups.channels, stage.side, stage.side), number * _DRAWS_PER_STAGE
+            condition_noise = None if latents is None else noise(tuple(latents.shape[1:]), first + _CONDITION)
+
+            def step_noise(step: int, shape: tuple[int, ...] = shape, first: int = first) -> Tensor:
+                return noise(shape, first + step + 1)
+
+            velocity = self._velocity(stage, latents, condition_noise)
+            if self.sigmas is not None:
+                grid = self.sigmas(stage.section.steps)
+                heun = stage.section.solver == "heun"
+                latents = denoise(velocity, noise(shape, first), labels_B, grid, heun=heun)
+                continue
+            latents = solve(
+                velocity,
+                noise(shape, first),
+                labels_B,
+                clock=self.clock,
+                groups=self.groups,
+                solver=stage.section.solver,
+                steps=stage.section.steps,
+                shift=stage.section.shift,
+                steps_are_points=stage.section.off_by_one,
+                step_noise=step_noise,
+            )
+        self._batches += 1
+        assert latents is not None  # a recipe has at least one stage
+        return latents
+
+    def evaluations(self) -> dict[str, float]:
+        """Network evaluations per image so far, in units of one of the model at full resolution (papers.md 3.2).
+
+        `effective_evaluations` are the model's and its guide's; `evaluations` counts passes whatever they cost.
+        """
+        cost, passes = 0.0, 0
+        for stage, costs in zip(self.stages, self._costs, strict=True):
+            cost += sum(stage.passes[name] * costs[name] for name in stage.passes)
+            passes += sum(stage.passes.values())
+        batches = max(1, self._batches)
+        return {"effective_evaluations": cost / batches, "evaluations": passes / batches}
+
+    @cached_property
+    def _costs(self) -> list[dict[str, float]]:
+        """Of one pass of each stage's networks, in units of the model at full resolution."""
+        full = forward_flops(self.model)
+        networks = [{"main": self.model, "guide": stage.weak or self.model} for stage in self.stages]
+        return [
+            {name: forward_flops(network, side=stage.side) / full for name, network in own.items()}
+            for stage, own in zip(self.stages, networks, strict=True)
+        ]
+
+    def _velocity(self, stage: _Stage, lower: Tensor | None, noise: Tensor | None) -> Velocity:
+        """The guided velocity of one stage, on the result of the one before; runs of its networks are counted."""
+        condition = level = None
+        if self.cascade is not None and lower is not None and noise is not None:
+            level = lower.new_full((len(lower),), stage.augment)
+            condition = self.cascade.condition(lower, noise, level, stage.side)
+
+        def counted(name: str, model: nn.Module) -> Velocity:
+            given: Velocity = model if condition is None else Conditioned(model, condition, level)
+
+            def velocity(x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> Tensor:
+                stage.passes[name] += 1
+                return given(x_BCHW, t_BG, y_B)
+
+            return velocity
+
+        main = counted("main", self.model)
+        guide = None if stage.weak is None else counted("guide", stage.weak)
+        return _guidance(stage.section, self.groups, self.model.null_label, guide)(main)
+
+
+def _guidance(section: Sample, groups: ChannelGroups, null_label: int, guide: Velocity | None) -> Guidance:
+    """The guidance that a sample section names; `guide` is the weak network's velocity where there is one."""
+    asked = section.guidance
+    if isinstance(asked, NoGuidanceSection):
+        return NoGuidance()
+    if isinstance(asked, ClassifierFreeSection):
+        return ClassifierFree(
+            asked.scale,
+            null_label=null_label,
+            channels=asked.channels,
+            interval=(asked.interval_start, 1.0),
+            groups=groups,
+        )
+    assert guide is not None  # the integrator loads one for every stage that is guided so
+    semantic = asked.scale if asked.semantic_scale is None else asked.semantic_scale
+    scales = tuple(semantic if name == "semantic" else asked.scale for name in groups.names)
+    return AutoGuidance(guide, scales, groups=groups)
+
+
+def _weak_guide(recipe: Recipe, section: AutoGuidanceSection, model: DiffusionNetwork) -> DiffusionNetwork:
+    weak = build_network(recipe, section.model)
+    load_pretrained(weak, section.weights)
+    return weak.requires_grad_(False).eval().to(next(model.parameters()).device)

@@ -1,0 +1,139 @@
+"""Images of a trained model by their number: what sampling is, without files, actors or Ray.
+
+The parts are apart so that one process can try many settings: a :class:`Decoder` belongs to the latents, a model to
+its weights, and a :class:`Sampler` puts them together under one recipe's `sample` section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from configs import Recipe
+from infra.artifacts import Artifact
+from models.autoencoder import AutoencoderKL
+from models.execution import prepare
+from tasks.data.tensors import Statistics
+from tasks.drawing import pictures
+from tasks.networks import DiffusionNetwork, default_device, trained_autoencoder, trained_dit
+from tasks.sampling.integrator import Integrator
+from tasks.sampling.per_image import image_labels, image_noise
+from tasks.stage import Context
+
+_TEXTURE = ["z"]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """From normalised latents to pixels."""
+
+    tokenizer: AutoencoderKL
+    statistics: Statistics
+
+    @classmethod
+    def of(cls, tokenizer: Artifact, latents: Artifact, device: torch.device) -> Decoder:
+        """Of a `train_vavae` and an `encode` artifact."""
+        statistics = Statistics.from_facts(latents.manifest.facts, latents.uri)
+        return cls(trained_autoencoder(tokenizer).to(device), statistics)
+
+    def __call__(self, texture_BCHW: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) on the latents' device."""
+        return pictures.to_levels(self.tokenizer.decode(self.statistics.denormalise(texture_BCHW, _TEXTURE)))
+
+
+class Sampler:
+    """Makes the images that a recipe's `sample` section describes, from given networks.
+
+    recipe: of the sample; `train_dit` and the sizes must be those that the model was trained with.
+    model: frozen, on `device`; `compute.actors.compile` compiles its blocks in place.
+    """
+
+    def __init__(self, recipe: Recipe, model: DiffusionNetwork, decoder: Decoder, device: torch.device) -> None:
+        self.recipe, self.decoder, self.device = recipe, decoder, device
+        self.integrator = Integrator(recipe, model, lambda weak: ready(weak, recipe.compute.actors.compile))
+
+    @classmethod
+    def of(cls, context: Context) -> Sampler:
+        """Of a `sample` job, with the networks of its input artifacts, on this process's device."""
+        recipe, device = context.recipe, default_device()
+        if device.type == "cpu":
+            torch.set_num_threads(recipe.compute.actors.cpus_per_actor)
+        decoder = Decoder.of(context.input("train_vavae"), context.input("encode"), device)
+        model = ready(
+            trained_dit(context.input("train_dit"), recipe.sample.ema, recipe.sample.ema_sigma).to(device),
+            recipe.compute.actors.compile,
+        )
+        return cls(recipe, model, decoder, device)
+
+    def images(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], pictures.Pixels]:
+        """Labels (B,) and pixels (B, H, W, 3) of these images; each depends on its index alone."""
+        _, labels, pixels = next(self.stream([indices]))
+        return labels, pixels
+
+    @torch.inference_mode()
+    def stream(
+        self, batches: Iterable[NDArray[np.int64]]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], pictures.Pixels]]:
+        """Indices (B,), labels (B,) and pixels (B, H, W, 3) of one batch after the other.
+
+        On an accelerator a batch is decoded and brought to the host on a stream of its own, while the next one is
+        integrated.
+        """
+        waiting: tuple[NDArray[np.int64], NDArray[np.int64], _OnItsWay] | None = None
+        for indices in batches:
+            labels = image_labels(self.recipe.sample.labels, indices, self.recipe.data.classes, self.recipe.sample.seed)
+            decoded = _OnItsWay(
+                self.decoder, self.latents(indices, labels)[:, self.integrator.groups.slice_of("texture")]
+            )
+            if waiting is not None:
+                yield waiting[0], waiting[1], waiting[2].pixels()
+            waiting = indices, labels, decoded
+        if waiting is not None:
+            yield waiting[0], waiting[1], waiting[2].pixels()
+
+    def latents(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> Tensor:
+        """Normalised latents (B, C, h, w) of these images, all channel groups."""
+
+        def noise(shape: tuple[int, ...], draw: int) -> Tensor:
+            return torch.from_numpy(image_noise(indices, shape, self.recipe.sample.seed, draw)).to(self.device)
+
+        return self.integrator(torch.from_numpy(labels).to(self.device), noise)
+
+
+def ready(model: DiffusionNetwork, compiled: bool) -> DiffusionNetwork:
+    """The same model, its blocks compiled where that is wanted; batches are static, so that one graph serves them."""
+    prepare(model, compile=compiled)
+    return model
+
+
+class _OnItsWay:
+    """A batch that is being decoded and copied to the host."""
+
+    def __init__(self, decoder: Decoder, texture_BCHW: Tensor) -> None:
+        self._done: torch.cuda.Event | None = None
+        if texture_BCHW.device.type != "cuda":
+            self._levels = decoder(texture_BCHW)
+            return
+        side = _side_stream(texture_BCHW.device)
+        side.wait_stream(torch.cuda.current_stream(texture_BCHW.device))
+        with torch.cuda.stream(side):
+            texture_BCHW.record_stream(side)
+            self._levels = decoder(texture_BCHW).to("cpu", non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record(side)
+
+    def pixels(self) -> pictures.Pixels:
+        if self._done is not None:
+            self._done.synchronize()
+        return self._levels.numpy()
+
+
+@lru_cache(maxsize=1)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -1,0 +1,251 @@
+"""Feature vectors and the judge's opinion of a set of images, whatever stage it comes from, by actors on Ray Data.
+
+Images always run through the networks in batches of one fixed size, the last one filled up, so that a feature
+does not depend on how the set is cut into files or spread over actors. Means and covariances are gathered in the
+set's order whatever order actors finish in; of a large set only the first images' vectors stay in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from configs.compute import ActorCompute
+from configs.data import Foundation
+from infra.artifacts import Artifact
+from infra.progress import Bar
+from tasks.data.actors import spread
+from tasks.data.images import BATCH, read_images, stretches
+from tasks.drawing.pictures import Pixels, to_pixels, to_tensor
+from tasks.networks import default_device, load_foundation, trained_autoencoder
+from tasks.scoring.classifier import predict, trained_judge
+from tasks.scoring.gaussian import Gaussian, Moments
+from tasks.scoring.inception import Inception, InceptionFeatures
+from tasks.scoring.lpips import Lpips
+
+_LENGTH = 500
+"""Images per unit of work."""
+_INCEPTION_BATCH = 8
+"""On a CPU: it looks at 299 × 299 pixels, so what fills a batch up costs more than a larger batch would gain."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found out about each image of a set, in the set's order."""
+
+    labels: NDArray[np.int64]
+    features: NDArray[np.float32]
+    """(N, D)"""
+    predictions: NDArray[np.int64] | None = None
+    """Labels by the judge, where there is one."""
+    psnr: NDArray[np.float64] | None = None
+    """Peak signal-to-noise ratio in dB of each image's reconstruction, where images were reconstructed."""
+    ssim: NDArray[np.float32] | None = None
+    """Structural similarity of each image and its reconstruction, there too."""
+    lpips: NDArray[np.float32] | None = None
+    """Perceptual distance of each image from its reconstruction, where LPIPS was asked for as well."""
+    pool: NDArray[np.float32] | None = None
+    """(N, 2048), (N, 2023) and (N, 1008): what Inception finds, where it looked (see `InceptionFeatures`)."""
+    spatial: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
+
+    def first(self, count: int) -> Findings:
+        """Of the first `count` images."""
+        return Findings(*(None if values is None else values[:count] for values in vars(self).values()))  # type: ignore[arg-type]
+
+    @property
+    def consistency(self) -> float | None:
+        """Share of images that the judge gives the label they have."""
+        return None if self.predictions is None else float((self.predictions == self.labels).mean())
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Findings]) -> Findings:
+        columns = zip(*(vars(piece).values() for piece in pieces), strict=True)
+        return cls(*(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
+
+
+WITHOUT_LPIPS = "set evaluate_tokenizer.lpips_weights to null to score without LPIPS"
+_PUBLISHED = InceptionFeatures._fields
+VECTORS = ("features", "pool", "spatial")
+"""The findings that have a mean and a covariance."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found out about a set: of each of its first images, and of all together."""
+
+    findings: Findings
+    gaussians: dict[str, Gaussian]
+    """By name of :data:`VECTORS`; over all images."""
+    images: int
+    """Number of all images."""
+
+    @classmethod
+    def of(cls, findings: Findings) -> Examined:
+        """A set of which everything is kept."""
+        folded = _Folded(len(findings.labels))
+        folded.add(0, findings)
+        return folded.examined()
+
+    def first(self, count: int) -> Examined:
+        """Of the first `count` images, which must have been kept."""
+        return self if count == self.images else Examined.of(self.findings.first(count))
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What an examiner loads: plain values and references."""
+
+    size: int
+    """Side in pixels at which images are looked at."""
+    features: Foundation
+    judge: Artifact | None = None
+    tokenizer: Artifact | None = None
+    inception: str | None = None
+    """Path or URL of its weights."""
+    lpips: str | None = None
+    """VGG16 of LPIPS (see `perceptual.Lpips`); None leaves it out."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Which images to look at."""
+
+    artifact: Artifact
+    prefix: str
+    """Of its files: `train/`, `test/`, or `part-` for a sample."""
+    limit: int
+    keep: int | None = None
+    """Findings of so many first images are kept; None keeps all."""
+    reconstruct: bool = False
+    """Look at what the tokenizer makes of them (the posterior's mean, decoded) instead of at themselves."""
+
+
+def examine(what: str, sets: Mapping[str, ImageSet], networks: Networks, compute: ActorCompute) -> dict[str, Examined]:
+    """Findings of every set, all by the same actors.
+
+    Args:
+        what: the name on the progress bar.
+        sets: by the name their findings get.
+        networks: what to look at them with.
+        compute: actors to do it.
+
+    Raises:
+        UserError: a set is empty or damaged, has too few images, or the networks cannot be loaded.
+    """
+    plan: list[dict[str, Any]] = [
+        {"name": name, "set": chosen, "stretch": stretch}
+        for name, chosen in sets.items()
+        for stretch in stretches(chosen.artifact, chosen.prefix, chosen.limit, _LENGTH)
+    ]
+    folded = {name: _Folded(chosen.limit if chosen.keep is None else chosen.keep) for name, chosen in sets.items()}
+    with Bar(what, sum(item["stretch"].rows for item in plan)) as bar:
+        for name, first, findings in spread(plan, Examiner, (networks, compute.cpus_per_actor), compute):
+            folded[name].add(first, findings)
+            bar.advance(len(findings.labels))
+    return {name: each.examined() for name, each in folded.items()}
+
+
+class _Folded:
+    """Takes the stretches of a set in any order and folds them in the set's."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._early: dict[int, Findings] = {}
+        """Stretches whose turn has not come, by their first image."""
+        self._kept: list[Findings] = []
+        self._moments: dict[str, Moments] = {}
+        self._images = 0
+
+    def add(self, first: int, findings: Findings) -> None:
+        self._early[first] = findings
+        while (turn := self._early.pop(self._images, None)) is not None:
+            for name in VECTORS:
+                if (values := getattr(turn, name)) is not None:
+                    self._moments.setdefault(name, Moments()).add(values)
+            if self._images < self._keep:
+                self._kept.append(turn.first(self._keep - self._images))
+            self._images += len(turn.labels)
+
+    def examined(self) -> Examined:
+        assert not self._early, "a stretch is missing"
+        gaussians = {name: moments.gaussian() for name, moments in self._moments.items()}
+        return Examined(Findings.joined(self._kept), gaussians, self._images)
+
+
+class Examiner:
+    """An actor with the networks; takes one stretch of images per call."""
+
+    def __init__(self, networks: Networks, threads: int = 1) -> None:
+        self.device = default_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(threads)
+        self.size = networks.size
+        self.features = load_foundation(networks.features).to(self.device)
+        self.judge = None if networks.judge is None else trained_judge(networks.judge).to(self.device)
+        self.inception = None if networks.inception is None else Inception(networks.inception).to(self.device)
+        self.lpips = None if networks.lpips is None else Lpips(networks.lpips, WITHOUT_LPIPS)
+        self.tokenizer = None if networks.tokenizer is None else trained_autoencoder(networks.tokenizer).to(self.device)
+
+    def __call__(self, item: Mapping[str, Any]) -> tuple[str, int, Findings]:
+        stretch, chosen = item["stretch"], item["set"]
+        batches = read_images(chosen.artifact.storage, stretch, self.size, BATCH)
+        found = [self.look(labels, pixels, chosen.reconstruct) for labels, pixels in batches]
+        return item["name"], stretch.first, Findings.joined(found)
+
+    @torch.inference_mode()
+    def look(self, labels: NDArray[np.int64], pixels_BHW3: Pixels, reconstruct: bool = False) -> Findings:
+        """Findings of at most one batch."""
+        count, likeness = len(labels), dict[str, Any]()
+        pixels, images = pixels_BHW3, self._filled(pixels_BHW3)
+        if reconstruct:
+            assert self.tokenizer is not None, "reconstructing needs a tokenizer"
+            pixels = to_pixels(self.tokenizer.decode(self.tokenizer.encode(images).mean))[:count]
+            likeness = self._likeness(pixels_BHW3, pixels)
+            images = self._filled(pixels)
+        features = self.features(images).mean(dim=(2, 3))[:count].float().cpu().numpy()
+        predictions = None if self.judge is None else predict(self.judge, images)[:count]
+        return Findings(
+            labels, features, predictions, likeness.pop("psnr", None), **likeness, **self._published(pixels)
+        )
+
+    def _likeness(self, real_BHW3: Pixels, again_BHW3: Pixels) -> dict[str, Any]:
+        """How like images and their reconstructions are, as uint8."""
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+        real, again = (to_tensor(pixels).to(self.device) for pixels in (real_BHW3, again_BHW3))
+        ssim: Any = structural_similarity_index_measure(again, real, reduction="none", data_range=(-1.0, 1.0))
+        psnr = peak_signal_to_noise(real_BHW3, again_BHW3)
+        found: dict[str, Any] = {"psnr": psnr, "ssim": ssim.reshape(-1).cpu().numpy()}
+        if self.lpips is not None:
+            found["lpips"] = self.lpips(again, real).flatten().cpu().numpy()
+        return found
+
+    def _published(self, pixels_BHW3: Pixels) -> dict[str, NDArray[np.float32]]:
+        """What Inception finds, in batches of its own fixed size, filled up like the others'."""
+        if self.inception is None:
+            return {}
+        count, batch = len(pixels_BHW3), _INCEPTION_BATCH if self.device.type == "cpu" else BATCH
+        filled = np.zeros((-(-count // batch) * batch, *pixels_BHW3.shape[1:]), np.uint8)
+        filled[:count] = pixels_BHW3
+        images = torch.from_numpy(filled).permute(0, 3, 1, 2).to(self.device)
+        found = [self.inception(each) for each in images.split(batch)]
+        return {name: torch.cat([getattr(each, name) for each in found])[:count].cpu().numpy() for name in _PUBLISHED}
+
+    def _filled(self, pixels_BHW3: Pixels) -> Tensor:
+        """Images in [-1, 1], filled up to the fixed batch with grey."""
+        images = to_tensor(pixels_BHW3)
+        missing = BATCH - len(images)
+        return torch.cat([images, images.new_zeros(missing, *images.shape[1:])]).to(self.device)
+
+
+def peak_signal_to_noise(one_BHW3: Pixels, other_BHW3: Pixels) -> NDArray[np.float64]:
+    """PSNR in dB of each pair of uint8 images, (B,); equal images count as half a level apart."""
+    gap = one_BHW3.astype(np.float64) - other_BHW3
+    return 10.0 * np.log10(255.0**2 / np.maximum(np.square(gap).mean(axis=(1, 2, 3)), 0.25))
