@@ -137,7 +137,8 @@ class CascadeUNet(nn.Module):
             torch.empty(shape, device="meta") for shape in ((1, self.image_channels, *(side or self.side,) * 2), (1, 1))
         )
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            twin(x, t, torch.zeros(1, dtype=torch.long, device="meta"))
+            # The class's own, should the network be compiled.
+            CascadeUNet.forward(twin, x, t, torch.zeros(1, dtype=torch.long, device="meta"))
         return int(counter.get_total_flops())
 
     def _levels(self, given: Tensor, embedding: Tensor, outermost: int) -> Tensor:

@@ -12,45 +12,54 @@ from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint
 
 from models.autoencoder import AutoencoderKL, Decoder, Encoder
+from models.graphs import Tell, compiled
 
 
 def prepare(
-    model: nn.Module, *, compile: bool = False, checkpoint_activations: bool = False, channels_last: bool = False
+    model: nn.Module,
+    *,
+    compile: bool = False,
+    checkpoint_activations: bool = False,
+    channels_last: bool = False,
+    tell: Tell = lambda _line: None,
 ) -> nn.Module:
     """The same model, with its `blocks` compiled and checkpointed in place; tensor names do not change.
     Precision is the caller's: run the model under torch.autocast.
 
-    compile: one graph for all blocks, since they differ in their weights only: compiling takes as long for 28 blocks
-        as for one, and what lies around them is under one per cent of the work. Of an autoencoder, one graph each for
-        all of the encoder and of the decoder but their last convolutions. Any other model is compiled whole. A graph
-        never breaks: torch's own error says where it would.
+    compile: one graph for all blocks, since they differ in their weights only: compiling takes as
+        long for 28 blocks as for one, and what lies around them is under one per cent of the work.
+        Of an autoencoder, one graph each for all of the encoder and of the decoder but their last
+        convolutions. Any other model is compiled whole. A graph never breaks: torch's own error
+        says where it would. Every kind of call has a graph of its own, made when it first comes,
+        and there may be any number of them (`models/graphs.py`).
     checkpoint_activations: recompute each block's activations in the backward pass instead of keeping them.
     channels_last: an autoencoder's convolutions work on activations whose channels lie side by side in memory; weights
         stay as they are, and so does what is stored. Other models have no convolutions to speak of.
+    tell: takes a line when something is compiled and when that is done.
     Raises ValueError when the model has no `blocks` to checkpoint.
     """
     if isinstance(model, AutoencoderKL):
-        return _prepare_autoencoder(model, compile, checkpoint_activations, channels_last)
+        _refuse_checkpointing(model, checkpoint_activations)
+        _prepare_autoencoder(model, compile, channels_last, tell)
+        return model
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.ModuleList):
         _refuse_checkpointing(model, checkpoint_activations)
         if compile:
-            model.compile(fullgraph=True)
+            whole = compiled(type(model).forward, tell)
+            model.forward = MethodType(whole, model)  # type: ignore[method-assign]
         return model
     kinds = {type(block) for block in blocks} if compile else set()
-    compiled = {kind: torch.compile(kind.forward, fullgraph=True) for kind in kinds}
+    shared = {kind: compiled(kind.forward, tell) for kind in kinds}
     for block in blocks:
-        forward = MethodType(compiled[type(block)], block) if compile else block.forward
+        forward = MethodType(shared[type(block)], block) if compile else block.forward
         if checkpoint_activations:  # around the graph; blocks draw no random numbers
             forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
         block.forward = forward  # type: ignore[method-assign]
     return model
 
 
-def _prepare_autoencoder(
-    model: AutoencoderKL, compile: bool, checkpoint_activations: bool, channels_last: bool
-) -> AutoencoderKL:
-    _refuse_checkpointing(model, checkpoint_activations)
+def _prepare_autoencoder(model: AutoencoderKL, compile: bool, channels_last: bool, tell: Tell) -> None:
     parts: tuple[Encoder, Decoder] = (model.encoder, model.decoder)
     for part in parts:
         if channels_last:
@@ -59,8 +68,8 @@ def _prepare_autoencoder(
             # The adaptive weights take gradients of one graph more than once, and a graph that gives its memory away
             # after the first refuses the second.
             functorch.donated_buffer = False
-            part.trunk = MethodType(torch.compile(type(part).trunk, fullgraph=True), part)  # type: ignore[method-assign]
-    return model
+            trunk = compiled(type(part).trunk, tell)
+            part.trunk = MethodType(trunk, part)  # type: ignore[method-assign]
 
 
 def _channels_last(_part: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
