@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Positive, Section, Share
+from configs.section import Added, Positive, Section, Share
 
 
 class FashionMnist(Section):
@@ -110,7 +110,7 @@ class Shard(Section):
     max_bad_share: Share = 0.01
     """Above this share of undecodable images the stage fails instead of quarantining them."""
     max_pixels: Positive = 100_000_000
-    reencode: Reencode | None = Field(default=None, exclude_if=lambda value: value is None)
+    reencode: Annotated[Reencode | None, Added(before=None)] = None
     """None keeps the original bytes."""
     limit: Positive | None = None
     """Keep this many images of each split (the first by key hash); None keeps all."""
@@ -130,9 +130,7 @@ class Foundation(Section):
     layer: int | None = None
     """Index of the feature level for convolutional networks; None takes the last patch tokens."""
     imagenet_norm: bool = True
-    interpolation: Literal["bicubic", "bilinear"] = Field(
-        default="bicubic", exclude_if=lambda value: value == "bicubic"
-    )
+    interpolation: Annotated[Literal["bicubic", "bilinear"], Added(before="bicubic")] = "bicubic"
     """Of the resize; the published VA-VAE's is bilinear."""
 
 

@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from configs.section import Positive, Section, Share, Weight
+from configs.section import Added, Positive, Section, Share, Weight
 from configs.training import Training
 
 
 class DitModel(Section):
     """LightningDiT (papers.md 1.4): a published size by name, or its three dimensions."""
 
-    kind: Literal["lightningdit"] = Field(default="lightningdit", exclude_if=lambda value: True)
+    kind: Annotated[Literal["lightningdit"], Added(before="lightningdit")] = "lightningdit"
     size: Literal["S", "B", "L", "XL", "1p0B", "1p6B"] | None = None
     hidden_size: Positive | None = None
     depth: Positive | None = None
@@ -147,7 +147,7 @@ class TrainDit(Training):
     model: DiffusionModel
     clock: Clock = SynchronousClock()
     objective: DitObjective = DitObjective()
-    cascade: Cascade | None = Field(default=None, exclude_if=lambda value: value is None)
+    cascade: Annotated[Cascade | None, Added(before=None)] = None
     """None diffuses at the latents' own resolution only."""
     ema_decay: Share | None = 0.9999
 

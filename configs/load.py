@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from configs.errors import UserError
 from configs.recipe import Recipe
+from configs.section import recorded
 
 RECIPES = Path(__file__).parent / "recipes"
 M = TypeVar("M", bound=BaseModel)
@@ -67,6 +68,11 @@ def load_recipe(
 def validate(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     """Check plain values of a recipe; see :func:`checked`."""
     return checked(Recipe, values, origin)
+
+
+def read_recorded(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+    """The recipe of a manifest or a tracked run, which may be older than some fields (`configs/section.py`)."""
+    return recorded(validate(values, origin))
 
 
 def checked(model: type[M], values: Mapping[str, Any], origin: str) -> M:

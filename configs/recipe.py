@@ -11,7 +11,7 @@ from configs.data import Data, Encode, Foundation, Image, Shard
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, TrainDit, UnetModel
 from configs.sampling import AutoGuidance, ClassifierFree, Sample, SampleStage
 from configs.scores import Evaluate, Report
-from configs.section import Section
+from configs.section import Section, fingerprinted
 from configs.tokenizers import EvaluateTokenizer, TrainSemvae, TrainVavae
 
 
@@ -63,8 +63,9 @@ class Recipe(Section):
         return self.sample.stages or tuple(SampleStage(side=side) for side in self.sides)
 
     def section(self, name: str) -> Any:
-        """The plain values of one section, as fingerprints and manifests store it."""
-        return self.model_dump(mode="json")[name]
+        """The plain values of one section, as they enter fingerprints; None where the recipe has none."""
+        section = getattr(self, name)
+        return None if section is None else fingerprinted(section)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from configs.diffusion import DiffusionModel
-from configs.section import Positive, Section, Share, SigmaRel, Weight
+from configs.section import Added, Positive, Section, Share, SigmaRel, Weight
 
 
 class NoGuidance(Section):
@@ -70,12 +70,12 @@ class Sample(Section):
     off_by_one: bool = False
     """Count grid points instead of steps, as the published samplers do (250 means 249)."""
     ema: bool = True
-    ema_sigma: SigmaRel | None = Field(default=None, exclude_if=lambda value: value is None)
+    ema_sigma: Annotated[SigmaRel | None, Added(before=None)] = None
     """Sample from the average with a power profile of this width, put together from the training's snapshots
     (`docs/training.md`), instead."""
     batch: Positive = 250
     """Static batch of the sampler. Images do not depend on it, but for dopri5's shared step size."""
-    stages: tuple[SampleStage, ...] = Field(default=(), exclude_if=lambda value: not value)
+    stages: Annotated[tuple[SampleStage, ...], Added(before=())] = ()
     """Resolutions of a cascade to go through, coarsest first, up to the latents' own and without a gap; empty goes
     through all of `train_dit.cascade`."""
     seed: int = 0

@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Positive, Section, Weight
+from configs.section import Added, Positive, Section, Weight
 from configs.training import Training
 
 
 class AutoencoderModel(Section):
     """Convolutional KL autoencoder (papers.md 1.1); the defaults are the published f16d32."""
 
-    identity: bool = Field(default=False, exclude_if=lambda value: not value)
+    identity: Annotated[bool, Added(before=False)] = False
     """No network: latents are the pixels themselves, for diffusion in pixel space (`train_dit.model.kind: unet`)."""
     base_channels: Positive = 128
     channel_multipliers: tuple[Positive, ...] = (1, 1, 2, 2, 4)

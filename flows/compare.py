@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from configs import UserError
-from configs.load import validate
+from configs.load import read_recorded
 from flows.racing import publish
 from infra import tracking
 from infra.artifacts import MANIFEST, Artifact
@@ -44,7 +44,7 @@ def compare(runs: Sequence[str], root: str | None = None) -> Artifact:
         raise UserError(
             "the runs have no score in common: they were scored by other networks; use the same evaluate section"
         )
-    first = validate(evaluated[0].manifest.recipe)
+    first = read_recorded(evaluated[0].manifest.recipe)
     sets = {json.dumps(artifact.manifest.sections["evaluate"], sort_keys=True) for artifact in evaluated}
     warning = " They were not evaluated alike (see the differences), so their scores may not compare."
     lead = f"{len(found)} runs.{warning if len(sets) > 1 else ''}"
@@ -148,7 +148,8 @@ def _with_prefix(evaluated: Artifact) -> dict[str, float]:
 
 def _differences(found: Sequence[Standing], evaluated: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
     """Fields that differ, with each run's value."""
-    flat = {each.name: _flat(artifact.manifest.recipe) for each, artifact in zip(found, evaluated, strict=True)}
+    recipes = (read_recorded(artifact.manifest.recipe).model_dump(mode="json") for artifact in evaluated)
+    flat = {each.name: _flat(recipe) for each, recipe in zip(found, recipes, strict=True)}
     fields = dict.fromkeys(name for values in flat.values() for name in values)
     seen = {name: {run: values.get(name) for run, values in flat.items()} for name in fields}
     return {name: values for name, values in seen.items() if len({json.dumps(v) for v in values.values()}) > 1}

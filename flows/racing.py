@@ -14,6 +14,7 @@ from prefect.context import FlowRunContext
 from configs import Recipe, UserError
 from configs.compute import ActorCompute
 from configs.race import Race, load_race
+from configs.section import fingerprinted
 from flows.run import Run, preflight_storage
 from flows.stages import STAGES, encode, shard, train_dit, train_semvae, train_vavae
 from infra import tracking
@@ -138,7 +139,7 @@ class Racing:
         inputs = {
             f"{e.name} {images}": made.fingerprint for e, trials in self._trials.items() for images, made in trials
         }
-        sections = {"race": self.race.model_dump(mode="json")}
+        sections = {"race": fingerprinted(self.race)}
         written = partial(
             comparison.write,
             page_name=PAGE,

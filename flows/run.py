@@ -195,7 +195,8 @@ class Run:
             return child
         tags = {"stage": stage.name, "fingerprint": artifact.fingerprint, "prefect_flow_run": self.prefect_flow_run}
         child = tracking.start_run(self.recipe.tracking.experiment, stage.name, tags, parent=self.tracker)
-        child.params({name: self.recipe.section(name) for name in stage.sections})
+        values = self.recipe.model_dump(mode="json")
+        child.params({name: values[name] for name in stage.sections})
         artifact.storage.write_bytes(_RUN_FILE, json.dumps(asdict(child)).encode())
         return child
 

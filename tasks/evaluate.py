@@ -18,6 +18,7 @@ import numpy as np
 
 from configs import UserError
 from configs.scores import Evaluate
+from configs.section import fingerprinted
 from infra.artifacts import Artifact, fingerprint
 from tasks.scoring import classifier as judges
 from tasks.scoring import inception
@@ -105,10 +106,8 @@ def _judge(context: Context) -> Artifact | None:
     section = context.recipe.evaluate.classifier
     if section is None:
         return None
-    sections = {
-        "image": context.recipe.section("image"),
-        "classifier": section.model_dump(exclude={"min_accuracy"}),
-    }
+    learning = {name: value for name, value in fingerprinted(section).items() if name != "min_accuracy"}
+    sections = {"image": context.recipe.section("image"), "classifier": learning}
     job = _aside(context, "judge", 1, sections, {"shard": context.input("shard")})
     artifact = perform(Stage("judge", 1, (), (), judges.run), job)
     accuracy = artifact.manifest.scores["judge_accuracy"]

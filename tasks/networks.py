@@ -11,7 +11,7 @@ from torch import nn
 from configs.data import Foundation
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, UnetModel
 from configs.errors import UserError
-from configs.load import validate
+from configs.load import read_recorded
 from configs.recipe import Recipe
 from configs.tokenizers import AutoencoderModel, SemvaeModel
 from infra.artifacts import Artifact
@@ -37,7 +37,7 @@ DiffusionNetwork: TypeAlias = Union[LightningDiT, "CascadeUNet"]
 
 
 def build_autoencoder(section: AutoencoderModel) -> AutoencoderKL:
-    return Identity() if section.identity else AutoencoderKL(**section.model_dump())
+    return Identity() if section.identity else AutoencoderKL(**section.model_dump(exclude={"identity"}))
 
 
 def build_semantic_vae(section: SemvaeModel, feature_dim: int) -> SemanticVAE:
@@ -128,13 +128,13 @@ def build_dit(recipe: Recipe, section: DitModel) -> LightningDiT:
 
 def trained_autoencoder(artifact: Artifact) -> AutoencoderKL:
     """The tokenizer of a `train_vavae` artifact, frozen."""
-    recipe = validate(artifact.manifest.recipe)
+    recipe = read_recorded(artifact.manifest.recipe)
     return _frozen(build_autoencoder(recipe.train_vavae.model), artifact, WEIGHTS)
 
 
 def trained_semantic_vae(artifact: Artifact) -> SemanticVAE:
     """The Semantic VAE of a `train_semvae` artifact, frozen."""
-    recipe = validate(artifact.manifest.recipe)
+    recipe = read_recorded(artifact.manifest.recipe)
     if recipe.train_semvae is None or recipe.foundation is None:
         raise UserError(f"{artifact.uri}: its recipe has no train_semvae or no foundation section")
     network = build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim)
@@ -152,7 +152,7 @@ def trained_dit(
     Raises:
         UserError: `sigma_rel` without snapshots.
     """
-    recipe = validate(artifact.manifest.recipe)
+    recipe = read_recorded(artifact.manifest.recipe)
     has_ema = bool(artifact.files(EMA_WEIGHTS))
     network = _frozen(
         build_network(recipe, recipe.train_dit.model), artifact, EMA_WEIGHTS if ema and has_ema else WEIGHTS

@@ -10,7 +10,7 @@ from typing import Any
 
 from configs import Recipe, UserError
 from configs.cluster import Cluster
-from configs.load import validate
+from configs.load import read_recorded
 from infra.artifacts import MANIFEST, Manifest
 from infra.storage import Storage
 from tasks.plan.data import images_of
@@ -90,7 +90,7 @@ def _under(root: str, recipe: str | None) -> dict[str, Actual]:
 
 def _of(manifest: Manifest) -> Actual:
     source = f"artifact {manifest.stage}/{manifest.fingerprint}"
-    return Actual(manifest.rows, manifest.size, manifest.seconds, validate(manifest.recipe), source)
+    return Actual(manifest.rows, manifest.size, manifest.seconds, read_recorded(manifest.recipe), source)
 
 
 def _tracked(run: str, root: str | None) -> dict[str, Actual]:
@@ -104,7 +104,7 @@ def _tracked(run: str, root: str | None) -> dict[str, Actual]:
         parent = client.get_run(run)
     except MlflowException:
         raise UserError(f"MLflow at {tracking_uri()} has no run {run}; give another id, or a root") from None
-    recipe = validate(_nested(parent.data.params), f"MLflow run {run}")
+    recipe = read_recorded(_nested(parent.data.params), f"MLflow run {run}")
     children = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run}'", max_results=1_000
     )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from configs import Recipe, UserError
 from configs.scores import Classifier
+from configs.section import recorded
 from infra.artifacts import Artifact
 from infra.cluster import connect
 from infra.progress import Bar
@@ -63,7 +64,7 @@ def build_judge(recipe: Recipe, section: Classifier) -> Judge:
 def trained_judge(artifact: Artifact) -> Judge:
     """The network of a `judge` artifact, frozen."""
     recipe = artifact.manifest.recipe
-    section = Classifier.model_validate(artifact.manifest.sections["classifier"])
+    section = recorded(Classifier.model_validate(artifact.manifest.sections["classifier"]))
     judge = Judge(recipe["image"]["size"], recipe["data"]["classes"], section.width)
     judge.load_state_dict(load_safetensors(artifact.read(WEIGHTS)))
     return judge.requires_grad_(False).eval()
