@@ -31,7 +31,7 @@ from safetensors.numpy import save_file
 from benchmarks.s3_server import BUCKET, s3_server
 from infra.artifacts import Artifact, Manifest
 from infra.storage import Storage
-from tasks.data.tensors import WRITE_OPTIONS, Sums, latent_table, statistics_hash
+from tasks.data.tensors import WRITE_OPTIONS, ChannelSums, latent_table, statistics_hash
 from tasks.loading.loader import Loader
 
 SHAPE = (32, 16, 16)
@@ -65,10 +65,10 @@ def make(root: str, plain: Path | None, rows: int) -> Artifact:
         keys = [f"{part:05d}/{row:05d}" for row in range(ROWS_PER_PART)]
         table = latent_table(keys, labels, {"z": z})
         files.append(storage.write_table(f"train/part-{part:05d}.parquet", table, 256, **WRITE_OPTIONS))
-        sums.append(Sums.of(z))
+        sums.append(ChannelSums.of(z))
         if plain is not None:
             save_file({"latents": z, "labels": labels}, plain / f"{part:05d}.safetensors")
-    statistics = {"z": Sums.merged(sums).moments()}
+    statistics = {"z": ChannelSums.merged(sums).mean_and_std()}
     facts = {
         "statistics": statistics,
         "statistics_hash": statistics_hash(statistics),

@@ -37,14 +37,14 @@ from infra.cluster import disconnect
 from infra.home import home
 from infra.storage import Storage
 from tasks.data.images import BATCH, images
-from tasks.data.tensors import Statistics
+from tasks.data.tensors import LatentStatistics
 from tasks.drawing.pictures import Pixels, to_tensor
 from tasks.networks import DiffusionNetwork, default_device, trained_autoencoder, trained_dit
 from tasks.sampling.integrator import Integrator
 from tasks.sampling.per_image import image_labels, image_noise
 from tasks.sampling.sampler import Decoder
-from tasks.scoring import classifier as judges
-from tasks.scoring.features import Examined, Examiner, Findings, Networks
+from tasks.scoring import classifier
+from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageFeatures, PerImageFeatures
 from tasks.scoring.score import compare
 from tasks.stage import Context, Job, Stage, perform
 from tasks.training.launch import train
@@ -122,34 +122,38 @@ def prepare(root: str) -> None:
     disconnect()
 
 
-def standards(root: str) -> tuple[judges.Judge, Examined]:
+def standards(root: str) -> tuple[classifier.ImageClassifier, ImageFeatures]:
     """The judge of classes, and what the test split looks like to it and to the feature network."""
     recipe = recipe_of()
     shards = Artifact(root, "shard", job_of(root, recipe, "shard")[1].fingerprint)
     section = recipe.evaluate.classifier
     assert section is not None
     torch.manual_seed(section.seed)
-    judge = judges.build_judge(recipe, section)
-    for _ in judges.train(judge, shards, recipe.image.size, section):
+    judge = classifier.build_classifier(recipe, section)
+    for _ in classifier.train(judge, shards, recipe.image.size, section):
         pass
     judge.requires_grad_(False).eval()
-    print(f"judge: {judges.accuracy(judge, shards, recipe.image.size):.3f} of the test split right", flush=True)
+    print(f"judge: {classifier.accuracy(judge, shards, recipe.image.size):.3f} of the test split right", flush=True)
     return judge, examined(recipe, judge, list(images(shards, "test", recipe.image.size, recipe.evaluate.images)))
 
 
-def examined(recipe: Recipe, judge: judges.Judge, batches: list[tuple[np.ndarray, Pixels]]) -> Examined:
-    examiner = Examiner(Networks(recipe.image.size, recipe.evaluate.features), torch.get_num_threads())
+def examined(
+    recipe: Recipe, judge: classifier.ImageClassifier, batches: list[tuple[np.ndarray, Pixels]]
+) -> ImageFeatures:
+    examiner = FeatureExtractor(FeatureNetworks(recipe.image.size, recipe.evaluate.features), torch.get_num_threads())
     found = []
     for labels, pixels in batches:
         for start in range(0, len(labels), BATCH):
             rows = slice(start, start + BATCH)
             seen = examiner.look(labels[rows], pixels[rows])
-            guesses = judges.predict(judge, to_tensor(pixels[rows]))
-            found.append(Findings(seen.labels, seen.features, guesses))
-    return Examined.of(Findings.joined(found))
+            guesses = classifier.predict(judge, to_tensor(pixels[rows]))
+            found.append(PerImageFeatures(seen.labels, seen.features, guesses))
+    return ImageFeatures.of(PerImageFeatures.joined(found))
 
 
-def run(root: str, seed: int, given: argparse.Namespace, judge: judges.Judge, real: Examined) -> dict[str, Any]:
+def run(
+    root: str, seed: int, given: argparse.Namespace, judge: classifier.ImageClassifier, real: ImageFeatures
+) -> dict[str, Any]:
     """One network trained, sampled and scored."""
     started = time.process_time()
     recipe = recipe_of(f"train_dit.seed={seed}", f"train_dit.images={given.images}", f"sample.seed={seed}")
@@ -182,7 +186,7 @@ def sampled(
     device = default_device()
     prints = {name: job_of(root, recipe, name)[1].fingerprint for name in PREPARED}
     tokenizer = trained_autoencoder(Artifact(root, "train_vavae", prints["train_vavae"])).to(device)
-    statistics = Statistics.from_facts(Artifact(root, "encode", prints["encode"]).manifest.facts)
+    statistics = LatentStatistics.from_facts(Artifact(root, "encode", prints["encode"]).manifest.facts)
     labels = image_labels("balanced", np.arange(count), recipe.data.classes, recipe.sample.seed)
     network = trained_dit(model, ema=True).to(device)
     turns, evaluations = in_turns(recipe, network, Decoder(tokenizer, statistics), labels)

@@ -38,7 +38,7 @@ from configs.diffusion import DitModel
 from models.autoencoder import AutoencoderKL
 from models.lightningdit import SIZES, LightningDiT
 from models.solvers import time_grid
-from tasks.data.tensors import Statistics
+from tasks.data.tensors import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import (
     build_autoencoder,
@@ -121,7 +121,7 @@ def random_network(network: nn.Module, seed: int) -> Any:
 def random_decoder(recipe: Recipe, device: torch.device) -> Decoder:
     tokenizer: AutoencoderKL = random_network(build_autoencoder(recipe.train_vavae.model), 1).to(device)
     z = recipe.train_vavae.model.z_channels
-    return Decoder(tokenizer, Statistics({"z": {"mean": [0.0] * z, "std": [1.0] * z, "count": 1}}))
+    return Decoder(tokenizer, LatentStatistics({"z": {"mean": [0.0] * z, "std": [1.0] * z, "count": 1}}))
 
 
 def measure(recipe: Recipe, turns: int, weak: LightningDiT) -> dict[str, Any]:

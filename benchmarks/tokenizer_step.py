@@ -36,7 +36,7 @@ from models.execution import prepare
 from tasks.networks import default_device
 from tasks.stage import Context, Job
 from tasks.train_vavae import Tokenizer
-from tasks.training.adversary import Duel
+from tasks.training.adversary import AdversarialTraining
 from tasks.training.engine import build_engine
 
 SETTINGS = {
@@ -49,7 +49,7 @@ WARM_TURNS = 1
 
 
 class Side:
-    """One way to train: the trainee and its rival in an engine, and the seconds of its turns."""
+    """One way to train: the trainee and its adversary in an engine, and the seconds of its turns."""
 
     def __init__(self, recipe: Recipe, context: Context, device: torch.device) -> None:
         section, compute = recipe.train_vavae, recipe.compute.train
@@ -59,8 +59,8 @@ class Side:
         prepare(self._trainee.network, compile=compute.compile, channels_last=compute.channels_last)
         engine = build_engine(module, section, compute, device)
         self._advance = engine.advance
-        if self._trainee.rival is not None:
-            self._advance = Duel(engine, self._trainee.rival, section, compute, device).advance
+        if self._trainee.adversary is not None:
+            self._advance = AdversarialTraining(engine, self._trainee.adversary, section, compute, device).advance
         self._batch = next(self._trainee.loader.stream(0, 0, 1))
         self.seconds: list[tuple[float, float]] = []
         self.memory_mib = 0.0

@@ -44,7 +44,7 @@ from infra.storage import Storage
 from infra.tracking import Tracker
 from models.execution import prepare
 from models.flops import training_flops_per_image
-from tasks.data.tensors import FLIP, WRITE_OPTIONS, Sums, latent_table, statistics_hash
+from tasks.data.tensors import FLIP, WRITE_OPTIONS, ChannelSums, latent_table, statistics_hash
 from tasks.loading.loader import Batch
 from tasks.networks import default_device
 from tasks.stage import Context, Job
@@ -89,7 +89,11 @@ def latents(recipe: Recipe, root: str, rows: int) -> Artifact:
     table = latent_table([f"{row:06d}" for row in range(rows)], labels, tensors)
     storage = Storage.at(root).child("encode", "benchmark")
     entry = storage.write_table("train/part-00000.parquet", table, recipe.encode.rows_per_group, **WRITE_OPTIONS)
-    statistics = {name: Sums.merged([Sums.of(tensors[name])]).moments() for name in shapes if name in COLUMNS.values()}
+    statistics = {
+        name: ChannelSums.merged([ChannelSums.of(tensors[name])]).mean_and_std()
+        for name in shapes
+        if name in COLUMNS.values()
+    }
     facts = {
         "statistics": statistics,
         "statistics_hash": statistics_hash(statistics),

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from configs.compute import Compute, Tracking
 from configs.data import Data, Encode, Foundation, Image, Shard
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, TrainDit, UnetModel
-from configs.sampling import AutoGuidance, ClassifierFree, Sample, SampleStage
+from configs.sampling import AutoGuidance, ClassifierFree, Sample, SampleResolution
 from configs.scores import Evaluate, Report
 from configs.section import Section, fingerprinted
 from configs.tokenizers import EvaluateTokenizer, TrainSemvae, TrainVavae
@@ -58,9 +58,9 @@ class Recipe(Section):
         return cascade.sides if cascade is not None else (self.latent_size,)
 
     @property
-    def sample_stages(self) -> tuple[SampleStage, ...]:
+    def sampled_resolutions(self) -> tuple[SampleResolution, ...]:
         """The resolutions that `sample` goes through; one, the latents' own, where there is no cascade."""
-        return self.sample.stages or tuple(SampleStage(side=side) for side in self.sides)
+        return self.sample.stages or tuple(SampleResolution(side=side) for side in self.sides)
 
     def section(self, name: str) -> Any:
         """The plain values of one section, as they enter fingerprints; None where the recipe has none."""
@@ -168,7 +168,7 @@ def _pixels(recipe: Recipe) -> None:
         raise ValueError(
             f"train_dit.cascade is not set: name the sides of the UNet, or one for none, sides: [{recipe.latent_size}]"
         )
-    for stage in recipe.sample_stages:
+    for stage in recipe.sampled_resolutions:
         own = recipe.sample.at(stage)
         if own.solver not in ("euler", "heun") or own.shift or own.off_by_one or own.steps < 2:
             raise ValueError(

@@ -41,7 +41,7 @@ Guidance = Annotated[NoGuidance | ClassifierFree | AutoGuidance, Field(discrimin
 Solver = Literal["euler", "heun", "dopri5", "sde"]
 
 
-class SampleStage(Section):
+class SampleResolution(Section):
     """One resolution of a cascade; what is left out is as in `sample`."""
 
     side: Positive
@@ -75,12 +75,12 @@ class Sample(Section):
     (`docs/training.md`), instead."""
     batch: Positive = 250
     """Static batch of the sampler. Images do not depend on it, but for dopri5's shared step size."""
-    stages: Annotated[tuple[SampleStage, ...], Added(before=())] = ()
+    stages: Annotated[tuple[SampleResolution, ...], Added(before=())] = ()
     """Resolutions of a cascade to go through, coarsest first, up to the latents' own and without a gap; empty goes
     through all of `train_dit.cascade`."""
     seed: int = 0
 
-    def at(self, stage: SampleStage) -> Sample:
+    def at(self, stage: SampleResolution) -> Sample:
         """The section as it holds at one resolution."""
         own = {name: getattr(stage, name) for name in ("steps", "solver", "shift", "guidance")}
         return self.model_copy(update={name: value for name, value in own.items() if value is not None})

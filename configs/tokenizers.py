@@ -80,7 +80,7 @@ class VavaeObjective(Section):
     (papers.md 1.2)."""
 
 
-class VavaeStage(Section):
+class VavaePhase(Section):
     """A stretch of the training with its own weights; what is left out is as in `objective`."""
 
     images: Positive
@@ -97,7 +97,7 @@ class TrainVavae(Training):
     betas: tuple[float, float] = (0.5, 0.9)
     model: AutoencoderModel = AutoencoderModel()
     objective: VavaeObjective = VavaeObjective()
-    stages: tuple[VavaeStage, ...] = ()
+    stages: tuple[VavaePhase, ...] = ()
     """One after the other in one run, with one optimizer; their images add up to `images`. None is one stage."""
     pretrained_objective: str | None = None
     """With `pretrained`: an earlier run's `objective.safetensors`, from which its projection and its discriminator go
@@ -111,7 +111,7 @@ class TrainVavae(Training):
     def objectives(self) -> tuple[tuple[int, VavaeObjective], ...]:
         """(images before it begins, objective with what the stage changes) of every stage, in order."""
         found, begin = [], 0
-        for stage in self.stages or (VavaeStage(images=max(1, self.images)),):
+        for stage in self.stages or (VavaePhase(images=max(1, self.images)),):
             changes = stage.model_dump(exclude_none=True, exclude={"images"})
             found.append((begin, self.objective.model_copy(update=changes)))
             begin += stage.images

@@ -15,7 +15,7 @@ from infra.artifacts import MANIFEST, Artifact
 from infra.home import default_root
 from infra.storage import Storage
 from tasks.comparing import comparison
-from tasks.comparing.comparison import Curve, Standing
+from tasks.comparing.comparison import ComparedRun, Curve
 from tasks.sample import GRID
 from tasks.training.metrics import SECONDS
 
@@ -55,7 +55,7 @@ def compare(runs: Sequence[str], root: str | None = None) -> Artifact:
         page_name=PAGE,
         title="Comparison",
         lead=lead,
-        standings=found,
+        compared_runs=found,
         network=first.evaluate.features.name,
         floor=floors[0] if all(floor == floors[0] for floor in floors) else {},
         details={"Differences between the recipes": _differences(found, evaluated)},
@@ -113,7 +113,7 @@ def _of_mlflow(run: str) -> Artifact:
 # -------------------------------------------------------------------------------------------- what it says
 
 
-def _standing(run: str, evaluated: Artifact) -> Standing:
+def _standing(run: str, evaluated: Artifact) -> ComparedRun:
     manifest = evaluated.manifest
     sample = Artifact(evaluated.root, "sample", manifest.inputs["sample"])
     model = Artifact(evaluated.root, "train_dit", sample.manifest.inputs["train_dit"])
@@ -121,7 +121,7 @@ def _standing(run: str, evaluated: Artifact) -> Standing:
     figures = {"training_seconds": model.manifest.seconds, "images_trained": float(model.manifest.rows)}
     if "images_per_second" in made.scores:
         figures["images_per_second"] = made.scores["images_per_second"]
-    return Standing(
+    return ComparedRun(
         f"{manifest.recipe['name']} {evaluated.fingerprint[:6]}",
         {name: value for name, value in manifest.scores.items() if not name.startswith((_FLOOR, "judge_"))},
         curves={
@@ -146,7 +146,7 @@ def _with_prefix(evaluated: Artifact) -> dict[str, float]:
     return {name.removeprefix(_FLOOR): value for name, value in scores.items() if name.startswith(_FLOOR)}
 
 
-def _differences(found: Sequence[Standing], evaluated: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
+def _differences(found: Sequence[ComparedRun], evaluated: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
     """Fields that differ, with each run's value."""
     recipes = (read_recorded(artifact.manifest.recipe).model_dump(mode="json") for artifact in evaluated)
     flat = {each.name: _flat(recipe) for each, recipe in zip(found, recipes, strict=True)}

@@ -23,9 +23,9 @@ from infra.cluster import disconnect
 from infra.progress import Bar
 from tasks import snapshots
 from tasks.comparing import comparison
-from tasks.comparing.comparison import Axis, Standing
-from tasks.comparing.entrants import Entrants
-from tasks.comparing.trial import SHEET, Moment, Trials, trial_job
+from tasks.comparing.comparison import Axis, ComparedRun
+from tasks.comparing.entrants import TrainingActor
+from tasks.comparing.trial import SHEET, Snapshot, TrialActor, trial_job
 from tasks.data.actors import spread
 from tasks.evaluate import RealImages, real_images
 from tasks.stage import Context, Job, Outcome, Stage, perform
@@ -108,7 +108,9 @@ class Racing:
             cpus_per_actor=compute.train.cpus_per_worker,
             gpus_per_actor=compute.train.gpus_per_worker,
         )
-        all_of("train", Entrants, small, actors, sum(e.recipe.train_dit.images for e in self.entries[: len(small)]))
+        run_jobs(
+            "train", TrainingActor, small, actors, sum(e.recipe.train_dit.images for e in self.entries[: len(small)])
+        )
 
     def score(self) -> None:
         """Every entry at every point, in one job whose actors keep what trials share."""
@@ -116,13 +118,13 @@ class Racing:
         jobs: list[Job] = []
         for entry in self.entries:
             inputs = {**self._inputs[entry.variant], "train_dit": self._models[entry]}
-            for images_seen in snapshots.moments(self._models[entry], self.race.average):
-                at = Moment(images_seen, self.race.average)
+            for images_seen in snapshots.taken_at(self._models[entry], self.race.average):
+                at = Snapshot(images_seen, self.race.average)
                 job = trial_job(entry.recipe, self.root, inputs, self._real, at)
                 jobs.append(job)
                 self._trials.setdefault(entry, []).append((images_seen, Context(job).artifact))
         missing = [job for job in jobs if not Context(job).artifact.is_complete()]
-        all_of("score", Trials, missing, self.entries[0].recipe.compute.actors, len(missing) * self._images)
+        run_jobs("score", TrialActor, missing, self.entries[0].recipe.compute.actors, len(missing) * self._images)
         for entry, trials in self._trials.items():
             run = self._runs[entry]
             run.series(
@@ -146,7 +148,7 @@ class Racing:
             title=self.race.title or self.race.name,
             lead=f"{len(self.race.variants)} variants × {len(self.race.seeds)} seeds; each trains on "
             f"{recipe.train_dit.images:,} images and is scored {self.race.points} times by {self._images:,} samples.",
-            standings=found,
+            compared_runs=found,
             network=recipe.evaluate.features.name,
             floor=self._real.floor,
             details={"The race": sections["race"]},
@@ -183,7 +185,7 @@ class Racing:
         run.params({"variant": entry.variant, "seed": entry.seed, "train_dit": entry.recipe.section("train_dit")})
         return run
 
-    def _standing(self, entry: Entry) -> Standing:
+    def _standing(self, entry: Entry) -> ComparedRun:
         model, trials = self._models[entry], self._trials[entry]
         clock = model.manifest.facts["curves"][_CLOCKS[self.race.clock][0]]
         passed = comparison.interpolated([images for images, _ in trials], clock)
@@ -193,7 +195,7 @@ class Racing:
             score: [(i, t, made.manifest.scores[score]) for (i, made), t in zip(trials, passed, strict=True)]
             for score in comparison.chosen_scores(list(last.manifest.scores), network)
         }
-        return Standing(
+        return ComparedRun(
             entry.variant,
             last.manifest.scores,
             entry.seed,
@@ -222,7 +224,7 @@ def publish(
 
 
 @task(name="race step", task_run_name="{what}")
-def all_of(what: str, worker: type, jobs: list[Job], actors: ActorCompute, images: int) -> None:
+def run_jobs(what: str, worker: type, jobs: list[Job], actors: ActorCompute, images: int) -> None:
     """Every job by one pool of actors."""
     with Bar(what, images) as bar:
         for rows in spread([asdict(job) for job in jobs], worker, (), actors):

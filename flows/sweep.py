@@ -12,14 +12,14 @@ from prefect.context import FlowRunContext
 
 from configs import Recipe, UserError, load_recipe
 from flows.inputs import sample_job
-from flows.racing import all_of, publish
+from flows.racing import publish, run_jobs
 from flows.run import preflight_storage
 from infra import tracking
 from infra.artifacts import Artifact
 from infra.cluster import disconnect
 from tasks.comparing import comparison
-from tasks.comparing.comparison import Axis, Standing
-from tasks.comparing.trial import SHEET, Trials, trial_job
+from tasks.comparing.comparison import Axis, ComparedRun
+from tasks.comparing.trial import SHEET, TrialActor, trial_job
 from tasks.evaluate import RealImages, real_images
 from tasks.stage import Context, Job
 
@@ -79,7 +79,7 @@ def _run(settings: dict[str, Recipe], jobs: dict[str, Job], over: Sequence[str],
     real = real_images(Context(Job("sweep", "", job.root, job.recipe, {"shard": shards}, {})))
     trials = {name: _trial(settings[name], jobs[name], real) for name in settings}
     missing = [each for each in trials.values() if not Context(each).artifact.is_complete()]
-    all_of("sweep", Trials, missing, first.compute.actors, len(missing) * first.sample.images)
+    run_jobs("sweep", TrialActor, missing, first.compute.actors, len(missing) * first.sample.images)
     made = {name: Context(each).artifact for name, each in trials.items()}
     found = [_standing(name, artifact) for name, artifact in made.items()]
     written = partial(
@@ -87,7 +87,7 @@ def _run(settings: dict[str, Recipe], jobs: dict[str, Job], over: Sequence[str],
         page_name=PAGE,
         title=f"{first.name}: {' × '.join(text.partition('=')[0] for text in over)}",
         lead=f"{len(found)} settings of one model, {first.sample.images:,} images each, of the same seeds.",
-        standings=found,
+        compared_runs=found,
         network=first.evaluate.features.name,
         floor=real.floor,
         details={"Sampling": first.section("sample")},
@@ -102,9 +102,9 @@ def _trial(recipe: Recipe, job: Job, real: RealImages) -> Job:
     return trial_job(recipe, job.root, inputs, real, None)
 
 
-def _standing(name: str, made: Artifact) -> Standing:
+def _standing(name: str, made: Artifact) -> ComparedRun:
     manifest = made.manifest
-    return Standing(
+    return ComparedRun(
         name,
         manifest.scores,
         figures={"effective_evaluations": manifest.facts["effective_evaluations"]},

@@ -22,7 +22,7 @@ from infra.progress import Bar
 from infra.storage import FileEntry
 from tasks.data.decode import Undecodable, load
 from tasks.data.receipts import Receipt, finished, quiet_ray_data, receipts, to_text
-from tasks.data.tensors import FLIP, Sums, statistics_hash
+from tasks.data.tensors import FLIP, ChannelSums, statistics_hash
 from tasks.stage import Context, Outcome, Stage
 
 LATENTS = ("z", "s")
@@ -142,7 +142,7 @@ def _outcome(shards: Artifact, recipe: Recipe, receipts: list[Receipt]) -> Outco
     shapes = receipts[0].facts["shapes"]
     columns = [name for name in LATENTS if name in shapes]
     statistics = {
-        name: standards(Sums.merged(Sums(**receipt.facts["sums"][name]) for receipt in train), recipe)
+        name: standards(ChannelSums.merged(ChannelSums(**receipt.facts["sums"][name]) for receipt in train), recipe)
         for name in columns
     }
     rows = sum(receipt.entry.rows or 0 for receipt in receipts)
@@ -162,9 +162,9 @@ def _outcome(shards: Artifact, recipe: Recipe, receipts: list[Receipt]) -> Outco
     return Outcome([receipt.entry for receipt in receipts], rows, facts, scores)
 
 
-def standards(sums: Sums, recipe: Recipe) -> dict[str, Any]:
+def standards(sums: ChannelSums, recipe: Recipe) -> dict[str, Any]:
     """What a column is standardised by: its moments. Pixels are not: EDM's preconditioning knows their spread."""
-    moments = sums.moments()
+    moments = sums.mean_and_std()
     if not recipe.train_vavae.model.identity:
         return moments
     channels = len(moments["mean"])
@@ -175,8 +175,8 @@ def _averages(train: list[Receipt], columns: list[str], recipe: Recipe) -> dict[
     """Statistics of the latents' averages on coarser grids, by side: the targets of a cascade's lower resolutions."""
     found: dict[str, Any] = {}
     for side in train[0].facts["averages"][columns[0]] if train else ():
-        parts = {name: [Sums(**receipt.facts["averages"][name][side]) for receipt in train] for name in columns}
-        statistics = {name: standards(Sums.merged(sums), recipe) for name, sums in parts.items()}
+        parts = {name: [ChannelSums(**receipt.facts["averages"][name][side]) for receipt in train] for name in columns}
+        statistics = {name: standards(ChannelSums.merged(sums), recipe) for name, sums in parts.items()}
         found[side] = {"statistics": statistics, "statistics_hash": statistics_hash(statistics)}
     return found
 

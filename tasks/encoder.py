@@ -17,7 +17,7 @@ from torch import Tensor
 from configs import UserError
 from models.posterior import DiagonalGaussian
 from tasks.data.receipts import Receipt, from_text, receipt_row, write_receipt
-from tasks.data.tensors import FLIP, WRITE_OPTIONS, Sums, latent_table
+from tasks.data.tensors import FLIP, WRITE_OPTIONS, ChannelSums, latent_table
 from tasks.networks import default_device, load_foundation, trained_autoencoder, trained_semantic_vae
 from tasks.stage import Context, Job
 
@@ -203,13 +203,13 @@ def _averages(name: str, tensors: dict[str, np.ndarray]) -> dict[str, dict[str, 
     """Sums of what coarser resolutions of a cascade see, by side; none where moments are stored, which none sees."""
     if name + DEVIATION in tensors:
         return {}
-    return {str(side): vars(sums) for side, sums in Sums.of_averages(tensors[name]).items()}
+    return {str(side): vars(sums) for side, sums in ChannelSums.of_averages(tensors[name]).items()}
 
 
-def _sums(name: str, tensors: dict[str, np.ndarray]) -> Sums:
+def _sums(name: str, tensors: dict[str, np.ndarray]) -> ChannelSums:
     """Of what training sees: where moments are stored, of samples drawn from them."""
-    sums = Sums.of(tensors[name])
+    sums = ChannelSums.of(tensors[name])
     if name + DEVIATION not in tensors:
         return sums
-    spread = Sums.of(tensors[name + DEVIATION]).squares
-    return Sums(sums.count, sums.total, [a + b for a, b in zip(sums.squares, spread, strict=True)])
+    spread = ChannelSums.of(tensors[name + DEVIATION]).squares
+    return ChannelSums(sums.count, sums.total, [a + b for a, b in zip(sums.squares, spread, strict=True)])

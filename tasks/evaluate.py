@@ -20,12 +20,11 @@ from configs import UserError
 from configs.scores import Evaluate
 from configs.section import fingerprinted
 from infra.artifacts import Artifact, fingerprint
-from tasks.scoring import classifier as judges
-from tasks.scoring import inception
+from tasks.scoring import classifier, inception
 from tasks.scoring import reference as references
 from tasks.scoring.adm_file import write_statistics
 from tasks.scoring.distances import FrechetFrom, score_name
-from tasks.scoring.features import VECTORS, Examined, Findings, ImageSet, Networks, examine
+from tasks.scoring.features import VECTORS, FeatureNetworks, ImageFeatures, ImageSet, PerImageFeatures, extract_features
 from tasks.scoring.gaussian import Gaussian
 from tasks.scoring.reference import Reference
 from tasks.scoring.score import Scores, compare
@@ -109,7 +108,7 @@ def _judge(context: Context) -> Artifact | None:
     learning = {name: value for name, value in fingerprinted(section).items() if name != "min_accuracy"}
     sections = {"image": context.recipe.section("image"), "classifier": learning}
     job = _aside(context, "judge", 1, sections, {"shard": context.input("shard")})
-    artifact = perform(Stage("judge", 1, (), (), judges.run), job)
+    artifact = perform(Stage("judge", 1, (), (), classifier.run), job)
     accuracy = artifact.manifest.scores["judge_accuracy"]
     if accuracy < section.min_accuracy:
         raise UserError(
@@ -122,7 +121,7 @@ def _judge(context: Context) -> Artifact | None:
 
 def _examined(
     context: Context, reference: Reference, judge: Artifact | None, wanted: dict[str, ImageSet]
-) -> tuple[dict[str, Examined], dict[str, Artifact]]:
+) -> tuple[dict[str, ImageFeatures], dict[str, Artifact]]:
     """The sets `wanted`, `reference`, `floor` and `again`; what is on record already is not looked at again.
 
     With them the artifacts of those that are on record now.
@@ -151,8 +150,8 @@ def _examined(
         look_at("again", "reconstruction", again, {"images": limit}, shard=shards, train_vavae=tokenizer)
 
     published = None if section.inception is None else section.inception.weights
-    networks = Networks(context.recipe.image.size, section.features, judge, tokenizer, published)
-    found = examine("evaluate", wanted, networks, context.recipe.compute.actors)
+    networks = FeatureNetworks(context.recipe.image.size, section.features, judge, tokenizer, published)
+    found = extract_features("evaluate", wanted, networks, context.recipe.compute.actors)
     kept: dict[str, Artifact] = {}
     for name, job in jobs.items():
         keep = partial(_kept, found.get(name), judged=name == "floor", network=looked["inception"])
@@ -181,7 +180,7 @@ def _aside(context: Context, name: str, version: int, sections: dict[str, Any], 
     return Job(name, found, context.job.root, context.job.recipe, prints, sections)
 
 
-def _kept(found: Examined | None, aside: Context, judged: bool, network: str | None) -> Outcome:
+def _kept(found: ImageFeatures | None, aside: Context, judged: bool, network: str | None) -> Outcome:
     """Write what was found out about a set, and its Inception statistics in the layout of ADM's evaluator."""
     assert found is not None, "only a set that was looked at is written"
     findings = found.findings if judged else replace(found.findings, predictions=None)
@@ -196,17 +195,17 @@ def _kept(found: Examined | None, aside: Context, judged: bool, network: str | N
     return Outcome([aside.out.write_bytes(name, data) for name, data in files.items()], rows=found.images)
 
 
-def on_record(artifact: Artifact) -> Examined:
+def on_record(artifact: Artifact) -> ImageFeatures:
     """What a `reference`, `floor` or `reconstruction` artifact says of its images."""
     with np.load(io.BytesIO(artifact.read(_FOUND)), allow_pickle=False) as columns:
-        findings = Findings(**{name: columns[name] for name in columns.files})
+        findings = PerImageFeatures(**{name: columns[name] for name in columns.files})
     with np.load(io.BytesIO(artifact.read(_GAUSSIANS)), allow_pickle=False) as found:
         gaussians = {
             name: Gaussian(found[f"{name}_mean"], found[f"{name}_covariance"])
             for name in VECTORS
             if f"{name}_mean" in found.files
         }
-        return Examined(findings, gaussians, int(found["images"]))
+        return ImageFeatures(findings, gaussians, int(found["images"]))
 
 
 def _packed(arrays: dict[str, Any]) -> bytes:
@@ -218,7 +217,7 @@ def _packed(arrays: dict[str, Any]) -> bytes:
 # -------------------------------------------------------------------------------------------------------- scores
 
 
-def with_statistics(real: Examined, reference: Reference) -> Examined:
+def with_statistics(real: ImageFeatures, reference: Reference) -> ImageFeatures:
     """The reference with the means and covariances that its file brings, where it brings some."""
     if reference.statistics is None or "pool" not in real.gaussians:
         return real
@@ -237,7 +236,7 @@ def score_names(section: Evaluate) -> dict[str, Callable[[str], str]]:
     return names
 
 
-def _reconstruction(context: Context, sets: dict[str, Examined], reference: Reference) -> dict[str, float]:
+def _reconstruction(context: Context, sets: dict[str, ImageFeatures], reference: Reference) -> dict[str, float]:
     """The tokenizer's scores on the test split, which is the reference or else the floor."""
     again = sets["again"]
     test = sets["reference" if reference.split == "test" else "floor"].first(again.images)
@@ -252,7 +251,9 @@ def _reconstruction(context: Context, sets: dict[str, Examined], reference: Refe
     }
 
 
-def _facts(context: Context, made: Examined, real: Examined, floor: Examined, scores: Scores) -> dict[str, Any]:
+def _facts(
+    context: Context, made: ImageFeatures, real: ImageFeatures, floor: ImageFeatures, scores: Scores
+) -> dict[str, Any]:
     section = context.recipe.evaluate
     published = None if section.inception is None else inception.Identity.at(section.inception.weights)
     return {
@@ -266,7 +267,7 @@ def _facts(context: Context, made: Examined, real: Examined, floor: Examined, sc
     }
 
 
-def _by_label(found: Findings, classes: int) -> list[float | None]:
+def _by_label(found: PerImageFeatures, classes: int) -> list[float | None]:
     """Share of images of each label that the judge gives this label; None where there are none."""
     if found.predictions is None:
         return []

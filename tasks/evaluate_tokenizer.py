@@ -15,8 +15,8 @@ from tasks.drawing import pictures
 from tasks.drawing.reconstruct import reconstructed
 from tasks.evaluate import score_names
 from tasks.scoring.distances import FrechetFrom
-from tasks.scoring.features import Examined, ImageSet, Networks, examine
-from tasks.scoring.latents import Subjects, examine_latents
+from tasks.scoring.features import FeatureNetworks, ImageFeatures, ImageSet, extract_features
+from tasks.scoring.latents import Subjects, extract_latent_features
 from tasks.stage import Context, Outcome, Stage
 
 PICTURE = "reconstructions.png"
@@ -33,16 +33,18 @@ def run(context: Context) -> Outcome:
     recipe, section = context.recipe, context.recipe.evaluate_tokenizer
     shards, tokenizer = context.input("shard"), context.input("train_vavae")
     published = None if recipe.evaluate.inception is None else recipe.evaluate.inception.weights
-    networks = Networks(recipe.image.size, recipe.evaluate.features, None, tokenizer, published, section.lpips_weights)
+    networks = FeatureNetworks(
+        recipe.image.size, recipe.evaluate.features, None, tokenizer, published, section.lpips_weights
+    )
     sets = {
         "real": ImageSet(shards, "test/", section.images),
         "again": ImageSet(shards, "test/", section.images, reconstruct=True),
     }
-    found = examine("tokenizer", sets, networks, recipe.compute.actors)
+    found = extract_features("tokenizer", sets, networks, recipe.compute.actors)
     semantic = context.input("train_semvae") if recipe.train_semvae is not None else None
     try:
         scores = _reconstruction(context, found)
-        latent, facts = examine_latents(
+        latent, facts = extract_latent_features(
             shards,
             Subjects(recipe.image.size, tokenizer, recipe.foundation, semantic),
             recipe.compute.actors,
@@ -69,7 +71,7 @@ def _side_by_side(context: Context) -> pictures.Pixels:
     return pictures.grid(np.concatenate([each for pair in rows for each in pair]), columns)
 
 
-def _reconstruction(context: Context, found: dict[str, Examined]) -> dict[str, float]:
+def _reconstruction(context: Context, found: dict[str, ImageFeatures]) -> dict[str, float]:
     real, again = found["real"], found["again"]
     per_image = {
         "psnr": again.findings.psnr,

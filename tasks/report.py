@@ -105,7 +105,7 @@ def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int
         "report",
         title=recipe.report.title,
         recipe=recipe,
-        made=_moment(max(manifest.created for manifest in manifests.values())),
+        made=_timestamp(max(manifest.created for manifest in manifests.values())),
         columns=[_class_name(classes, label) for label in labels],
         pictures={name.removesuffix(".png"): _as_url(data) for name, data in files.items() if name.endswith(".png")},
         cards=_cards(made),
@@ -178,7 +178,7 @@ def _stage_row(name: str, manifest: Manifest, total: float) -> dict[str, Any]:
         ),
         "bytes": _size(manifest.size),
         "fingerprint": manifest.fingerprint,
-        "created": _moment(manifest.created),
+        "created": _timestamp(manifest.created),
     }
 
 
@@ -208,7 +208,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _moment(created: str) -> str:
+def _timestamp(created: str) -> str:
     """A manifest's timestamp (ISO, UTC) to the minute."""
     return created[:16].replace("T", " ") + " UTC"
 

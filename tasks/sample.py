@@ -19,7 +19,7 @@ from infra.weights import fetch, file_hash
 from tasks.data.actors import spread
 from tasks.data.images import pick_images
 from tasks.data.receipts import Receipt, finished, write_receipt
-from tasks.data.tensors import Statistics, tensor_array, tensor_field
+from tasks.data.tensors import LatentStatistics, tensor_array, tensor_field
 from tasks.drawing import pictures
 from tasks.sampling.per_image import image_labels, shown_per_class
 from tasks.sampling.sampler import Sampler
@@ -39,7 +39,9 @@ def run(context: Context) -> Outcome:
     """
     recipe, out = context.recipe, context.out
     model, latents = context.input("train_dit"), context.input("encode")
-    Statistics.from_facts(latents.manifest.facts, latents.uri).check(model.manifest.facts["statistics_hash"], model.uri)
+    LatentStatistics.from_facts(latents.manifest.facts, latents.uri).check(
+        model.manifest.facts["statistics_hash"], model.uri
+    )
     parts = _parts(recipe)
     made_from = context.job.fingerprint
     done = finished(out, [(part["name"], made_from) for part in parts])
@@ -75,7 +77,7 @@ def _scores(receipts: list[Receipt], sampled: int, seconds: float) -> dict[str, 
 
 def external(recipe: Recipe) -> dict[str, str]:
     """The content of a weak guide's file, where there is one."""
-    sections = [recipe.sample.at(stage) for stage in recipe.sample_stages]
+    sections = [recipe.sample.at(stage) for stage in recipe.sampled_resolutions]
     asked = [each.guidance.weights for each in sections if isinstance(each.guidance, AutoGuidanceSection)]
     found: dict[str, str] = {}
     for number, weights in enumerate(dict.fromkeys(asked)):

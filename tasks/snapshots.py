@@ -20,7 +20,7 @@ def snapshot_file(images_seen: int, sigma_rel: float) -> str:
     return f"{FOLDER}/{images_seen:014d}-sigma-{sigma_rel:g}.safetensors"
 
 
-def moments(artifact: Artifact, sigma_rel: float) -> list[int]:
+def taken_at(artifact: Artifact, sigma_rel: float) -> list[int]:
     """Images seen at each stored snapshot of this width, ascending."""
     return sorted(stored.images for stored in _stored(artifact) if math.isclose(stored.sigma_rel, sigma_rel))
 

@@ -12,7 +12,7 @@ from configs.diffusion import TrainDit
 from infra.weights import identities, load_pretrained
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
-from tasks.data.tensors import Statistics
+from tasks.data.tensors import LatentStatistics
 from tasks.loading.loader import Batch, Loader
 from tasks.loading.memory import as_tensor
 from tasks.networks import build_network, build_objective
@@ -49,7 +49,7 @@ class Diffusion:
         trainable = TrainableVelocity if self.section.cascade is None else TrainableCascade
         self.module: nn.Module = trainable(network, build_objective(recipe))
         latents = context.input("encode")
-        self.statistics = Statistics.from_facts(latents.manifest.facts, latents.uri)
+        self.statistics = LatentStatistics.from_facts(latents.manifest.facts, latents.uri)
         self.facts: dict[str, Any] = {
             "statistics": dict(self.statistics.values),
             "statistics_hash": self.statistics.hash,

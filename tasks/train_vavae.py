@@ -63,7 +63,7 @@ def mean_of_workers(gradient: Tensor) -> Tensor:
 
 
 class Critic:
-    """The tokenizer's rival: a discriminator of images and reconstructions (papers.md 1.2)."""
+    """The tokenizer's adversary: a discriminator of images and reconstructions (papers.md 1.2)."""
 
     def __init__(self, section: Discriminator) -> None:
         self.network = PatchDiscriminator(**section.model_dump())
@@ -98,7 +98,7 @@ class Tokenizer:
             average=mean_of_workers,
             one_decoder_backward=recipe.compute.train.zero_stage < 3,  # which holds parameters in parts
         )
-        self.rival = Critic(objective.discriminator) if trains and self.section.adversarial else None
+        self.adversary = Critic(objective.discriminator) if trains and self.section.adversarial else None
         if self.section.pretrained_objective is not None:
             self._go_on(self.section.pretrained_objective)
         self.foundation = load_foundation(foundation) if trains and foundation else None
@@ -130,8 +130,8 @@ class Tokenizer:
         if self.foundation is not None and objective.align_weight > 0:
             given["features_BDhw"] = self.foundation.to(device)(pixels)
         begun = batch.images_seen - self.section.batch >= begin + objective.gan_start
-        if self.rival is not None and not is_held_out(batch) and objective.gan_weight > 0 and begun:
-            given["discriminator"] = self.rival.network.frozen
+        if self.adversary is not None and not is_held_out(batch) and objective.gan_weight > 0 and begun:
+            given["discriminator"] = self.adversary.network.frozen
         return given
 
     def beside(self) -> dict[str, Tensor]:
@@ -139,8 +139,8 @@ class Tokenizer:
         own = {
             name: value for name, value in self.module.state_dict().items() if not name.startswith(_NETWORK_IN_MODULE)
         }
-        rival = {} if self.rival is None else self.rival.network.state_dict()
-        return own | {f"{_DISCRIMINATOR}{name}": value for name, value in rival.items()}
+        adversary = {} if self.adversary is None else self.adversary.network.state_dict()
+        return own | {f"{_DISCRIMINATOR}{name}": value for name, value in adversary.items()}
 
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """PSNR in dB of reconstructed posterior means as uint8, averaged over images of the test split."""

@@ -21,10 +21,10 @@ from tasks.data.receipts import Receipt
 from tasks.encoder import Encoder
 from tasks.sampling.sampler import Sampler
 from tasks.scoring.distances import frechet_distance
-from tasks.scoring.features import Examiner, Networks
+from tasks.scoring.features import FeatureExtractor, FeatureNetworks
 from tasks.scoring.gaussian import Gaussian
 from tasks.scoring.latent_scores import CellSums
-from tasks.scoring.latents import Fitted, LatentExaminer, Latents, Subjects, fit, joined, scored
+from tasks.scoring.latents import Fitted, LatentFeatureExtractor, Latents, Subjects, fit, joined, scored
 from tasks.stage import Context, Job, Outcome, Stage, perform
 from tasks.training.launch import RESULT, build, export
 from tasks.training.loop import Setting
@@ -141,7 +141,7 @@ def latents(trial: Trial, tokenizer: Artifact) -> Artifact:
 
 def latent_scores(tokenizer: Artifact, semantics: Artifact | None, recipe: Recipe, memory: Memory) -> dict[str, float]:
     """What `evaluate_tokenizer` says of latents, in this process."""
-    examiner = LatentExaminer(Subjects(SIDE, tokenizer, recipe.foundation, semantics))
+    examiner = LatentFeatureExtractor(Subjects(SIDE, tokenizer, recipe.foundation, semantics))
     examiner.foundation = Remembered(examiner.foundation, memory)  # type: ignore[assignment]
     shards = Artifact(tokenizer.root, "shard", tokenizer.manifest.inputs["shard"])
 
@@ -156,7 +156,7 @@ def latent_scores(tokenizer: Artifact, semantics: Artifact | None, recipe: Recip
     return scored(train, test, fitted, POINTS, seed=0)[0]
 
 
-def frechet(trial: Trial, examiner: Examiner, tokenizer: Artifact, encoded: Artifact, model: Artifact) -> float:
+def frechet(trial: Trial, examiner: FeatureExtractor, tokenizer: Artifact, encoded: Artifact, model: Artifact) -> float:
     """Distance of generated images from the test split, by the features of `evaluate`."""
     prints = {each.stage: each.fingerprint for each in (tokenizer, encoded, model)}
     sampler = Sampler.of(Context(Job("sample", "", trial.root, trial.recipe.model_dump(mode="json"), prints, {})))
@@ -174,9 +174,9 @@ def _small(labels: Any, pixels: Any) -> list[tuple[Any, Any]]:
     return [(labels[start : start + 50], pixels[start : start + 50]) for start in range(0, len(labels), 50)]
 
 
-def _gaussian(examiner: Examiner, batches: Any) -> Gaussian:
+def _gaussian(examiner: FeatureExtractor, batches: Any) -> Gaussian:
     return Gaussian.of(np.concatenate([examiner.look(*batch).features for batch in batches]))
 
 
-def examiner_of(trial: Trial) -> Examiner:
-    return Examiner(Networks(SIDE, trial.recipe.evaluate.features))
+def examiner_of(trial: Trial) -> FeatureExtractor:
+    return FeatureExtractor(FeatureNetworks(SIDE, trial.recipe.evaluate.features))

@@ -25,7 +25,7 @@ Curve = Sequence[tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
-class Standing:
+class ComparedRun:
     """How one training or sample turned out: an entry of a race, a setting of a sweep, a run."""
 
     name: str
@@ -58,9 +58,13 @@ def better(score: str) -> str:
     return "lower" if score.removeprefix("reconstruction_").startswith(LOWER_IS_BETTER) else "higher"
 
 
-def score_columns(standings: Sequence[Standing]) -> list[str]:
+def score_columns(compared_runs: Sequence[ComparedRun]) -> list[str]:
     """Scores that all have, in the order of the first."""
-    return [name for name in standings[0].scores if all(name in each.scores for each in standings)] if standings else []
+    return (
+        [name for name in compared_runs[0].scores if all(name in each.scores for each in compared_runs)]
+        if compared_runs
+        else []
+    )
 
 
 def chosen_scores(known: Sequence[str], network: str) -> list[str]:
@@ -94,10 +98,10 @@ class Cell:
         return f"{self.mean:.4g}"
 
 
-def table(standings: Sequence[Standing], columns: Sequence[str]) -> dict[str, dict[str, Cell]]:
+def table(compared_runs: Sequence[ComparedRun], columns: Sequence[str]) -> dict[str, dict[str, Cell]]:
     """Cells by name, in the order of entries, and by column: a score or a figure."""
     found: dict[str, dict[str, Cell]] = {}
-    for name, same in _by_name(standings).items():
+    for name, same in _by_name(compared_runs).items():
         row: dict[str, Cell] = {}
         for column in columns:
             values = [known[column] for each in same if column in (known := {**each.scores, **each.figures})]
@@ -113,12 +117,12 @@ def interpolated(places: Sequence[float], curve: Sequence[Sequence[float]]) -> l
     return [float(value) for value in np.interp(places, x, y)]
 
 
-def as_csv(standings: Sequence[Standing]) -> bytes:
+def as_csv(compared_runs: Sequence[ComparedRun]) -> bytes:
     """Every point of every curve and every score at the end, one row each: for other programs."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["name", "seed", "images_seen", "seconds", "score", "value"])
-    for each in standings:
+    for each in compared_runs:
         for score, curve in each.curves.items():
             writer.writerows([each.name, each.seed, *point[:2], score, point[2]] for point in curve)
         writer.writerows([each.name, each.seed, "", "", score, value] for score, value in each.scores.items())
@@ -126,7 +130,7 @@ def as_csv(standings: Sequence[Standing]) -> bytes:
 
 
 def draw(
-    standings: Sequence[Standing],
+    compared_runs: Sequence[ComparedRun],
     scores: Sequence[str],
     floor: Mapping[str, float],
     seconds: str = "seconds of training",
@@ -137,9 +141,9 @@ def draw(
     A line is the mean over seeds, its band reaches from the lowest to the highest.
     """
     found: dict[str, bytes] = {}
-    named = _by_name(standings)
-    curves = list(dict.fromkeys(curve for each in standings for curve in each.curves))
-    timed = any(point[1] for each in standings for curve in each.curves.values() for point in curve)
+    named = _by_name(compared_runs)
+    curves = list(dict.fromkeys(curve for each in compared_runs for curve in each.curves))
+    timed = any(point[1] for each in compared_runs for curve in each.curves.values() for point in curve)
     for number, (file, label) in enumerate(
         (("by_images.png", "images seen"), ("by_seconds.png", seconds))[: 1 + timed]
     ):
@@ -161,7 +165,7 @@ def draw(
         panels = []
         for score in scores:
             ends: dict[str, list[tuple[float, float]]] = {}
-            for each in standings:
+            for each in compared_runs:
                 if each.name in axis.places:
                     place, line = axis.places[each.name]
                     ends.setdefault(line, []).append((place, each.scores[score]))
@@ -174,7 +178,7 @@ def draw(
 def page(
     title: str,
     lead: str,
-    standings: Sequence[Standing],
+    compared_runs: Sequence[ComparedRun],
     columns: Sequence[str],
     pictures: Mapping[str, bytes],
     floor: Mapping[str, float],
@@ -184,7 +188,7 @@ def page(
 
     columns: scores and figures of the table. details: plain values that are shown as YAML under their names.
     """
-    cells, scores = table(standings, columns), set(score_columns(standings))
+    cells, scores = table(compared_runs, columns), set(score_columns(compared_runs))
     best = {
         column: min(
             (row[column].mean * (1 if better(column) == "lower" else -1), name)
@@ -203,15 +207,17 @@ def page(
         best=best,
         floor={name: f"{floor[name]:.4g}" for name in columns if name in floor},
         pictures={name.removesuffix(".png"): _as_url(data) for name, data in pictures.items()},
-        sheets=[(each.name, each.seed, _as_url(each.sheet)) for each, *_ in _by_name(standings).values() if each.sheet],
-        facts=[(each.name, each.seed, each.facts) for each in standings],
+        sheets=[
+            (each.name, each.seed, _as_url(each.sheet)) for each, *_ in _by_name(compared_runs).values() if each.sheet
+        ],
+        facts=[(each.name, each.seed, each.facts) for each in compared_runs],
         details={name: yaml.safe_dump(value, sort_keys=False, allow_unicode=True) for name, value in details.items()},
     ).encode()
 
 
-def _by_name(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
-    found: dict[str, list[Standing]] = {}
-    for each in standings:
+def _by_name(compared_runs: Sequence[ComparedRun]) -> dict[str, list[ComparedRun]]:
+    found: dict[str, list[ComparedRun]] = {}
+    for each in compared_runs:
         found.setdefault(each.name, []).append(each)
     return found
 
@@ -225,7 +231,7 @@ def write(
     page_name: str,
     title: str,
     lead: str,
-    standings: Sequence[Standing],
+    compared_runs: Sequence[ComparedRun],
     network: str,
     floor: Mapping[str, float],
     details: Mapping[str, Any],
@@ -236,23 +242,23 @@ def write(
 
     network: whose scores come first.
     """
-    known = score_columns(standings)
+    known = score_columns(compared_runs)
     shown = chosen_scores(known, network)
-    figures = dict.fromkeys(name for each in standings for name in each.figures)
+    figures = dict.fromkeys(name for each in compared_runs for name in each.figures)
     columns = [*shown, *(name for name in known if name not in shown), *figures]
-    pictures = draw(standings, shown, floor, seconds, axis)
+    pictures = draw(compared_runs, shown, floor, seconds, axis)
     files = {
-        page_name: page(title, lead, standings, columns, pictures, floor, details),
-        "scores.csv": as_csv(standings),
+        page_name: page(title, lead, compared_runs, columns, pictures, floor, details),
+        "scores.csv": as_csv(compared_runs),
         **pictures,
     }
-    cells = table(standings, columns)
+    cells = table(compared_runs, columns)
     values = {column: [str(row.get(column, "")) for row in cells.values()] for column in columns}
     context.tracker.table("scores.json", {"name": list(cells), **values})
     for name, data in files.items():
         context.tracker.file(name, data)
     return Outcome(
         files=[context.out.write_bytes(name, data) for name, data in files.items()],
-        rows=len(standings),
+        rows=len(compared_runs),
         scores={f"{name}/{column}": row[column].mean for name, row in cells.items() for column in shown},
     )

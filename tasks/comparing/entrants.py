@@ -11,7 +11,7 @@ from tasks.stage import Context, Job, Outcome, perform
 from tasks.training.launch import train
 
 
-class Entrants:
+class TrainingActor:
     """An actor that performs one `train_dit` job per call, as its only worker, and gives back the images seen."""
 
     def __call__(self, job: Mapping[str, Any]) -> int:

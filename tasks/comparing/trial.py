@@ -26,7 +26,7 @@ from tasks.sample import external
 from tasks.sampling.per_image import shown_per_class
 from tasks.sampling.sampler import Decoder, Sampler, ready
 from tasks.scoring import reference as references
-from tasks.scoring.features import Examined, Examiner, Findings, Networks
+from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageFeatures, PerImageFeatures
 from tasks.scoring.score import compare
 from tasks.stage import Context, Job, Outcome, Stage, perform
 
@@ -37,14 +37,14 @@ _INPUTS = ("train_vavae", "encode", "train_dit")
 
 
 @dataclass(frozen=True)
-class Moment:
+class Snapshot:
     """Which weights: of the average of relative width `sigma_rel` that ends at `images_seen`."""
 
     images_seen: int
     sigma_rel: float
 
 
-def trial_job(recipe: Recipe, root: str, inputs: Mapping[str, Artifact], real: RealImages, at: Moment | None) -> Job:
+def trial_job(recipe: Recipe, root: str, inputs: Mapping[str, Artifact], real: RealImages, at: Snapshot | None) -> Job:
     """The job of one trial.
 
     recipe: `sample` and `evaluate` say what is made and how it is scored; no intervals where `evaluate.bootstrap` is 0.
@@ -62,7 +62,7 @@ def trial_job(recipe: Recipe, root: str, inputs: Mapping[str, Artifact], real: R
     return Job("trial", name, root, recipe.model_dump(mode="json"), prints, sections)
 
 
-class Trials:
+class TrialActor:
     """An actor that performs one trial per call and gives back its number of images."""
 
     def __call__(self, job: Mapping[str, Any]) -> int:
@@ -82,20 +82,20 @@ def run(context: Context) -> Outcome:
     decoder = _decoder(context.input("train_vavae"), context.input("encode"))
     trained = context.input("train_dit")
     decoder.statistics.check(trained.manifest.facts["statistics_hash"], trained.uri)
-    at = None if context.job.sections["trial"] is None else Moment(**context.job.sections["trial"])
+    at = None if context.job.sections["trial"] is None else Snapshot(**context.job.sections["trial"])
     sampler = Sampler(recipe, _model(trained, recipe.sample.ema, at, recipe.compute.actors.compile), decoder, device)
     section = recipe.evaluate
     published = None if section.inception is None else section.inception.weights
     judge = context.input("judge") if "judge" in context.job.inputs else None
-    examiner = _examiner(Networks(recipe.image.size, section.features, judge, None, published), threads)
+    examiner = _examiner(FeatureNetworks(recipe.image.size, section.features, judge, None, published), threads)
 
     shown: list[tuple[NDArray[np.int64], pictures.Pixels]] = []
-    found: list[Findings] = []
+    found: list[PerImageFeatures] = []
     for labels, pixels in _batched(_images(sampler), BATCH):
         if sum(len(each) for each, _ in shown) < recipe.data.classes * _ROWS:
             shown.append((labels, pixels))
         found.append(examiner.look(labels, pixels))
-    made = Examined.of(Findings.joined(found))
+    made = ImageFeatures.of(PerImageFeatures.joined(found))
     real = with_statistics(_real(context.input("reference")), references.resolve(recipe))
     try:
         scores = compare(real, made, section, score_names(section), recipe.data.classes)
@@ -154,16 +154,16 @@ def _decoder(tokenizer: Artifact, latents: Artifact) -> Decoder:
 
 
 @lru_cache(maxsize=1)
-def _model(artifact: Artifact, ema: bool, at: Moment | None, compiled: bool) -> DiffusionNetwork:
+def _model(artifact: Artifact, ema: bool, at: Snapshot | None, compiled: bool) -> DiffusionNetwork:
     sigma, images = (None, None) if at is None else (at.sigma_rel, at.images_seen)
     return ready(trained_dit(artifact, ema, sigma, images).to(default_device()), compiled)
 
 
 @lru_cache(maxsize=1)
-def _examiner(networks: Networks, threads: int) -> Examiner:
-    return Examiner(networks, threads)
+def _examiner(networks: FeatureNetworks, threads: int) -> FeatureExtractor:
+    return FeatureExtractor(networks, threads)
 
 
 @lru_cache(maxsize=1)
-def _real(reference: Artifact) -> Examined:
+def _real(reference: Artifact) -> ImageFeatures:
     return on_record(reference)

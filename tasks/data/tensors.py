@@ -111,7 +111,7 @@ def latent_table(keys: Sequence[str], labels: np.ndarray, tensors: Mapping[str, 
 
 
 @dataclass(frozen=True)
-class Sums:
+class ChannelSums:
     """Count, sum and sum of squares per channel, float64, of one part of the data. Plain JSON by `vars`."""
 
     count: int
@@ -120,7 +120,7 @@ class Sums:
     squares: list[float]
 
     @classmethod
-    def of(cls, values_NChw: np.ndarray) -> Sums:
+    def of(cls, values_NChw: np.ndarray) -> ChannelSums:
         """Of the values as they are stored, so that what was rounded to float16 counts as rounded."""
         channels = values_NChw.shape[1]
         total, squares = np.zeros(channels), np.zeros(channels)
@@ -131,9 +131,9 @@ class Sums:
         return cls(values_NChw.size // max(1, channels), total.tolist(), squares.tolist())
 
     @classmethod
-    def of_averages(cls, values_NChw: np.ndarray) -> dict[int, Sums]:
+    def of_averages(cls, values_NChw: np.ndarray) -> dict[int, ChannelSums]:
         """Of averages over 2 × 2, 4 × 4 … cells, by the side that leaves, for as long as a side halves."""
-        found: dict[int, list[Sums]] = {}
+        found: dict[int, list[ChannelSums]] = {}
         for start in range(0, len(values_NChw), 256):
             piece = values_NChw[start : start + 256].astype(np.float64)
             while piece.shape[-1] % 2 == 0:
@@ -143,14 +143,14 @@ class Sums:
         return {side: cls.merged(pieces) for side, pieces in found.items()}
 
     @classmethod
-    def merged(cls, parts: Iterable[Sums]) -> Sums:
+    def merged(cls, parts: Iterable[ChannelSums]) -> ChannelSums:
         """The sums of all parts. The order of the parts fixes the last bit, so give them in theirs."""
         found = list(parts)
         total = np.sum([part.total for part in found], axis=0)
         squares = np.sum([part.squares for part in found], axis=0)
         return cls(sum(part.count for part in found), total.tolist(), squares.tolist())
 
-    def moments(self) -> dict[str, Any]:
+    def mean_and_std(self) -> dict[str, Any]:
         """`mean`, `std` (population) and `count`, as a manifest's facts store them."""
         mean = np.array(self.total) / self.count
         variance = np.maximum(np.array(self.squares) / self.count - np.square(mean), 0.0)
@@ -163,14 +163,14 @@ def statistics_hash(statistics: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class LatentStatistics:
     """Mean and standard deviation per channel of each latent column, texture `z` first, semantic `s` last."""
 
     values: Mapping[str, Mapping[str, Any]]
     """{"z": {"mean": [C], "std": [C], "count": n}, "s": …} in the columns' order."""
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any], where: str = "the latents") -> Statistics:
+    def from_facts(cls, facts: Mapping[str, Any], where: str = "the latents") -> LatentStatistics:
         """From a manifest's facts.
 
         Raises:
@@ -188,7 +188,7 @@ class Statistics:
         return found
 
     @classmethod
-    def of_averages(cls, facts: Mapping[str, Any], side: int, where: str = "the latents") -> Statistics:
+    def of_averages(cls, facts: Mapping[str, Any], side: int, where: str = "the latents") -> LatentStatistics:
         """Of the latents' averages on a coarser grid of this side, from a manifest's facts.
 
         Raises:

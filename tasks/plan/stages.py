@@ -99,7 +99,7 @@ def sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
     backbone, head = networks.diffusion(recipe, recipe.train_dit.model)
     encoder, decoder = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
     flops, hows, guides = float(decoder.flops), list[str](), dict[str, Cost]()
-    for stage in recipe.sample_stages:
+    for stage in recipe.sampled_resolutions:
         own = section.at(stage)
         main = guide = networks.diffusion(recipe, recipe.train_dit.model, stage.side)[0].flops
         if isinstance(own.guidance, AutoGuidance):

@@ -18,14 +18,14 @@ SCORED = {"train_vavae": 10_000, "train_semvae": 2_000}
 def tokenizer(recipe: Recipe, images: Images) -> Work:
     section, side = recipe.train_vavae, recipe.image.size
     encoder, decoder = networks.autoencoder(section.model, side)
-    network, projection, rival, source = encoder + decoder, Cost(), Cost(), NETWORKS
+    network, projection, adversary, source = encoder + decoder, Cost(), Cost(), NETWORKS
     if section.aligned and recipe.foundation is not None:
         projection = _projection(recipe)
         source += f"; {networks.foundation_flops(recipe.foundation)[1]}"
     if section.adversarial:
-        rival = sum(networks.discriminator(section.objective.discriminator, side), Cost())
+        adversary = sum(networks.discriminator(section.objective.discriminator, side), Cost())
     flops = tokenizer_flops(recipe) if section.images else 0.0
-    own = projection, rival
+    own = projection, adversary
     return _on_images("train_vavae", recipe, section, images, network, flops, network.flops, source, own)
 
 
@@ -162,7 +162,7 @@ def _trained(
     own: tuple[Cost, Cost] = (Cost(), Cost()),
 ) -> Work:
     """groups: row groups per image of the train split; dataset: its bytes and parts, which a local cache may hold;
-    own: what the objective trains beside the network, in the same module and as its rival.
+    own: what the objective trains beside the network, in the same module and as its adversary.
     """
     compute, trains = recipe.compute.train, section.images > 0
     averages = (section.ema_decay is not None) + len(section.ema_decays) + len(section.ema_sigmas)
@@ -172,9 +172,9 @@ def _trained(
     kept = min(saves, compute.keep_checkpoints + 1)  # one more while it is written
     if compute.keep_every:
         kept = min(saves, kept + section.images // compute.keep_every)
-    files, rivals = 3 + averages, 3 if own[1].values else 0  # weights and two moments with them
+    files, adversaries = 3 + averages, 3 if own[1].values else 0  # weights and two moments with them
     stored = 1 + (averages + snapshots + (objective > 0) if trains else 0)
-    checkpoint = files * sizes.weights_bytes(network + own[0]) + rivals * sizes.weights_bytes(own[1])
+    checkpoint = files * sizes.weights_bytes(network + own[0]) + adversaries * sizes.weights_bytes(own[1])
     reads, read, how = REREAD * section.images * groups, REREAD * section.images * row_bytes, REQUESTS
     if dataset[0] <= compute.cache_gib * 2**30:  # one copy a node, of which there are at most as many as workers
         reads, read = min(reads, compute.workers * dataset[1]), min(read, compute.workers * dataset[0])
@@ -188,7 +188,9 @@ def _trained(
         rows=Figure(section.images, f"recipe: {stage}.images"),
         written=Figure((stored - (objective > 0)) * weights + objective, SIZES),
         reads=Figure(reads + alone_decodes / sizes.SHARD_ROWS_PER_GROUP, how),
-        writes=Figure(stored + 1 + MANIFEST_AND_RUN + saves * (files + rivals + 2), "formula: files of a checkpoint"),
+        writes=Figure(
+            stored + 1 + MANIFEST_AND_RUN + saves * (files + adversaries + 2), "formula: files of a checkpoint"
+        ),
         flops=Figure(flops + alone, source),
         read=read + alone_decodes * row_bytes,
         beside=kept * checkpoint,

@@ -29,7 +29,7 @@ from models.flops import forward_flops
 from models.groups import ChannelGroups
 from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance, Velocity
 from models.solvers import sample as solve
-from tasks.data.tensors import Statistics
+from tasks.data.tensors import LatentStatistics
 from tasks.networks import DiffusionNetwork, build_clock, build_network, channel_groups
 from tasks.randomness import ImageNumbers
 
@@ -51,8 +51,8 @@ class Resolutions:
         self.section = section
         self.cascade = Cascade(section.sides, section.upsample)
         facts = latents.manifest.facts
-        coarse = {side: Statistics.of_averages(facts, side, latents.uri) for side in section.sides[:-1]}
-        self.statistics = {**coarse, section.sides[-1]: Statistics.from_facts(facts, latents.uri)}
+        coarse = {side: LatentStatistics.of_averages(facts, side, latents.uri) for side in section.sides[:-1]}
+        self.statistics = {**coarse, section.sides[-1]: LatentStatistics.from_facts(facts, latents.uri)}
         self._choices = ImageNumbers(seed, "resolution")
         self._levels = ImageNumbers(seed, "condition level")
         self._noise = ImageNumbers(seed, "condition noise")
@@ -93,7 +93,7 @@ class Resolutions:
 
 
 @dataclass
-class _Stage:
+class _Resolution:
     """One resolution of a sample, its settings, and how often networks ran there."""
 
     side: int
@@ -126,8 +126,8 @@ class Integrator:
         if isinstance(unet, UnetModel):
             self.sigmas = partial(sigma_grid, low=unet.sigma_min, high=unet.sigma_max, rho=unet.rho)
         weak: dict[str, DiffusionNetwork] = {}
-        self.stages: list[_Stage] = []
-        for stage in recipe.sample_stages:
+        self.stages: list[_Resolution] = []
+        for stage in recipe.sampled_resolutions:
             own = recipe.sample.at(stage)
             guide = None
             if isinstance(own.guidance, AutoGuidanceSection):
@@ -135,7 +135,7 @@ class Integrator:
                 if found not in weak:
                     weak[found] = ready(_weak_guide(recipe, own.guidance, model))
                 guide = weak[found]
-            self.stages.append(_Stage(stage.side, own, stage.augment, guide, {"main": 0, "guide": 0}))
+            self.stages.append(_Resolution(stage.side, own, stage.augment, guide, {"main": 0, "guide": 0}))
         self._batches = 0
 
     def __call__(self, labels_B: Tensor, noise: Noise) -> Tensor:
@@ -196,7 +196,7 @@ class Integrator:
             for stage, own in zip(self.stages, networks, strict=True)
         ]
 
-    def _velocity(self, stage: _Stage, lower: Tensor | None, noise: Tensor | None) -> Velocity:
+    def _velocity(self, stage: _Resolution, lower: Tensor | None, noise: Tensor | None) -> Velocity:
         """The guided velocity of one stage, on the result of the one before; runs of its networks are counted."""
         condition = level = None
         if self.cascade is not None and lower is not None and noise is not None:

@@ -13,7 +13,7 @@ from configs import Recipe
 from configs.sampling import AutoGuidance, NoGuidance
 from infra.artifacts import Artifact
 from tasks.data.images import images
-from tasks.data.tensors import Statistics
+from tasks.data.tensors import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, default_device, load_foundation, trained_autoencoder
 from tasks.sampling.integrator import Integrator
@@ -44,7 +44,7 @@ class DiffusionPreview:
         tokenizer = Artifact(context.job.root, "train_vavae", made_from["train_vavae"])
         self._device, self._recipe, self._network = default_device(), recipe, network
         self._tokenizer = trained_autoencoder(tokenizer).to(self._device)
-        self._statistics = Statistics.from_facts(latents.manifest.facts, latents.uri)
+        self._statistics = LatentStatistics.from_facts(latents.manifest.facts, latents.uri)
         self._integrator = Integrator(recipe, network)
         self._scored = recipe.compute.train.preview_scored
         if self._scored:

@@ -19,7 +19,7 @@ from configs import Recipe
 from infra.artifacts import Artifact
 from models.autoencoder import AutoencoderKL
 from models.execution import prepare
-from tasks.data.tensors import Statistics
+from tasks.data.tensors import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, default_device, trained_autoencoder, trained_dit
 from tasks.sampling.integrator import Integrator
@@ -34,12 +34,12 @@ class Decoder:
     """From normalised latents to pixels."""
 
     tokenizer: AutoencoderKL
-    statistics: Statistics
+    statistics: LatentStatistics
 
     @classmethod
     def of(cls, tokenizer: Artifact, latents: Artifact, device: torch.device) -> Decoder:
         """Of a `train_vavae` and an `encode` artifact."""
-        statistics = Statistics.from_facts(latents.manifest.facts, latents.uri)
+        statistics = LatentStatistics.from_facts(latents.manifest.facts, latents.uri)
         return cls(trained_autoencoder(tokenizer).to(device), statistics)
 
     def __call__(self, texture_BCHW: Tensor) -> Tensor:

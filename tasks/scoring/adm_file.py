@@ -28,7 +28,7 @@ _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Statistics:
+class ReferenceStatistics:
     """What a file says of the features of one set of images."""
 
     gaussians: dict[str, Gaussian] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Statistics:
     """Number and side in pixels of the images in it."""
 
 
-def read_statistics(path: Path, widths: dict[str, int]) -> Statistics:
+def read_statistics(path: Path, widths: dict[str, int]) -> ReferenceStatistics:
     """The statistics in a file, and what images it has.
 
     Args:
@@ -66,7 +66,7 @@ def read_statistics(path: Path, widths: dict[str, int]) -> Statistics:
             )
     if not gaussians and images is None:
         raise UserError(f"{path}: neither mu and sigma nor arr_0 in it; found {', '.join(sorted(names)) or 'nothing'}")
-    return Statistics(gaussians, network, images)
+    return ReferenceStatistics(gaussians, network, images)
 
 
 def write_statistics(gaussians: dict[str, Gaussian], network: str) -> bytes:

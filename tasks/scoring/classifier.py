@@ -35,7 +35,7 @@ _SIDE = 4
 """Side of the last feature grid."""
 
 
-class Judge(nn.Module):
+class ImageClassifier(nn.Module):
     """Strided 6 × 6 convolution, then convolution and pooling down to a 4 × 4 grid, then one linear layer.
 
     size: side of the images; width: the first layer has twice as many channels, doubling at most twice.
@@ -57,21 +57,21 @@ class Judge(nn.Module):
         return self.head(self.features(images_B3HW.contiguous(memory_format=torch.channels_last)))
 
 
-def build_judge(recipe: Recipe, section: Classifier) -> Judge:
-    return Judge(recipe.image.size, recipe.data.classes, section.width)
+def build_classifier(recipe: Recipe, section: Classifier) -> ImageClassifier:
+    return ImageClassifier(recipe.image.size, recipe.data.classes, section.width)
 
 
-def trained_judge(artifact: Artifact) -> Judge:
+def trained_classifier(artifact: Artifact) -> ImageClassifier:
     """The network of a `judge` artifact, frozen."""
     recipe = artifact.manifest.recipe
     section = recorded(Classifier.model_validate(artifact.manifest.sections["classifier"]))
-    judge = Judge(recipe["image"]["size"], recipe["data"]["classes"], section.width)
+    judge = ImageClassifier(recipe["image"]["size"], recipe["data"]["classes"], section.width)
     judge.load_state_dict(load_safetensors(artifact.read(WEIGHTS)))
     return judge.requires_grad_(False).eval()
 
 
 @torch.inference_mode()
-def predict(judge: Judge, images_B3HW: Tensor) -> NDArray[np.int64]:
+def predict(judge: ImageClassifier, images_B3HW: Tensor) -> NDArray[np.int64]:
     """The most likely label of each image, (B,)."""
     labels: NDArray[np.int64] = judge(images_B3HW).argmax(dim=1).cpu().numpy()
     return labels
@@ -111,13 +111,13 @@ def _train_remotely(job: dict[str, Any], cpus: int) -> Iterator[int | dict[str, 
     assert section is not None
     torch.set_num_threads(cpus)
     torch.manual_seed(section.seed)
-    judge = build_judge(recipe, section).to(default_device()).to(memory_format=torch.channels_last)
+    judge = build_classifier(recipe, section).to(default_device()).to(memory_format=torch.channels_last)
     yield from train(judge, shards, recipe.image.size, section)
     tensors = {name: value.cpu().contiguous() for name, value in judge.state_dict().items()}
     yield {"weights": save(tensors), "accuracy": accuracy(judge, shards, recipe.image.size)}
 
 
-def train(judge: Judge, shards: Artifact, size: int, section: Classifier) -> Iterator[int]:
+def train(judge: ImageClassifier, shards: Artifact, size: int, section: Classifier) -> Iterator[int]:
     """Train in place on the train split, yielding the number of images of each few steps.
 
     AdamW under a one-cycle schedule, cross-entropy with a little label smoothing (our choice).
@@ -146,7 +146,7 @@ def train(judge: Judge, shards: Artifact, size: int, section: Classifier) -> Ite
     yield total - reported
 
 
-def accuracy(judge: Judge, shards: Artifact, size: int) -> float:
+def accuracy(judge: ImageClassifier, shards: Artifact, size: int) -> float:
     """Share of the test split that the judge labels right."""
     device = next(judge.parameters()).device
     right = count = 0

@@ -24,8 +24,8 @@ from tasks.data.actors import spread
 from tasks.data.images import BATCH, read_images, stretches
 from tasks.drawing.pictures import Pixels, to_pixels, to_tensor
 from tasks.networks import default_device, load_foundation, trained_autoencoder
-from tasks.scoring.classifier import predict, trained_judge
-from tasks.scoring.gaussian import Gaussian, Moments
+from tasks.scoring.classifier import predict, trained_classifier
+from tasks.scoring.gaussian import Gaussian, GaussianAccumulator
 from tasks.scoring.inception import Inception, InceptionFeatures
 from tasks.scoring.lpips import Lpips
 
@@ -36,7 +36,7 @@ _INCEPTION_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Findings:
+class PerImageFeatures:
     """What was found out about each image of a set, in the set's order."""
 
     labels: NDArray[np.int64]
@@ -55,9 +55,9 @@ class Findings:
     spatial: NDArray[np.float32] | None = None
     logits: NDArray[np.float32] | None = None
 
-    def first(self, count: int) -> Findings:
+    def first(self, count: int) -> PerImageFeatures:
         """Of the first `count` images."""
-        return Findings(*(None if values is None else values[:count] for values in vars(self).values()))  # type: ignore[arg-type]
+        return PerImageFeatures(*(None if values is None else values[:count] for values in vars(self).values()))  # type: ignore[arg-type]
 
     @property
     def consistency(self) -> float | None:
@@ -65,7 +65,7 @@ class Findings:
         return None if self.predictions is None else float((self.predictions == self.labels).mean())
 
     @classmethod
-    def joined(cls, pieces: Sequence[Findings]) -> Findings:
+    def joined(cls, pieces: Sequence[PerImageFeatures]) -> PerImageFeatures:
         columns = zip(*(vars(piece).values() for piece in pieces), strict=True)
         return cls(*(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
 
@@ -77,29 +77,29 @@ VECTORS = ("features", "pool", "spatial")
 
 
 @dataclass(frozen=True)
-class Examined:
+class ImageFeatures:
     """What was found out about a set: of each of its first images, and of all together."""
 
-    findings: Findings
+    findings: PerImageFeatures
     gaussians: dict[str, Gaussian]
     """By name of :data:`VECTORS`; over all images."""
     images: int
     """Number of all images."""
 
     @classmethod
-    def of(cls, findings: Findings) -> Examined:
+    def of(cls, findings: PerImageFeatures) -> ImageFeatures:
         """A set of which everything is kept."""
-        folded = _Folded(len(findings.labels))
+        folded = _InOrder(len(findings.labels))
         folded.add(0, findings)
         return folded.examined()
 
-    def first(self, count: int) -> Examined:
+    def first(self, count: int) -> ImageFeatures:
         """Of the first `count` images, which must have been kept."""
-        return self if count == self.images else Examined.of(self.findings.first(count))
+        return self if count == self.images else ImageFeatures.of(self.findings.first(count))
 
 
 @dataclass(frozen=True)
-class Networks:
+class FeatureNetworks:
     """What an examiner loads: plain values and references."""
 
     size: int
@@ -127,7 +127,9 @@ class ImageSet:
     """Look at what the tokenizer makes of them (the posterior's mean, decoded) instead of at themselves."""
 
 
-def examine(what: str, sets: Mapping[str, ImageSet], networks: Networks, compute: ActorCompute) -> dict[str, Examined]:
+def extract_features(
+    what: str, sets: Mapping[str, ImageSet], networks: FeatureNetworks, compute: ActorCompute
+) -> dict[str, ImageFeatures]:
     """Findings of every set, all by the same actors.
 
     Args:
@@ -144,63 +146,63 @@ def examine(what: str, sets: Mapping[str, ImageSet], networks: Networks, compute
         for name, chosen in sets.items()
         for stretch in stretches(chosen.artifact, chosen.prefix, chosen.limit, _LENGTH)
     ]
-    folded = {name: _Folded(chosen.limit if chosen.keep is None else chosen.keep) for name, chosen in sets.items()}
+    folded = {name: _InOrder(chosen.limit if chosen.keep is None else chosen.keep) for name, chosen in sets.items()}
     with Bar(what, sum(item["stretch"].rows for item in plan)) as bar:
-        for name, first, findings in spread(plan, Examiner, (networks, compute.cpus_per_actor), compute):
+        for name, first, findings in spread(plan, FeatureExtractor, (networks, compute.cpus_per_actor), compute):
             folded[name].add(first, findings)
             bar.advance(len(findings.labels))
     return {name: each.examined() for name, each in folded.items()}
 
 
-class _Folded:
+class _InOrder:
     """Takes the stretches of a set in any order and folds them in the set's."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
-        self._early: dict[int, Findings] = {}
+        self._early: dict[int, PerImageFeatures] = {}
         """Stretches whose turn has not come, by their first image."""
-        self._kept: list[Findings] = []
-        self._moments: dict[str, Moments] = {}
+        self._kept: list[PerImageFeatures] = []
+        self._accumulators: dict[str, GaussianAccumulator] = {}
         self._images = 0
 
-    def add(self, first: int, findings: Findings) -> None:
+    def add(self, first: int, findings: PerImageFeatures) -> None:
         self._early[first] = findings
         while (turn := self._early.pop(self._images, None)) is not None:
             for name in VECTORS:
                 if (values := getattr(turn, name)) is not None:
-                    self._moments.setdefault(name, Moments()).add(values)
+                    self._accumulators.setdefault(name, GaussianAccumulator()).add(values)
             if self._images < self._keep:
                 self._kept.append(turn.first(self._keep - self._images))
             self._images += len(turn.labels)
 
-    def examined(self) -> Examined:
+    def examined(self) -> ImageFeatures:
         assert not self._early, "a stretch is missing"
-        gaussians = {name: moments.gaussian() for name, moments in self._moments.items()}
-        return Examined(Findings.joined(self._kept), gaussians, self._images)
+        gaussians = {name: moments.gaussian() for name, moments in self._accumulators.items()}
+        return ImageFeatures(PerImageFeatures.joined(self._kept), gaussians, self._images)
 
 
-class Examiner:
+class FeatureExtractor:
     """An actor with the networks; takes one stretch of images per call."""
 
-    def __init__(self, networks: Networks, threads: int = 1) -> None:
+    def __init__(self, networks: FeatureNetworks, threads: int = 1) -> None:
         self.device = default_device()
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
         self.size = networks.size
         self.features = load_foundation(networks.features).to(self.device)
-        self.judge = None if networks.judge is None else trained_judge(networks.judge).to(self.device)
+        self.judge = None if networks.judge is None else trained_classifier(networks.judge).to(self.device)
         self.inception = None if networks.inception is None else Inception(networks.inception).to(self.device)
         self.lpips = None if networks.lpips is None else Lpips(networks.lpips, WITHOUT_LPIPS)
         self.tokenizer = None if networks.tokenizer is None else trained_autoencoder(networks.tokenizer).to(self.device)
 
-    def __call__(self, item: Mapping[str, Any]) -> tuple[str, int, Findings]:
+    def __call__(self, item: Mapping[str, Any]) -> tuple[str, int, PerImageFeatures]:
         stretch, chosen = item["stretch"], item["set"]
         batches = read_images(chosen.artifact.storage, stretch, self.size, BATCH)
         found = [self.look(labels, pixels, chosen.reconstruct) for labels, pixels in batches]
-        return item["name"], stretch.first, Findings.joined(found)
+        return item["name"], stretch.first, PerImageFeatures.joined(found)
 
     @torch.inference_mode()
-    def look(self, labels: NDArray[np.int64], pixels_BHW3: Pixels, reconstruct: bool = False) -> Findings:
+    def look(self, labels: NDArray[np.int64], pixels_BHW3: Pixels, reconstruct: bool = False) -> PerImageFeatures:
         """Findings of at most one batch."""
         count, likeness = len(labels), dict[str, Any]()
         pixels, images = pixels_BHW3, self._filled(pixels_BHW3)
@@ -211,7 +213,7 @@ class Examiner:
             images = self._filled(pixels)
         features = self.features(images).mean(dim=(2, 3))[:count].float().cpu().numpy()
         predictions = None if self.judge is None else predict(self.judge, images)[:count]
-        return Findings(
+        return PerImageFeatures(
             labels, features, predictions, likeness.pop("psnr", None), **likeness, **self._published(pixels)
         )
 

@@ -23,12 +23,12 @@ class Gaussian:
     @classmethod
     def of(cls, features_ND: Features) -> Gaussian:
         """Raises ValueError on fewer than two rows or values that are not finite."""
-        moments = Moments()
+        moments = GaussianAccumulator()
         moments.add(features_ND)
         return moments.gaussian()
 
 
-class Moments:
+class GaussianAccumulator:
     """Count, mean and scatter of rows added piece by piece; memory does not grow with their number.
 
     Blocks of a fixed number of rows, counted from the first row on, are merged one after the other in float64 (Chan,

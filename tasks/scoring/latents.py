@@ -83,7 +83,7 @@ COMPARED = (
 )
 
 
-class LatentExaminer:
+class LatentFeatureExtractor:
     """An actor with the networks; takes one stretch of images per call."""
 
     def __init__(self, subjects: Subjects, threads: int = 1) -> None:
@@ -148,7 +148,7 @@ class LatentExaminer:
         return _numpy(torch.stack(columns, dim=1))
 
 
-def examine_latents(
+def extract_latent_features(
     shards: Artifact, subjects: Subjects, compute: ActorCompute, *, train: int, test: int, points: int, seed: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Scores of the latents, and what there is per channel.
@@ -172,7 +172,7 @@ def examine_latents(
         ]
         found = []
         with Bar(f"latents of {split}", sum(item["stretch"].rows for item in plan)) as bar:
-            for result in spread(plan, LatentExaminer, (subjects, compute.cpus_per_actor), compute):
+            for result in spread(plan, LatentFeatureExtractor, (subjects, compute.cpus_per_actor), compute):
                 found.append(result)
                 bar.advance(len(result[1].labels))
         return joined(found)

@@ -15,7 +15,7 @@ from infra.storage import FileEntry
 from infra.weights import fetch, file_hash, identities
 from tasks.sample import image_table
 from tasks.scoring import inception
-from tasks.scoring.adm_file import Statistics, image_pieces, read_statistics
+from tasks.scoring.adm_file import ReferenceStatistics, image_pieces, read_statistics
 from tasks.scoring.inception import POOL, SPATIAL
 from tasks.stage import Context, Outcome
 
@@ -32,7 +32,7 @@ class Reference:
     """Changes with the content."""
     split: str | None = None
     file: Path | None = None
-    statistics: Statistics | None = None
+    statistics: ReferenceStatistics | None = None
     """Of Inception features, where a file brings them; they go before those of the images."""
     artifact: Artifact | None = None
 
@@ -114,7 +114,7 @@ def _of_file(recipe: Recipe, location: str) -> Reference:
 
 
 @lru_cache(maxsize=4)
-def _checked(path: Path, _digest: str) -> Statistics:
+def _checked(path: Path, _digest: str) -> ReferenceStatistics:
     return read_statistics(path, {"pool": POOL, "spatial": SPATIAL})
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from configs.scores import Evaluate
 from tasks.scoring.bootstrap import Interval, interval, share_interval
 from tasks.scoring.distances import FrechetFrom, class_score, coverage, kernel_distance
-from tasks.scoring.features import Examined, Findings
+from tasks.scoring.features import ImageFeatures, PerImageFeatures
 
 _SHARES = 1_000
 """Replicates of a share's interval: one random number each."""
@@ -30,8 +30,8 @@ class Scores:
 
 
 def compare(
-    real: Examined,
-    made: Examined,
+    real: ImageFeatures,
+    made: ImageFeatures,
     section: Evaluate,
     names: Mapping[str, Name],
     classes: int,
@@ -67,7 +67,13 @@ def compare(
 
 
 def _frechet(
-    scores: Scores, real: Examined, made: Examined, vectors: str, name: str, section: Evaluate, replicates: int
+    scores: Scores,
+    real: ImageFeatures,
+    made: ImageFeatures,
+    vectors: str,
+    name: str,
+    section: Evaluate,
+    replicates: int,
 ) -> None:
     distance, rows = FrechetFrom(real.gaussians[vectors]), _vectors(made, vectors)
     scores.values[name] = value = distance.of_rows(rows)
@@ -81,7 +87,13 @@ def _frechet(
 
 
 def _neighbourhoods(
-    scores: Scores, real: Examined, made: Examined, vectors: str, name: Name, section: Evaluate, replicates: int
+    scores: Scores,
+    real: ImageFeatures,
+    made: ImageFeatures,
+    vectors: str,
+    name: Name,
+    section: Evaluate,
+    replicates: int,
 ) -> None:
     """Precision, recall and kernel distance: what is said of single images and pairs."""
     ours, theirs = _vectors(made, vectors), _vectors(real, vectors)
@@ -94,7 +106,7 @@ def _neighbourhoods(
     scores.values[name("kernel_distance")], scores.spread[name("kernel_distance")] = kernel
 
 
-def _class_score(scores: Scores, made: Findings, name: str, section: Evaluate, replicates: int) -> None:
+def _class_score(scores: Scores, made: PerImageFeatures, name: str, section: Evaluate, replicates: int) -> None:
     assert made.logits is not None, "Inception gives logits"
     logits = made.logits
     scores.values[name], scores.spread[name] = class_score(logits, section.seed)
@@ -106,6 +118,6 @@ def _class_score(scores: Scores, made: Findings, name: str, section: Evaluate, r
         scores.intervals[name] = interval(scores.values[name], again, len(logits), replicates, section.seed)
 
 
-def _vectors(found: Examined, vectors: str) -> NDArray[np.float32]:
+def _vectors(found: ImageFeatures, vectors: str) -> NDArray[np.float32]:
     rows: NDArray[np.float32] = getattr(found.findings, vectors)
     return rows

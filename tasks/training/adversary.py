@@ -1,8 +1,9 @@
 """A second network that is trained against the first, in the same steps, by an optimizer of its own.
 
-Whatever engine trains the first, the rival is plain data parallel: it is small, and DeepSpeed's engines each want to
-be the only one. A batch that is left out for the first network is left out for the rival too; one that is bad for the
-rival alone leaves the rival as it was, and the guard is told. Progress stays images, however many optimizers step.
+Whatever engine trains the first, the adversary is plain data parallel: it is small, and DeepSpeed's
+engines each want to be the only one. A batch that is left out for the first network is left out for
+the adversary too; one that is bad for the adversary alone leaves the adversary as it was, and the
+guard is told. Progress stays images, however many optimizers step.
 """
 
 from __future__ import annotations
@@ -18,34 +19,34 @@ from configs.training import Training
 from tasks.training.engine import Engine, build_engine
 
 
-class Rival(Protocol):
-    """What a trainee gives as its `rival`; built like the trainee, alike in every worker."""
+class Adversary(Protocol):
+    """What a trainee gives as its `adversary`; built like the trainee, alike in every worker."""
 
     module: nn.Module
     """Called as `module(**inputs)`; gives named scalars, of which `total` is minimised."""
 
     def inputs(self, given: Mapping[str, Any], terms: Mapping[str, Tensor]) -> dict[str, Any] | None:
         """Arguments of `module` after a pass of the trainee's module over `given` that gave `terms`; None where the
-        rival does not train yet.
+        adversary does not train yet.
         """
         ...
 
 
-class Duel:
-    """Advances both networks: the trainee's, then its rival."""
+class AdversarialTraining:
+    """Advances both networks: the trainee's, then its adversary."""
 
     def __init__(
-        self, engine: Engine, rival: Rival, section: Training, compute: TrainCompute, device: torch.device
+        self, engine: Engine, adversary: Adversary, section: Training, compute: TrainCompute, device: torch.device
     ) -> None:
-        self._main, self._rival = engine, rival
+        self._main, self._adversary = engine, adversary
         plain = compute.model_copy(update={"engine": "plain", "zero_stage": 0})
-        self.engine = build_engine(rival.module.to(device).train(), section, plain, device)
-        """The rival's."""
+        self.engine = build_engine(adversary.module.to(device).train(), section, plain, device)
+        """The adversary's."""
 
     def advance(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """As an engine does; the rival's terms are named `rival_…`."""
+        """As an engine does; the adversary's terms are named `rival_…`."""
         terms = self._main.advance(inputs)
-        given = self._rival.inputs(inputs, terms)
+        given = self._adversary.inputs(inputs, terms)
         if given is None:
             return terms
         main, own = self._main.optimizer, self.engine.optimizer

@@ -23,7 +23,7 @@ from tasks.training.trainee import Preview
 from tasks.training.validation import Validation
 
 
-class Moment:
+class StepSpan:
     """Between two steps: what is behind, and what callbacks want next."""
 
     def __init__(self, before: int, images_seen: int, total: int) -> None:
@@ -40,7 +40,7 @@ class Callback(Protocol):
     every: int | None
     """Images between calls; None calls at every look."""
 
-    def __call__(self, now: Moment, state: State) -> None: ...
+    def __call__(self, now: StepSpan, state: State) -> None: ...
 
 
 class Asked:
@@ -51,7 +51,7 @@ class Asked:
     def __init__(self, requests: Requests, profiler: Profiler | None, profile_at: int | None) -> None:
         self._requests, self._profiler, self._profile_at = requests, profiler, profile_at
 
-    def __call__(self, now: Moment, state: State) -> None:
+    def __call__(self, now: StepSpan, state: State) -> None:
         wishes = self._requests.look()
         now.save |= bool(wishes & {SAVE, LEAVE})
         now.leave |= LEAVE in wishes
@@ -69,7 +69,7 @@ class Scores:
         self.every: int | None = section.every
         self._validation, self._patience = validation, section.patience
 
-    def __call__(self, now: Moment, state: State) -> None:
+    def __call__(self, now: StepSpan, state: State) -> None:
         with state.averaged():
             found = self._validation(state.trainee)
         state.metrics.log({f"validation/{name}": value for name, value in found.items()}, now.images_seen)
@@ -92,7 +92,7 @@ class Pictures:
         self.every: int | None = every
         self._preview = preview
 
-    def __call__(self, now: Moment, state: State) -> None:
+    def __call__(self, now: StepSpan, state: State) -> None:
         with state.averaged():
             picture, figures = self._preview()
         state.metrics.log({f"preview/{name}": value for name, value in figures.items()}, now.images_seen)
@@ -107,7 +107,7 @@ class Snapshots:
         self.every: int | None = every
         self._checkpoints, self._sigmas = checkpoints, sigmas
 
-    def __call__(self, now: Moment, state: State) -> None:
+    def __call__(self, now: StepSpan, state: State) -> None:
         # Under the names that the network has by itself: that is who reads them.
         names = {id(parameter): name for name, parameter in state.trainee.network.named_parameters()}
         own = {name: names.get(id(parameter)) for name, parameter in state.trainee.module.named_parameters()}

@@ -33,7 +33,7 @@ from tasks.training.ema import MAIN
 from tasks.training.flops import flops_per_image
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Curves, Metrics
-from tasks.training.state import RIVAL, WEIGHTS
+from tasks.training.state import ADVERSARY, WEIGHTS
 from tasks.training.trainee import Trainee
 
 RESULT = "result.json"
@@ -128,7 +128,7 @@ def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, cu
         write(_BEST, best, MAIN if MAIN in best.tensors else None)
     if end is not None:
         for part in end.tensors:
-            if part != WEIGHTS and not part.startswith(RIVAL):
+            if part != WEIGHTS and not part.startswith(ADVERSARY):
                 write(part, end, part)
         write(_LAST, end, None)
         files += _beside(context.out, trainee, end)
@@ -176,8 +176,8 @@ def _write(out: Storage, name: str, network: nn.Module) -> FileEntry:
 
 def _beside(out: Storage, trainee: Trainee, end: Checkpoint) -> list[FileEntry]:
     """What another training can go on from beside the network: the trained parts of the objective."""
-    if (rival := getattr(trainee, "rival", None)) is not None:
-        rival.module.load_state_dict(end.tensors[RIVAL + WEIGHTS])
+    if (adversary := getattr(trainee, "adversary", None)) is not None:
+        adversary.module.load_state_dict(end.tensors[ADVERSARY + WEIGHTS])
     beside: Callable[[], dict[str, Tensor]] = getattr(trainee, "beside", dict)
     tensors = {name: value.detach().cpu().clone() for name, value in beside().items()}
     return [out.write_bytes(OBJECTIVE, to_safetensors(tensors))] if tensors else []

@@ -15,8 +15,8 @@ from infra.metrics import count
 from infra.storage import Storage
 from models.execution import prepare
 from tasks.loading.loader import Loader
-from tasks.training.adversary import Duel
-from tasks.training.callbacks import Asked, Callback, Moment, Pictures, Scores, Snapshots
+from tasks.training.adversary import AdversarialTraining
+from tasks.training.callbacks import Asked, Callback, Pictures, Scores, Snapshots, StepSpan
 from tasks.training.checkpoints import Checkpoint, Checkpoints
 from tasks.training.device_feed import Feed
 from tasks.training.ema import averages
@@ -26,7 +26,7 @@ from tasks.training.metrics import Curves, Metrics
 from tasks.training.profiling import Profiler
 from tasks.training.requests import Left, Requests
 from tasks.training.schedule import learning_rate
-from tasks.training.state import RIVAL, WEIGHTS, State, check
+from tasks.training.state import ADVERSARY, WEIGHTS, State, check
 from tasks.training.trainee import Preview, Trainee
 from tasks.training.validation import Validation, held_out_of
 
@@ -79,13 +79,13 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
     section, compute, device, metrics = trainee.section, setting.compute, setting.device, setting.metrics
     rank, world = dist.get_rank(), dist.get_world_size()
     checkpoints = Checkpoints(setting.out, compute.keep_checkpoints, compute.keep_every)
-    module, rival = trainee.module.to(device).train(), getattr(trainee, "rival", None)
+    module, adversary = trainee.module.to(device).train(), getattr(trainee, "adversary", None)
     found = checkpoints.newest()
     if found is not None:
         check(found, trainee.facts, setting.out)
         module.load_state_dict(found.tensors[WEIGHTS], strict=False)
-        if rival is not None:
-            rival.module.load_state_dict(found.tensors[RIVAL + WEIGHTS])
+        if adversary is not None:
+            adversary.module.load_state_dict(found.tensors[ADVERSARY + WEIGHTS])
     prepare(
         trainee.network,
         compile=compute.compile,
@@ -96,9 +96,9 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
     split = Split.of(section.batch, world, compute.micro_batch)
     emas = averages(section, engine.live())
     state, advance = State(trainee, engine, emas, guard, metrics), engine.advance
-    if rival is not None:
-        duel = Duel(engine, rival, section, compute, device)
-        state.rival, advance = duel.engine, duel.advance
+    if adversary is not None:
+        both = AdversarialTraining(engine, adversary, section, compute, device)
+        state.adversary, advance = both.engine, both.advance
     profiler = Profiler(setting.out, metrics.sender) if rank == 0 else None
     callbacks = _callbacks(trainee, setting, checkpoints, profiler)
     images_seen = 0
@@ -115,7 +115,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
     batches = trainee.loader.stream(images_seen, rank, world)
     stream = Feed(trainee, batches, split.micro, device)
     since_looked = 0
-    now = Moment(images_seen, images_seen, section.images)
+    now = StepSpan(images_seen, images_seen, section.images)
     metrics.begin()
     try:
         while not (now.last or now.stop or now.leave):
@@ -134,7 +134,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
                 profiler.step(images_seen)
 
             # Look, now and then: only here is anything read from the device, and all workers do so together
-            now = Moment(before, images_seen, section.images)
+            now = StepSpan(before, images_seen, section.images)
             now.save = now.passed(compute.checkpoint_every) and not now.last
             since_looked += section.batch
             due = [callback for callback in callbacks if now.passed(callback.every)]

@@ -20,8 +20,8 @@ from tasks.training.metrics import Metrics
 from tasks.training.trainee import Trainee
 
 WEIGHTS = "weights"
-RIVAL = "rival-"
-"""What the parts of a rival begin with in a checkpoint."""
+ADVERSARY = "rival-"
+"""What the parts of an adversary begin with in a checkpoint; the word is older than the name."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class State:
     guard: Guard
     metrics: Metrics
     best: Best | None = None
-    rival: Engine | None = None
+    adversary: Engine | None = None
 
     @property
     def best_at(self) -> int | None:
@@ -100,7 +100,7 @@ class State:
 
     def _engines(self) -> list[tuple[str, Engine]]:
         """With what their parts begin with."""
-        return [("", self.engine)] + ([(RIVAL, self.rival)] if self.rival is not None else [])
+        return [("", self.engine)] + ([(ADVERSARY, self.adversary)] if self.adversary is not None else [])
 
 
 def check(found: Checkpoint, facts: Mapping[str, Any], out: Storage) -> None:

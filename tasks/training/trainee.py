@@ -19,8 +19,9 @@ HELD_OUT_NUMBERS = 1 << 62
 class Trainee(Protocol):
     """Built alike in every worker, its initial weights from the seed alone.
 
-    One may also have a `rival` (`rival.Rival`) that is trained against it, and `beside`, which gives the tensors of
-    its objective that another training can go on from: they become the artifact's `objective.safetensors`.
+    One may also have an `adversary` (`adversary.Adversary`) that is trained against it, and `beside`,
+    which gives the tensors of its objective that another training can go on from: they become the
+    artifact's `objective.safetensors`.
     """
 
     section: Training

@@ -142,7 +142,7 @@ def test_impossible_cascades_are_refused(override: str, words: list[str]) -> Non
 def test_a_side_that_begins_by_itself_must_be_trained_to() -> None:
     stages, dropout = "sample.stages=[{side: 4, steps: 9}]", "train_dit.cascade.condition_dropout"
     recipe = load_recipe("lowdiff_tiny", [stages])
-    assert [(stage.side, recipe.sample.at(stage).steps) for stage in recipe.sample_stages] == [(4, 9)]
+    assert [(stage.side, recipe.sample.at(stage).steps) for stage in recipe.sampled_resolutions] == [(4, 9)]
     with pytest.raises(UserError, match=r"condition_dropout is 0"):
         load_recipe("lowdiff_tiny", [stages, f"{dropout}=0.0"])
 
@@ -151,7 +151,7 @@ def test_recipes_without_a_cascade_are_what_they_were() -> None:
     """Their fingerprints must not change because another system has fields of its own."""
     recipe = load_recipe("demo")
     assert "cascade" not in recipe.section("train_dit") and "stages" not in recipe.section("sample")
-    assert [(stage.side, recipe.sample.at(stage)) for stage in recipe.sample_stages] == [(4, recipe.sample)]
+    assert [(stage.side, recipe.sample.at(stage)) for stage in recipe.sampled_resolutions] == [(4, recipe.sample)]
 
 
 @pytest.mark.parametrize(

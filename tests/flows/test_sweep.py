@@ -9,7 +9,7 @@ import pytest
 
 from configs import UserError
 from flows import sweep
-from flows.racing import all_of
+from flows.racing import run_jobs
 from infra.artifacts import Artifact
 from infra.tracking import Tracker
 from tasks.sample import STAGE
@@ -23,7 +23,7 @@ SMALL = ("sample.images=40", "evaluate.images=60", "evaluate.bootstrap=0")
 def test_one_model_is_sampled_and_scored_under_all_settings(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "all_of", all_of.fn)  # without Prefect's server around it
+    monkeypatch.setattr(sweep, "all_of", run_jobs.fn)  # without Prefect's server around it
     root, recipe = at(tmp_path), small_recipe(*SMALL)
     put_shard(root, recipe)
     put_networks(root, recipe)

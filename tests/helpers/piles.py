@@ -14,7 +14,7 @@ from PIL import Image
 from configs import Recipe, load_recipe
 from infra.artifacts import Artifact
 from infra.storage import Storage
-from tasks.data.tensors import WRITE_OPTIONS, Sums, latent_table, statistics_hash
+from tasks.data.tensors import WRITE_OPTIONS, ChannelSums, latent_table, statistics_hash
 from tasks.stage import Job, Stage, perform
 from tests.helpers.builders import put
 
@@ -76,7 +76,7 @@ def put_latents(
         parts.append({**tensors, "label": labels})
         done += count
     content = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    statistics = {name: Sums.of(content[name]).moments() for name in ("z", "s") if name in shapes}
+    statistics = {name: ChannelSums.of(content[name]).mean_and_std() for name in ("z", "s") if name in shapes}
     facts = {
         "statistics": statistics,
         "statistics_hash": statistics_hash(statistics),

@@ -41,7 +41,7 @@ class Judge(nn.Module):
         return {"total": ((1 - self.net(real)).relu() + (1 + self.net(made)).relu()).float().mean()}
 
 
-class ToyRival:
+class ToyAdversary:
     def __init__(self) -> None:
         self.module: nn.Module = Judge()
         self.blind = False
@@ -52,21 +52,21 @@ class ToyRival:
         return {"real": given["x"].sin() * (torch.nan if self.blind else 1.0), "made": terms["made"]}
 
 
-class DuelTrainee(ToyTrainee):
+class AdversarialTrainee(ToyTrainee):
     blind: frozenset[int] = frozenset()
 
     def __init__(self, section: Training, run: Run) -> None:
         super().__init__(section, run)
         self.module = self.network = Maker()
-        self.rival = ToyRival()
+        self.adversary = ToyAdversary()
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
         given = super().inputs(batch, device)
         if self.module.training and batch.images_seen > BEGIN:
-            given["judge"] = self.rival.module.frozen
-        self.rival.blind = bool(np.isin(batch.positions, list(self.blind)).any())
+            given["judge"] = self.adversary.module.frozen
+        self.adversary.blind = bool(np.isin(batch.positions, list(self.blind)).any())
         return given
 
 
-class BlindDuel(DuelTrainee):
+class BlindAdversarialTrainee(AdversarialTrainee):
     blind = BLIND

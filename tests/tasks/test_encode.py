@@ -20,7 +20,7 @@ from infra.cluster import require_gpus
 from infra.storage import FileEntry, Storage
 from tasks import encode
 from tasks.data.decode import load
-from tasks.data.tensors import Statistics, Sums, statistics_hash, to_numpy
+from tasks.data.tensors import ChannelSums, LatentStatistics, statistics_hash, to_numpy
 from tasks.encode import share_cpus
 from tasks.encoder import Encoder, key_noise
 from tasks.stage import Job
@@ -57,7 +57,7 @@ def test_statistics_of_averages_are_over_all_train_rows(encoded: Artifact) -> No
     """What the lower resolutions of a cascade are standardised by."""
     tensors = _tensors(encoded, "train")
     for side, factor in ((2, 2), (1, 4)):
-        found = Statistics.of_averages(encoded.manifest.facts, side)
+        found = LatentStatistics.of_averages(encoded.manifest.facts, side)
         for name in ("z", "s"):
             values = tensors[name].astype(np.float64)
             pooled = values.reshape(*values.shape[:2], side, factor, side, factor).mean(axis=(3, 5))
@@ -111,7 +111,7 @@ def test_statistics_are_numpys_over_all_train_rows(encoded: Artifact) -> None:
         np.testing.assert_allclose(facts["statistics"][name]["std"], values.std(axis=(0, 2, 3)), rtol=1e-12)
         assert facts["statistics"][name]["count"] == values.size // values.shape[1]
     assert facts["statistics_hash"] == statistics_hash(facts["statistics"])
-    assert Statistics.from_facts(facts).columns == ("z", "s")
+    assert LatentStatistics.from_facts(facts).columns == ("z", "s")
 
 
 def test_an_interrupted_run_ends_bitwise_the_same(tmp_path: Path, recipe: Recipe, encoded: Artifact, root: str) -> None:
@@ -169,7 +169,7 @@ def test_moments_are_stored_and_their_statistics_are_those_of_samples(
     for name in ("z", "s"):
         mean, std = stored[name].astype(np.float64), stored[name + "_std"].astype(np.float64)
         assert (std > 0).all()
-        found = Sums(**receipt.facts["sums"][name]).moments()
+        found = ChannelSums(**receipt.facts["sums"][name]).moments()
         np.testing.assert_allclose(found["mean"], mean.mean(axis=(0, 2, 3)), rtol=1e-12, atol=1e-15)
         noise = np.random.default_rng(0).normal(size=(500, *mean.shape))
         samples = (mean + std * noise).std(axis=(0, 1, 3, 4))

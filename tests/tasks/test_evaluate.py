@@ -12,7 +12,7 @@ import torch
 from configs import UserError
 from infra.artifacts import Artifact
 from tasks.evaluate import STAGE
-from tasks.scoring.features import Examiner, Findings, Networks, peak_signal_to_noise
+from tasks.scoring.features import FeatureExtractor, FeatureNetworks, PerImageFeatures, peak_signal_to_noise
 from tasks.stage import perform
 from tests.helpers.builders import at, context, drawing, put_networks, put_sample, put_shard, small_recipe
 
@@ -32,12 +32,14 @@ def test_features_do_not_depend_on_how_many_images_come_at_once(tmp_path: Path) 
     torch.set_num_threads(1)
     put_networks(at(tmp_path), RECIPE)
     tokenizer = Artifact(at(tmp_path), "train_vavae", "train_vavae")
-    examiner = Examiner(Networks(32, RECIPE.evaluate.features, tokenizer=tokenizer))
+    examiner = FeatureExtractor(FeatureNetworks(32, RECIPE.evaluate.features, tokenizer=tokenizer))
     labels = np.arange(20) % 10
     images = pictures(labels, seed=3)
     whole = examiner.look(labels, images, reconstruct=True)
     starts = range(0, 20, 3)
-    pieces = Findings.joined([examiner.look(labels[i : i + 3], images[i : i + 3], reconstruct=True) for i in starts])
+    pieces = PerImageFeatures.joined(
+        [examiner.look(labels[i : i + 3], images[i : i + 3], reconstruct=True) for i in starts]
+    )
     assert whole.features.shape == (20, 320)
     assert np.array_equal(whole.features, pieces.features)
     assert whole.psnr is not None and np.array_equal(whole.psnr, pieces.psnr)  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ from tasks.evaluate_tokenizer import STAGE
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
 from tasks.plan import scoring
 from tasks.plan.data import Images
-from tasks.scoring.features import Examiner, Networks
-from tasks.scoring.latents import LatentExaminer, Subjects, fit, joined, scored
+from tasks.scoring.features import FeatureExtractor, FeatureNetworks
+from tasks.scoring.latents import LatentFeatureExtractor, Subjects, fit, joined, scored
 from tests.helpers.builders import at, context, put_shard, put_weights, small_recipe
 from tests.helpers.counting import counted
 
@@ -47,7 +47,7 @@ def test_latents_are_compared_with_features_as_by_hand(root: str, monkeypatch: p
     shards = Artifact(root, "shard", "shard")
     tokenizer, semantic = (Artifact(root, stage, stage) for stage in ("train_vavae", "train_semvae"))
     foundation = networks.load_foundation(RECIPE.foundation)  # type: ignore[arg-type]
-    examiner = LatentExaminer(Subjects(32, tokenizer, RECIPE.foundation, semantic))
+    examiner = LatentFeatureExtractor(Subjects(32, tokenizer, RECIPE.foundation, semantic))
     examiner.foundation = foundation  # random weights are drawn anew at every load
     train, sums = joined([(n, *examiner.look(*batch)) for n, batch in enumerate(images(shards, "train", 32))])
     assert sums is not None
@@ -116,10 +116,10 @@ def test_the_plan_counts_what_its_networks_do(root: str) -> None:
     labels, pixels = np.zeros(batch, np.int64), np.zeros((batch, 32, 32, 3), np.uint8)
 
     def looks(lpips: str | None) -> int:
-        examiner = Examiner(Networks(32, RECIPE.evaluate.features, tokenizer=tokenizer, lpips=lpips))
+        examiner = FeatureExtractor(FeatureNetworks(32, RECIPE.evaluate.features, tokenizer=tokenizer, lpips=lpips))
         return sum(counted(lambda again=again: examiner.look(labels, pixels, again)) for again in (False, True))
 
-    latents = LatentExaminer(Subjects(32, tokenizer, RECIPE.foundation, semantic))
+    latents = LatentFeatureExtractor(Subjects(32, tokenizer, RECIPE.foundation, semantic))
     _, sums = latents.look(labels, pixels)
     assert sums is not None
     passes = [counted(lambda fitted=fitted: latents.look(labels, pixels, fitted)) for fitted in (None, fit(sums, 4))]

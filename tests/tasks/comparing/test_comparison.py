@@ -11,7 +11,7 @@ from PIL import Image as Picture
 
 from tasks.comparing.comparison import (
     Axis,
-    Standing,
+    ComparedRun,
     as_csv,
     better,
     chosen_scores,
@@ -27,10 +27,10 @@ FRECHET, CONSISTENCY = "frechet_efficientnet_lite0", "class_consistency"
 SHEET = png(np.full((8, 8, 3), 200, np.uint8))
 
 
-def entry(name: str, seed: int, frechet: float, consistency: float = 0.5, **others: float) -> Standing:
+def entry(name: str, seed: int, frechet: float, consistency: float = 0.5, **others: float) -> ComparedRun:
     curve = [(100.0, 1.0, frechet + 5), (200.0, 2.5, frechet)]
     scores = {FRECHET: frechet, CONSISTENCY: consistency, **others}
-    return Standing(name, scores, seed, {FRECHET: curve}, {"images_per_second": 80.0}, sheet=SHEET)
+    return ComparedRun(name, scores, seed, {FRECHET: curve}, {"images_per_second": 80.0}, sheet=SHEET)
 
 
 FOUND = [entry("plain", 0, 10.0), entry("better", 0, 6.0), entry("plain", 1, 14.0), entry("better", 1, 7.0, extra=1.0)]
@@ -41,7 +41,7 @@ def test_a_cell_is_the_mean_and_spread_over_seeds() -> None:
     assert list(cells) == ["plain", "better"]
     assert cells["plain"][FRECHET].values == (10.0, 14.0)
     assert str(cells["plain"][FRECHET]) == "12 ± 2.8" and str(cells["plain"]["images_per_second"]) == "80 ± 0"
-    single = Standing("one", {FRECHET: 3.0}, intervals={FRECHET: (2.5, 3.5)})
+    single = ComparedRun("one", {FRECHET: 3.0}, intervals={FRECHET: (2.5, 3.5)})
     assert str(table([single], [FRECHET])["one"][FRECHET]) == "3 (2.5 to 3.5)"
 
 
@@ -67,8 +67,8 @@ def test_charts_of_curves_and_of_a_sweep() -> None:
     for name, data in charts.items():
         picture = Picture.open(io.BytesIO(data)).convert("RGBA")
         assert np.asarray(picture)[..., 3].any(), name
-    assert draw([Standing("one", {"a": 1.0})], ["a"], {}) == {}
-    untimed = Standing("one", {"a": 1.0}, curves={"a": [(100.0, 0.0, 2.0), (200.0, 0.0, 1.0)]})
+    assert draw([ComparedRun("one", {"a": 1.0})], ["a"], {}) == {}
+    untimed = ComparedRun("one", {"a": 1.0}, curves={"a": [(100.0, 0.0, 2.0), (200.0, 0.0, 1.0)]})
     assert list(draw([untimed], ["a"], {})) == ["by_images.png"]
 
 

@@ -13,7 +13,7 @@ from configs import UserError
 from infra.artifacts import Artifact
 from tasks import evaluate, sample, snapshots
 from tasks.comparing import trial
-from tasks.comparing.trial import Moment, trial_job
+from tasks.comparing.trial import Snapshot, trial_job
 from tasks.evaluate import RealImages, real_images
 from tasks.networks import EMA_WEIGHTS
 from tasks.stage import Context, Job, perform
@@ -39,7 +39,7 @@ def real(root: str, local_ray: None) -> RealImages:
     return real_images(Context(job))
 
 
-def job(root: str, real: RealImages, at: Moment | None = None, *overrides: str) -> Job:
+def job(root: str, real: RealImages, at: Snapshot | None = None, *overrides: str) -> Job:
     recipe = small_recipe(*OVERRIDES, *overrides)
     return trial_job(recipe, root, {name: Artifact(root, name, name) for name in INPUTS}, real, at)
 
@@ -67,11 +67,11 @@ def test_a_moment_takes_the_stored_average(root: str, real: RealImages) -> None:
     ]
     put(root, RECIPE, "train_dit", [*model.manifest.files, *stored], facts=model.manifest.facts)
     model = Artifact(root, "train_dit", "train_dit")
-    assert snapshots.moments(model, 0.1) == [320, 640] and snapshots.moments(model, 0.2) == []
+    assert snapshots.taken_at(model, 0.1) == [320, 640] and snapshots.taken_at(model, 0.2) == []
     trial._model.cache_clear()
     plain, whole, half = (
         perform(trial.STAGE, job(root, real, at)).manifest.scores["frechet_efficientnet_lite0"]
-        for at in (None, Moment(640, 0.1), Moment(320, 0.1))
+        for at in (None, Snapshot(640, 0.1), Snapshot(320, 0.1))
     )
     assert whole == pytest.approx(plain, rel=1e-3) and half != pytest.approx(plain, rel=1e-3)
 

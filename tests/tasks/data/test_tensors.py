@@ -9,8 +9,8 @@ import torch
 from configs import UserError
 from tasks.data.tensors import (
     WRITE_OPTIONS,
-    Statistics,
-    Sums,
+    ChannelSums,
+    LatentStatistics,
     latent_table,
     statistics_hash,
     tensor_array,
@@ -51,7 +51,7 @@ def test_a_wrong_width_is_refused() -> None:
 
 def test_merged_statistics_equal_numpys_over_all_rows() -> None:
     parts = [_latents(rows, shift=shift) for rows, shift in ((1000, 3.0), (1, -50.0), (317, 0.0))]
-    found = Sums.merged(Sums.of(part) for part in parts).moments()
+    found = ChannelSums.merged(ChannelSums.of(part) for part in parts).mean_and_std()
     everything = np.concatenate(parts).astype(np.float64)
     np.testing.assert_allclose(found["mean"], everything.mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(found["std"], everything.std(axis=(0, 2, 3)), rtol=1e-12)
@@ -60,8 +60,8 @@ def test_merged_statistics_equal_numpys_over_all_rows() -> None:
 
 def test_normalise_and_back_for_numpy_and_torch() -> None:
     z, s = _latents(500, 3, 5.0), _latents(500, 2)
-    values = {"z": Sums.of(z).moments(), "s": Sums.of(s).moments()}
-    statistics = Statistics.from_facts({"statistics": values, "statistics_hash": statistics_hash(values)})
+    values = {"z": ChannelSums.of(z).moments(), "s": ChannelSums.of(s).mean_and_std()}
+    statistics = LatentStatistics.from_facts({"statistics": values, "statistics_hash": statistics_hash(values)})
     x = np.concatenate([z, s], axis=1)
     normal = statistics.normalise(x)
     assert normal.dtype == np.float32
@@ -76,14 +76,14 @@ def test_normalise_and_back_for_numpy_and_torch() -> None:
 
 
 def test_changed_statistics_are_refused() -> None:
-    values = {"z": Sums.of(_latents(50)).moments()}
+    values = {"z": ChannelSums.of(_latents(50)).mean_and_std()}
     facts = {"statistics": values, "statistics_hash": statistics_hash(values)}
-    statistics = Statistics.from_facts(facts)
+    statistics = LatentStatistics.from_facts(facts)
     statistics.check(facts["statistics_hash"], "a checkpoint")
     with pytest.raises(UserError, match="a checkpoint was made for latents with statistics other"):
         statistics.check("other", "a checkpoint")
     values["z"]["mean"][0] += 1e-9
     with pytest.raises(UserError, match="changed"):
-        Statistics.from_facts(facts)
+        LatentStatistics.from_facts(facts)
     with pytest.raises(UserError, match="no latent statistics"):
-        Statistics.from_facts({})
+        LatentStatistics.from_facts({})

@@ -86,13 +86,13 @@ def test_vision_transformers_cost_what_torch_counts(model: str) -> None:
 
 
 def test_judge_costs_what_torch_counts() -> None:
-    from tasks.scoring.classifier import build_judge
+    from tasks.scoring.classifier import build_classifier
 
     recipe = load_recipe("demo")
     section = recipe.evaluate.classifier
     assert section is not None
     with torch.device("meta"):
-        judge = build_judge(recipe, section).eval()
+        judge = build_classifier(recipe, section).eval()
         pixels = torch.empty(1, 3, recipe.image.size, recipe.image.size)
     cost = networks.judge(section, recipe.image.size, recipe.data.classes)
     same_state(cost, judge)
@@ -180,15 +180,15 @@ def test_a_tokenizers_step_costs_what_torch_counts(lpips: Lpips, name: str, chan
             weights=train_vavae._weights(objective),
             one_decoder_backward=recipe.compute.train.zero_stage < 3,
         )
-        rival, images = train_vavae.Critic(objective.discriminator), torch.empty(1, 3, side, side)
+        adversary, images = train_vavae.Critic(objective.discriminator), torch.empty(1, 3, side, side)
         latent = torch.empty(1, section.model.z_channels, recipe.latent_size, recipe.latent_size)
         features = torch.empty(1, foundation.feature_dim, recipe.latent_size, recipe.latent_size)
 
     def step() -> None:
-        terms = module(images, latent, features, rival.network.frozen if adversarial else None)
+        terms = module(images, latent, features, adversary.network.frozen if adversarial else None)
         terms["total"].backward()
         if adversarial:
-            rival.module(real_BCHW=images, fake_BCHW=terms["image"])["total"].backward()
+            adversary.module(real_BCHW=images, fake_BCHW=terms["image"])["total"].backward()
 
     planned = trainings.tokenizer_step_flops(recipe, objective, adversarial)
     if section.aligned:

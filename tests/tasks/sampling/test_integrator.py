@@ -12,7 +12,7 @@ from safetensors.torch import load, save_file
 
 from configs import Recipe, UserError, load_recipe
 from infra.artifacts import Artifact
-from tasks.data.tensors import WRITE_OPTIONS, Statistics, Sums, latent_table, statistics_hash
+from tasks.data.tensors import WRITE_OPTIONS, ChannelSums, LatentStatistics, latent_table, statistics_hash
 from tasks.encode import standards
 from tasks.networks import build_dit
 from tasks.sample import STAGE
@@ -42,10 +42,10 @@ def put_latents(root: str, recipe: Recipe) -> dict[str, np.ndarray]:
     columns = {name: random.uniform(-0.5, 1.0, (ROWS, *shape)).astype(np.float16) for name, shape in shapes.items()}
     table = latent_table([str(row) for row in range(ROWS)], np.arange(ROWS) % 10, columns)
     entry = Artifact(root, "encode", "encode").storage.write_table("train/part-0.parquet", table, 16, **WRITE_OPTIONS)
-    statistics = {name: standards(Sums.of(columns[name]), recipe) for name in names}
+    statistics = {name: standards(ChannelSums.of(columns[name]), recipe) for name in names}
     averages: dict[str, Any] = {}
     for coarse in recipe.sides[:-1]:
-        own = {name: standards(Sums.of_averages(columns[name])[coarse], recipe) for name in names}
+        own = {name: standards(ChannelSums.of_averages(columns[name])[coarse], recipe) for name in names}
         averages[str(coarse)] = {"statistics": own, "statistics_hash": statistics_hash(own)}
     facts = {
         "statistics": statistics,
@@ -68,26 +68,26 @@ def _one_thread() -> None:
 
 def test_statistics_of_averages_are_exact() -> None:
     values = np.random.default_rng(1).normal(3.0, 2.0, (300, 2, 8, 8)).astype(np.float16)
-    found = Sums.of_averages(values)
+    found = ChannelSums.of_averages(values)
     assert sorted(found) == [1, 2, 4]
     pooled = values.astype(np.float64).reshape(300, 2, 2, 4, 2, 4).mean(axis=(3, 5))
     moments = found[2].moments()
     np.testing.assert_allclose(moments["mean"], pooled.mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(moments["std"], pooled.std(axis=(0, 2, 3)), rtol=1e-12)
     assert moments["count"] == 300 * 4
-    assert sorted(Sums.of_averages(values[..., :6, :6])) == [3], "sides are halved while they are even"
+    assert sorted(ChannelSums.of_averages(values[..., :6, :6])) == [3], "sides are halved while they are even"
 
 
 def test_statistics_of_averages_that_are_missing_or_changed_are_refused(tmp_path: Path) -> None:
     recipe = recipe_of()
     put_latents(at(tmp_path), recipe)
     facts = Artifact(at(tmp_path), "encode", "encode").manifest.facts
-    assert Statistics.of_averages(facts, 2).hash == facts["averages"]["2"]["statistics_hash"]
+    assert LatentStatistics.of_averages(facts, 2).hash == facts["averages"]["2"]["statistics_hash"]
     with pytest.raises(UserError, match="no statistics of averages of side 3"):
-        Statistics.of_averages(facts, 3)
+        LatentStatistics.of_averages(facts, 3)
     changed = {"averages": {"2": {**facts["averages"]["2"], "statistics_hash": "0" * 16}}}
     with pytest.raises(UserError, match="were changed"):
-        Statistics.of_averages(changed, 2)
+        LatentStatistics.of_averages(changed, 2)
 
 
 # -------------------------------------------------------------------------------------------------------- batches

@@ -10,7 +10,7 @@ import torch
 
 from configs.scores import Classifier
 from tasks.drawing.pictures import to_tensor
-from tasks.scoring.classifier import Judge, accuracy, build_judge, predict, train
+from tasks.scoring.classifier import ImageClassifier, accuracy, build_classifier, predict, train
 from tests.helpers.builders import CLASSES, at, drawing, put_shard, small_recipe
 
 SECTION = Classifier(epochs=6, batch=32, width=8, learning_rate=5e-3)
@@ -21,9 +21,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def trained(folder: Path) -> tuple[Judge, int]:
+def trained(folder: Path) -> tuple[ImageClassifier, int]:
     torch.manual_seed(0)
-    judge = build_judge(small_recipe(), SECTION)
+    judge = build_classifier(small_recipe(), SECTION)
     shards = put_shard(at(folder), small_recipe(), train=240, test=100)
     return judge, sum(train(judge, shards, 32, SECTION))
 
@@ -44,7 +44,7 @@ def test_the_same_seed_trains_the_same_judge(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [16, 28, 32, 256])
 def test_any_size_ends_in_one_label_per_image(size: int) -> None:
     torch.manual_seed(0)
-    judge = Judge(size, classes=7, width=4).eval()
+    judge = ImageClassifier(size, classes=7, width=4).eval()
     random = np.random.default_rng(0)
     images = to_tensor(np.stack([drawing(label, random, side=size) for label in range(len(CLASSES))]))
     labels = predict(judge, images)

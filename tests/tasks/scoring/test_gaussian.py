@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.scoring import gaussian
-from tasks.scoring.gaussian import Gaussian, Moments
+from tasks.scoring.gaussian import Gaussian, GaussianAccumulator
 
 
 def rows(count: int, width: int = 12, offset: float = 0.0) -> np.ndarray:
@@ -15,7 +15,7 @@ def rows(count: int, width: int = 12, offset: float = 0.0) -> np.ndarray:
 
 
 def gathered(values: np.ndarray, cuts: list[int]) -> Gaussian:
-    found = Moments()
+    found = GaussianAccumulator()
     for piece in np.split(values, cuts):
         found.add(piece)
     return found.gaussian()
@@ -51,7 +51,7 @@ def test_the_result_is_bitwise_the_same_for_every_batch_size(monkeypatch: pytest
 
 
 def test_asking_does_not_disturb_the_sum() -> None:
-    values, found = rows(50), Moments()
+    values, found = rows(50), GaussianAccumulator()
     found.add(values[:20])
     assert np.array_equal(found.gaussian().covariance, Gaussian.of(values[:20]).covariance)
     found.add(values[20:])
@@ -59,7 +59,7 @@ def test_asking_does_not_disturb_the_sum() -> None:
 
 
 def test_rows_that_do_not_belong_together_are_refused() -> None:
-    found = Moments()
+    found = GaussianAccumulator()
     with pytest.raises(ValueError, match="at least two"):
         found.gaussian()
     found.add(rows(5))

@@ -14,7 +14,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 from configs import UserError
 from infra.weights import file_hash
-from tasks.scoring.features import Examiner, Findings, Networks
+from tasks.scoring.features import FeatureExtractor, FeatureNetworks, PerImageFeatures
 from tasks.scoring.inception import GENUINE, Identity, Inception
 from tests.helpers.builders import small_recipe
 from tests.helpers.inceptions import put_inception
@@ -60,10 +60,10 @@ def test_spatial_features_are_seven_channels_of_the_seventh_mixed_block(weights:
 
 def test_features_do_not_depend_on_how_many_images_come_at_once(weights: Path) -> None:
     features = small_recipe().evaluate.features
-    examiner = Examiner(Networks(32, features, inception=str(weights)))
+    examiner = FeatureExtractor(FeatureNetworks(32, features, inception=str(weights)))
     labels, images = np.arange(5), noise(5).permute(0, 2, 3, 1).numpy()
     whole = examiner.look(labels, images)
-    pieces = Findings.joined([examiner.look(labels[part], images[part]) for part in (slice(0, 1), slice(1, 5))])
+    pieces = PerImageFeatures.joined([examiner.look(labels[part], images[part]) for part in (slice(0, 1), slice(1, 5))])
     for name in ("pool", "spatial", "logits"):
         assert np.array_equal(getattr(whole, name), getattr(pieces, name)), name
 

@@ -14,7 +14,7 @@ from tasks import evaluate
 from tasks.evaluate import STAGE
 from tasks.scoring.adm_file import read_statistics
 from tasks.scoring.distances import frechet_distance
-from tasks.scoring.features import Examined, Findings
+from tasks.scoring.features import ImageFeatures, PerImageFeatures
 from tasks.scoring.gaussian import Gaussian
 from tasks.scoring.inception import Identity
 from tasks.scoring.reference import external, looked_at, resolve
@@ -99,7 +99,7 @@ def test_statistics_of_a_file_go_before_those_of_the_images(tmp_path: Path, weig
     recipe = against(with_statistics(tmp_path), f"evaluate.inception={{weights: {weights}}}")
     vectors = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
     columns = {"pool": np.resize(vectors, (5, 2048)), "spatial": np.resize(vectors, (5, 2023))}
-    looked = Examined.of(Findings(np.zeros(5, np.int64), vectors, **columns))
+    looked = ImageFeatures.of(PerImageFeatures(np.zeros(5, np.int64), vectors, **columns))
     found = evaluate.with_statistics(looked, resolve(recipe))
     assert found.gaussians.keys() == {"features", "pool"}, "a file without spatial statistics gives no sFID"
     assert np.array_equal(found.gaussians["pool"].covariance, np.eye(2048))

@@ -1,4 +1,4 @@
-"""Laws of two optimizers in one loop: the rival resumes, splits and is guarded as the trainee is."""
+"""Laws of two optimizers in one loop: the adversary resumes, splits and is guarded as the trainee is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.toy_duel import BEGIN, BLIND, BlindDuel, DuelTrainee
+from tests.helpers.toy_duel import BEGIN, BLIND, AdversarialTrainee, BlindAdversarialTrainee
 from tests.helpers.toy_training import BATCH, LAYOUTS, Run, near, result, same, train
 
 BROKEN = frozenset({6 * BATCH + 3})
@@ -21,21 +21,21 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fp16 = {"precision": "fp16"}
     validated = {"validation": {"every": 2 * BATCH, "images": 40}}
     runs = [
-        Run("whole", "whole", EVERY_STEP, trainee=DuelTrainee),
+        Run("whole", "whole", EVERY_STEP, trainee=AdversarialTrainee),
         Run("alone", "alone"),
-        Run("micro4", "micro4", {"micro_batch": 4}, trainee=DuelTrainee),
-        Run("validated", "validated", section=validated, trainee=DuelTrainee),
-        Run("broken", "broken", EVERY_STEP, broken=BROKEN, trainee=DuelTrainee),
-        Run("blind", "blind", EVERY_STEP, trainee=BlindDuel),
-        Run("rewind", "rewind", section={"guard": {"policy": "rewind"}}, trainee=BlindDuel),
-        Run("stop", "stop", section={"guard": {"policy": "stop"}}, trainee=BlindDuel),
-        Run("fp16", "fp16", section=fp16, trainee=DuelTrainee),
-        Run("fp16 overflow", "fp16 overflow", section=fp16, broken=BROKEN, factor=30.0, trainee=DuelTrainee),
+        Run("micro4", "micro4", {"micro_batch": 4}, trainee=AdversarialTrainee),
+        Run("validated", "validated", section=validated, trainee=AdversarialTrainee),
+        Run("broken", "broken", EVERY_STEP, broken=BROKEN, trainee=AdversarialTrainee),
+        Run("blind", "blind", EVERY_STEP, trainee=BlindAdversarialTrainee),
+        Run("rewind", "rewind", section={"guard": {"policy": "rewind"}}, trainee=BlindAdversarialTrainee),
+        Run("stop", "stop", section={"guard": {"policy": "stop"}}, trainee=BlindAdversarialTrainee),
+        Run("fp16", "fp16", section=fp16, trainee=AdversarialTrainee),
+        Run("fp16 overflow", "fp16 overflow", section=fp16, broken=BROKEN, factor=30.0, trainee=AdversarialTrainee),
     ]
     for stop in STOPS:
         runs += [
-            Run(f"stop{stop}", f"stop{stop}", EVERY_STEP, stop_at=stop * BATCH, trainee=DuelTrainee),
-            Run(f"go{stop}", f"stop{stop}", EVERY_STEP, trainee=DuelTrainee),
+            Run(f"stop{stop}", f"stop{stop}", EVERY_STEP, stop_at=stop * BATCH, trainee=AdversarialTrainee),
+            Run(f"go{stop}", f"stop{stop}", EVERY_STEP, trainee=AdversarialTrainee),
         ]
     train(1, folder, runs)
     return folder
@@ -47,10 +47,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs, order = [], list(LAYOUTS)
     for name, after in zip(order, order[1:] + order[:1], strict=True):
         runs += [
-            Run(name, name, LAYOUTS[name], trainee=DuelTrainee),
-            Run(f"{name} stopped", f"to {after}", LAYOUTS[name], stop_at=9 * BATCH, trainee=DuelTrainee),
-            Run(f"to {after}", f"to {after}", LAYOUTS[after] | {"micro_batch": 4}, trainee=DuelTrainee),
-            Run(f"{name} broken", f"{name} broken", LAYOUTS[name], broken=BROKEN, trainee=DuelTrainee),
+            Run(name, name, LAYOUTS[name], trainee=AdversarialTrainee),
+            Run(f"{name} stopped", f"to {after}", LAYOUTS[name], stop_at=9 * BATCH, trainee=AdversarialTrainee),
+            Run(f"to {after}", f"to {after}", LAYOUTS[after] | {"micro_batch": 4}, trainee=AdversarialTrainee),
+            Run(f"{name} broken", f"{name} broken", LAYOUTS[name], broken=BROKEN, trainee=AdversarialTrainee),
         ]
     train(2, folder, runs)
     return folder
@@ -66,7 +66,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def test_the_rival_begins_when_it_is_told_and_changes_what_is_made(one: Path) -> None:
+def test_the_adversary_begins_when_it_is_told_and_changes_what_is_made(one: Path) -> None:
     weights = [checkpoint(one, "whole", batches * BATCH, "rival-weights") for batches in (1, 2, 3)]
     assert BEGIN == 2 * BATCH and equal(weights[0], weights[1]) and not equal(weights[1], weights[2])
     assert all(value.eq(0).all() for value in checkpoint(one, "whole", BEGIN, "rival-exp_avg").values())
@@ -94,7 +94,7 @@ def test_a_batch_left_out_for_one_is_left_out_for_both(one: Path) -> None:
     assert said.count(f"guard: skip: loss or gradient not finite or exploding at image {6 * BATCH:,}") == 1
 
 
-def test_a_batch_bad_for_the_rival_alone_leaves_the_rival_as_it_was(one: Path) -> None:
+def test_a_batch_bad_for_the_adversary_alone_leaves_the_adversary_as_it_was(one: Path) -> None:
     (image,) = BLIND
     begin = image // BATCH
     before, after = (checkpoint(one, "blind", batches * BATCH, "rival-weights") for batches in (begin, begin + 1))

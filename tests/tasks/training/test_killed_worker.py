@@ -14,7 +14,7 @@ import pytest
 
 from configs import Recipe
 from infra.artifacts import Artifact
-from tasks.data.tensors import WRITE_OPTIONS, Sums, latent_table, statistics_hash
+from tasks.data.tensors import WRITE_OPTIONS, ChannelSums, latent_table, statistics_hash
 from tasks.networks import EMA_WEIGHTS, WEIGHTS
 from tasks.train_dit import STAGE
 from tasks.training import requests
@@ -32,7 +32,7 @@ def put_latents(root: str, recipe: Recipe) -> Artifact:
     table = latent_table([str(row) for row in range(ROWS)], np.arange(ROWS) % recipe.data.classes, columns)
     place = Artifact(root, "encode", "encode").storage
     entry = place.write_table("train/part-00000.parquet", table, ROWS_PER_GROUP, **WRITE_OPTIONS)
-    statistics = {name: Sums.of(values).moments() for name, values in columns.items()}
+    statistics = {name: ChannelSums.of(values).mean_and_std() for name, values in columns.items()}
     facts = {
         "statistics": statistics,
         "statistics_hash": statistics_hash(statistics),
