@@ -31,7 +31,8 @@ from safetensors.numpy import save_file
 from benchmarks.s3_server import BUCKET, s3_server
 from infra.artifacts import Artifact, Manifest
 from infra.storage import Storage
-from tasks.data.tensors import WRITE_OPTIONS, ChannelSums, latent_table, statistics_hash
+from tasks.data.statistics import ChannelSums, statistics_hash
+from tasks.data.tensors import WRITE_OPTIONS, latent_table
 from tasks.loading.loader import Loader
 
 SHAPE = (32, 16, 16)

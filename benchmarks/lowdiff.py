@@ -37,7 +37,7 @@ from infra.cluster import disconnect
 from infra.home import home
 from infra.storage import Storage
 from tasks.data.images import BATCH, images
-from tasks.data.tensors import LatentStatistics
+from tasks.data.statistics import LatentStatistics
 from tasks.drawing.pictures import Pixels, to_tensor
 from tasks.networks import DiffusionNetwork, default_device, trained_autoencoder, trained_dit
 from tasks.sampling.integrator import Integrator

@@ -38,7 +38,7 @@ from configs.diffusion import DitModel
 from models.autoencoder import AutoencoderKL
 from models.lightningdit import SIZES, LightningDiT
 from models.solvers import time_grid
-from tasks.data.tensors import LatentStatistics
+from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import (
     build_autoencoder,

@@ -44,7 +44,8 @@ from infra.storage import Storage
 from infra.tracking import Tracker
 from models.execution import prepare
 from models.flops import training_flops_per_image
-from tasks.data.tensors import FLIP, WRITE_OPTIONS, ChannelSums, latent_table, statistics_hash
+from tasks.data.statistics import ChannelSums, statistics_hash
+from tasks.data.tensors import FLIP, WRITE_OPTIONS, latent_table
 from tasks.loading.loader import Batch
 from tasks.networks import default_device
 from tasks.stage import Context, Job

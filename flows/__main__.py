@@ -82,8 +82,8 @@ def race(
     root: Root = None,
 ) -> None:
     """Train variants of a recipe on equal budgets and seeds, score them on the way, and draw how they compare."""
+    from flows.race import entries_of
     from flows.race import race as flow
-    from flows.racing import entries_of
 
     chosen = None if seeds is None else numbers("--seeds", seeds)
     entries_of(name, overrides, chosen)

@@ -9,7 +9,7 @@ from typing import Any
 
 from configs import UserError
 from configs.load import read_recorded
-from flows.racing import publish
+from flows.publish import publish
 from infra import tracking
 from infra.artifacts import MANIFEST, Artifact
 from infra.home import default_root

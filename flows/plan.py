@@ -18,9 +18,9 @@ from configs import UserError, load_recipe
 from configs.cluster import Cluster, load_cluster
 from infra.home import default_root
 from tasks.plan.data import images_of
-from tasks.plan.figures import Figure
 from tasks.plan.schedule import Plan, Rate, StagePlan, schedule
 from tasks.plan.stages import FLOWS, works
+from tasks.plan.work import Figure
 
 if TYPE_CHECKING:
     from tasks.plan.actual import Actual  # reads Parquet's library, which a plan alone does not need

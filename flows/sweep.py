@@ -12,7 +12,8 @@ from prefect.context import FlowRunContext
 
 from configs import Recipe, UserError, load_recipe
 from flows.inputs import sample_job
-from flows.racing import publish, run_jobs
+from flows.publish import publish
+from flows.race import run_jobs
 from flows.run import preflight_storage
 from infra import tracking
 from infra.artifacts import Artifact
@@ -20,7 +21,7 @@ from infra.cluster import disconnect
 from tasks.comparing import comparison
 from tasks.comparing.comparison import Axis, ComparedRun
 from tasks.comparing.trial import SHEET, TrialActor, trial_job
-from tasks.evaluate import RealImages, real_images
+from tasks.scoring.real_images import RealImages, real_images
 from tasks.stage import Context, Job
 
 PAGE = "sweep.html"

@@ -22,7 +22,8 @@ from infra.progress import Bar
 from infra.storage import FileEntry
 from tasks.data.decode import Undecodable, load
 from tasks.data.receipts import Receipt, finished, quiet_ray_data, receipts, to_text
-from tasks.data.tensors import FLIP, ChannelSums, statistics_hash
+from tasks.data.statistics import ChannelSums, statistics_hash
+from tasks.data.tensors import FLIP
 from tasks.stage import Context, Outcome, Stage
 
 LATENTS = ("z", "s")

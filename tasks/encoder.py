@@ -17,7 +17,8 @@ from torch import Tensor
 from configs import UserError
 from models.posterior import DiagonalGaussian
 from tasks.data.receipts import Receipt, from_text, receipt_row, write_receipt
-from tasks.data.tensors import FLIP, WRITE_OPTIONS, ChannelSums, latent_table
+from tasks.data.statistics import ChannelSums
+from tasks.data.tensors import FLIP, WRITE_OPTIONS, latent_table
 from tasks.networks import default_device, load_foundation, trained_autoencoder, trained_semantic_vae
 from tasks.stage import Context, Job
 

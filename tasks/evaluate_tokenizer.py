@@ -13,10 +13,10 @@ from infra.weights import identities
 from tasks.data.images import pick_images
 from tasks.drawing import pictures
 from tasks.drawing.reconstruct import reconstructed
-from tasks.evaluate import score_names
 from tasks.scoring.distances import FrechetFrom
 from tasks.scoring.features import FeatureNetworks, ImageFeatures, ImageSet, extract_features
 from tasks.scoring.latents import Subjects, extract_latent_features
+from tasks.scoring.real_images import score_names
 from tasks.stage import Context, Outcome, Stage
 
 PICTURE = "reconstructions.png"

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from configs import Recipe
 from configs.sampling import AutoGuidance as AutoGuidanceSection
@@ -17,9 +15,9 @@ from infra.progress import Bar
 from infra.storage import FileEntry
 from infra.weights import fetch, file_hash
 from tasks.data.actors import spread
-from tasks.data.images import pick_images
+from tasks.data.images import image_table, pick_images
 from tasks.data.receipts import Receipt, finished, write_receipt
-from tasks.data.tensors import LatentStatistics, tensor_array, tensor_field
+from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
 from tasks.sampling.per_image import image_labels, shown_per_class
 from tasks.sampling.sampler import Sampler
@@ -123,18 +121,6 @@ def _parts(recipe: Recipe) -> list[dict[str, Any]]:
         {"name": f"part-{number:05d}.parquet", "start": start, "count": min(length, images - start)}
         for number, start in enumerate(starts)
     ]
-
-
-def image_table(indices: NDArray[np.int64], labels: NDArray[np.int64], images_BHW3: pictures.Pixels) -> pa.Table:
-    """index, label, image: pixels as they are, shape and dtype in the field's metadata."""
-    schema = pa.schema(
-        [
-            pa.field("index", pa.int64(), nullable=False),
-            pa.field("label", pa.int32(), nullable=False),
-            tensor_field("image", images_BHW3.shape[1:], "uint8"),
-        ]
-    )
-    return pa.table([pa.array(indices), pa.array(labels, pa.int32()), tensor_array(images_BHW3)], schema=schema)
 
 
 def _grid(context: Context, entries: list[FileEntry]) -> pictures.Pixels:

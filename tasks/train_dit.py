@@ -12,15 +12,15 @@ from configs.diffusion import TrainDit
 from infra.weights import identities, load_pretrained
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
-from tasks.data.tensors import LatentStatistics
+from tasks.data.statistics import LatentStatistics
 from tasks.loading.loader import Batch, Loader
 from tasks.loading.memory import as_tensor
 from tasks.networks import build_network, build_objective
 from tasks.randomness import ImageNumbers
-from tasks.sampling.integrator import Resolutions
 from tasks.sampling.preview import DiffusionPreview
 from tasks.stage import Context, Outcome, Stage
 from tasks.training.launch import train
+from tasks.training.resolutions import Resolutions
 
 _ALIGN = "f"
 

@@ -8,7 +8,7 @@ sweep of many settings over one model are each one job.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,19 +16,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from configs import Recipe, UserError
+from configs import Recipe
 from infra.artifacts import Artifact, fingerprint
+from tasks import train_dit
 from tasks.data.images import BATCH
 from tasks.drawing import pictures
-from tasks.evaluate import RealImages, on_record, score_names, with_statistics
 from tasks.networks import DiffusionNetwork, default_device, trained_dit
 from tasks.sample import external
 from tasks.sampling.per_image import shown_per_class
 from tasks.sampling.sampler import Decoder, Sampler, ready
 from tasks.scoring import reference as references
 from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageFeatures, PerImageFeatures
-from tasks.scoring.score import compare
+from tasks.scoring.real_images import RealImages, on_record, scored, with_statistics
 from tasks.stage import Context, Job, Outcome, Stage, perform
+from tasks.training.launch import train
 
 SHEET = "sheet.png"
 _VERSION = 1
@@ -69,6 +70,20 @@ class TrialActor:
         return perform(STAGE, Job(**job)).manifest.rows
 
 
+class TrainingActor:
+    """An actor that performs one `train_dit` job per call, as its only worker, and gives back the images seen."""
+
+    def __call__(self, job: Mapping[str, Any]) -> int:
+        return perform(_ALONE, Job(**job)).manifest.rows
+
+
+def _train_alone(context: Context) -> Outcome:
+    return train(context, context.recipe.train_dit, alone=True)
+
+
+_ALONE = replace(train_dit.STAGE, run=_train_alone)
+
+
 def run(context: Context) -> Outcome:
     """Make the images, look at them and score them.
 
@@ -97,10 +112,7 @@ def run(context: Context) -> Outcome:
         found.append(examiner.look(labels, pixels))
     made = ImageFeatures.of(PerImageFeatures.joined(found))
     real = with_statistics(_real(context.input("reference")), references.resolve(recipe))
-    try:
-        scores = compare(real, made, section, score_names(section), recipe.data.classes)
-    except ValueError as error:
-        raise UserError(f"the sets cannot be scored: {error}; see sample.images and evaluate.images") from None
+    scores = scored(real, made, recipe)
     return Outcome(
         files=[context.out.write_bytes(SHEET, pictures.png(_sheet(shown)))],
         rows=made.images,

@@ -14,7 +14,7 @@ from configs import UserError
 from infra.artifacts import Artifact
 from infra.storage import FileEntry, Storage
 from tasks.data.decode import Undecodable, load
-from tasks.data.tensors import is_tensor, to_numpy
+from tasks.data.tensors import is_tensor, tensor_array, tensor_field, to_numpy
 
 Images = tuple[NDArray[np.int64], NDArray[np.uint8]]
 """labels (B,) and pixels (B, H, W, 3)"""
@@ -150,3 +150,15 @@ def _pixels(rows: pa.RecordBatch, size: int) -> NDArray[np.uint8]:
             f"expected ({size}, {size}, 3): sample again at image.size {size}"
         )
     return pixels
+
+
+def image_table(indices: NDArray[np.int64], labels: NDArray[np.int64], images_BHW3: NDArray[np.uint8]) -> pa.Table:
+    """index, label, image: pixels as they are, shape and dtype in the field's metadata."""
+    schema = pa.schema(
+        [
+            pa.field("index", pa.int64(), nullable=False),
+            pa.field("label", pa.int32(), nullable=False),
+            tensor_field("image", images_BHW3.shape[1:], "uint8"),
+        ]
+    )
+    return pa.table([pa.array(indices), pa.array(labels, pa.int32()), tensor_array(images_BHW3)], schema=schema)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.cluster import HEAD, Cluster, Pool
-from tasks.plan.figures import Figure
-from tasks.plan.work import Work
+from tasks.plan.work import Figure, Work
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from configs import Recipe
 from tasks.plan import networks, sizes
 from tasks.plan.data import Images
-from tasks.plan.figures import Figure
-from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Work
+from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Figure, Work
 
 EXAMINED_AT_ONCE, EXAMINED_BATCH = 500, 64
 PICTURED = 80

@@ -9,10 +9,9 @@ from configs.data import ParquetFiles
 from configs.sampling import AutoGuidance
 from tasks.plan import networks, scoring, sizes, trainings
 from tasks.plan.data import Images
-from tasks.plan.figures import Figure
 from tasks.plan.networks import Cost
 from tasks.plan.solvers import solver_evaluations
-from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, SIZES, Work
+from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, SIZES, Figure, Work
 
 SAMPLES_PER_PART, SHOWN_PER_CLASS = 250, 8
 _PIPELINE = ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate", "report")

@@ -7,9 +7,8 @@ from configs.tokenizers import VavaeObjective
 from configs.training import Training
 from tasks.plan import networks, sizes
 from tasks.plan.data import Images
-from tasks.plan.figures import Figure
 from tasks.plan.networks import Cost
-from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Work
+from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Figure, Work
 
 SCORED = {"train_vavae": 10_000, "train_semvae": 2_000}
 """Test images on which a trained network is scored, at most."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tasks.plan.figures import Figure
-
 REREAD = 1.1
 """Row groups a loader reads for each one it serves, over all workers (docs/scale.md)."""
 MANIFEST_AND_RUN = 2
@@ -17,6 +15,14 @@ MANIFEST_AND_RUN = 2
 NETWORKS = "formula: tasks/plan/networks.py"
 SIZES = "formula: tasks/plan/sizes.py"
 REQUESTS = "formula: docs/scale.md"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number in base units (images, bytes, requests, FLOPs, hours, seconds, dollars)."""
+
+    value: float
+    source: str
 
 
 @dataclass(frozen=True)

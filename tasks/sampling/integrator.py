@@ -1,6 +1,6 @@
-"""A recipe's resolutions (LowDiff): training batches of one resolution each, and samples that go through them all.
+"""From noise to latents, or pixels, through the resolutions that a sample names.
 
-Latents without a cascade are sampled here too, as the cascade of one resolution that they are.
+Latents without a cascade are the cascade of one resolution that they are.
 """
 
 from __future__ import annotations
@@ -9,87 +9,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from configs.diffusion import Cascade as CascadeSection
 from configs.diffusion import UnetModel
 from configs.recipe import Recipe
 from configs.sampling import AutoGuidance as AutoGuidanceSection
 from configs.sampling import ClassifierFree as ClassifierFreeSection
 from configs.sampling import NoGuidance as NoGuidanceSection
 from configs.sampling import Sample
-from infra.artifacts import Artifact
 from infra.weights import load_pretrained
-from models.cascade import Cascade, Conditioned, no_condition
+from models.cascade import Cascade, Conditioned
 from models.edm import sample as denoise
 from models.edm import sigma_grid
 from models.flops import forward_flops
 from models.groups import ChannelGroups
 from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance, Velocity
 from models.solvers import sample as solve
-from tasks.data.tensors import LatentStatistics
 from tasks.networks import DiffusionNetwork, build_clock, build_network, channel_groups
-from tasks.randomness import ImageNumbers
 
 Noise = Callable[[tuple[int, ...], int], Tensor]
 """Standard normal numbers of a batch's images, (B, *shape), by shape and number of the draw."""
 _DRAWS_PER_STAGE = 1 << 32
 _CONDITION = 1 << 31
 """Draw of a stage's condition; those of its steps come before."""
-
-
-class Resolutions:
-    """What training sees of stored latents at each resolution of a cascade.
-
-    latents: an `encode` artifact, whose facts hold the statistics of every resolution.
-    Raises UserError where they are missing.
-    """
-
-    def __init__(self, section: CascadeSection, latents: Artifact, seed: int) -> None:
-        self.section = section
-        self.cascade = Cascade(section.sides, section.upsample)
-        facts = latents.manifest.facts
-        coarse = {side: LatentStatistics.of_averages(facts, side, latents.uri) for side in section.sides[:-1]}
-        self.statistics = {**coarse, section.sides[-1]: LatentStatistics.from_facts(facts, latents.uri)}
-        self._choices = ImageNumbers(seed, "resolution")
-        self._levels = ImageNumbers(seed, "condition level")
-        self._noise = ImageNumbers(seed, "condition noise")
-        self._drops = ImageNumbers(seed, "condition dropout")
-
-    @property
-    def facts(self) -> dict[str, object]:
-        """For checkpoints: which statistics the coarser resolutions were trained on."""
-        return {"averages": {str(side): self.statistics[side].hash for side in self.cascade.sides[:-1]}}
-
-    def side(self, images_seen: int) -> int:
-        """The resolution of the global batch that ends at this cursor, alike for every worker and after a restart."""
-        drawn = float(self._choices.uniform(np.array([images_seen])))
-        reached = np.cumsum(self.section.shares)
-        return self.cascade.sides[min(int(np.searchsorted(reached, drawn)), len(reached) - 1)]
-
-    def weight(self, side: int) -> float:
-        """Of the loss at a resolution."""
-        return self.section.weights[self.cascade.sides.index(side)] if self.section.weights else 1.0
-
-    def target(self, stored_BCHW: Tensor, side: int) -> Tensor:
-        """Stored latents averaged to a resolution and standardised by its own statistics, float32."""
-        return self.statistics[side].normalise(self.cascade.lowered(stored_BCHW.float(), side))
-
-    def condition(self, stored_BCHW: Tensor, positions: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
-        """What a resolution is given of the one below, (B, C, side, side), and its level (B,); each image's own share
-        of noise, and nothing at all where it is dropped or there is none below.
-        """
-        below = self.cascade.below(side)
-        if below is None:
-            return no_condition(stored_BCHW.new_zeros((*stored_BCHW.shape[:2], side, side), dtype=torch.float32))
-        lower = self.target(stored_BCHW, below)
-        level = (self.section.augment * self._levels.uniform(positions)).to(lower.device)
-        noise = self._noise.normal(positions, lower.shape[1:]).to(lower.device)
-        given = self.cascade.condition(lower, noise, level, side)
-        dropped = (self._drops.uniform(positions) < self.section.condition_dropout).to(lower.device)
-        return given.masked_fill(dropped.view(-1, 1, 1, 1), 0.0), level.masked_fill(dropped, 1.0)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from configs import Recipe
 from configs.sampling import AutoGuidance, NoGuidance
 from infra.artifacts import Artifact
 from tasks.data.images import images
-from tasks.data.tensors import LatentStatistics
+from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, default_device, load_foundation, trained_autoencoder
 from tasks.sampling.integrator import Integrator

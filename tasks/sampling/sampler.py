@@ -19,7 +19,7 @@ from configs import Recipe
 from infra.artifacts import Artifact
 from models.autoencoder import AutoencoderKL
 from models.execution import prepare
-from tasks.data.tensors import LatentStatistics
+from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, default_device, trained_autoencoder, trained_dit
 from tasks.sampling.integrator import Integrator

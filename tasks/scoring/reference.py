@@ -13,7 +13,7 @@ from configs import Recipe, UserError
 from infra.artifacts import Artifact
 from infra.storage import FileEntry
 from infra.weights import fetch, file_hash, identities
-from tasks.sample import image_table
+from tasks.data.images import image_table
 from tasks.scoring import inception
 from tasks.scoring.adm_file import ReferenceStatistics, image_pieces, read_statistics
 from tasks.scoring.inception import POOL, SPATIAL

@@ -46,7 +46,7 @@ def train(context: Context, section: Training, alone: bool = False) -> Outcome:
     """Train until the recipe's images are seen, surviving failures of workers; or take given weights as they are.
 
     alone: in this process, as its only worker, instead of by Ray Train: for many small trainings, each an item of an
-        actor (`tasks/comparing/entrants.py`). The result is the same in every bit as with one worker of Ray Train's.
+        actor (`tasks/comparing/trial.py`). The result is the same in every bit as with one worker of Ray Train's.
 
     Raises:
         UserError: a mistake that a worker found, more failures than `compute.train.max_failures`, or training left

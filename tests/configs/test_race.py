@@ -8,7 +8,7 @@ import pytest
 
 from configs import UserError
 from configs.race import load_race, race_names
-from flows.racing import entries_of
+from flows.race import entries_of
 
 SMALL = """
 recipe: demo_tiny

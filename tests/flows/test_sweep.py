@@ -9,7 +9,7 @@ import pytest
 
 from configs import UserError
 from flows import sweep
-from flows.racing import run_jobs
+from flows.race import run_jobs
 from infra.artifacts import Artifact
 from infra.tracking import Tracker
 from tasks.sample import STAGE

@@ -16,7 +16,7 @@ from torch import nn
 from configs import Recipe, load_recipe
 from infra.artifacts import Artifact, Manifest, library_versions, timestamp
 from infra.storage import FileEntry
-from tasks.data.tensors import statistics_hash
+from tasks.data.statistics import statistics_hash
 from tasks.networks import EMA_WEIGHTS, WEIGHTS, build_autoencoder, build_network
 from tasks.stage import Context, Job, Stage
 
@@ -151,7 +151,7 @@ def put_sample(
     root: str, recipe: Recipe, images_BHW3: np.ndarray, labels: np.ndarray, name: str = "sample"
 ) -> Artifact:
     """A `sample` artifact of given pictures, in two parts."""
-    from tasks.sample import image_table
+    from tasks.data.images import image_table
 
     storage = Artifact(root, "sample", name).storage
     files = []

@@ -14,7 +14,8 @@ from PIL import Image
 from configs import Recipe, load_recipe
 from infra.artifacts import Artifact
 from infra.storage import Storage
-from tasks.data.tensors import WRITE_OPTIONS, ChannelSums, latent_table, statistics_hash
+from tasks.data.statistics import ChannelSums, statistics_hash
+from tasks.data.tensors import WRITE_OPTIONS, latent_table
 from tasks.stage import Job, Stage, perform
 from tests.helpers.builders import put
 

@@ -20,7 +20,8 @@ from infra.cluster import require_gpus
 from infra.storage import FileEntry, Storage
 from tasks import encode
 from tasks.data.decode import load
-from tasks.data.tensors import ChannelSums, LatentStatistics, statistics_hash, to_numpy
+from tasks.data.statistics import ChannelSums, LatentStatistics, statistics_hash
+from tasks.data.tensors import to_numpy
 from tasks.encode import share_cpus
 from tasks.encoder import Encoder, key_noise
 from tasks.stage import Job

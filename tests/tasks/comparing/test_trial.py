@@ -14,8 +14,8 @@ from infra.artifacts import Artifact
 from tasks import evaluate, sample, snapshots
 from tasks.comparing import trial
 from tasks.comparing.trial import Snapshot, trial_job
-from tasks.evaluate import RealImages, real_images
 from tasks.networks import EMA_WEIGHTS
+from tasks.scoring.real_images import RealImages, real_images
 from tasks.stage import Context, Job, perform
 from tests.helpers.builders import at, context, put, put_networks, put_shard, small_recipe
 

@@ -7,17 +7,8 @@ import pytest
 import torch
 
 from configs import UserError
-from tasks.data.tensors import (
-    WRITE_OPTIONS,
-    ChannelSums,
-    LatentStatistics,
-    latent_table,
-    statistics_hash,
-    tensor_array,
-    tensor_field,
-    tensor_shape,
-    to_numpy,
-)
+from tasks.data.statistics import ChannelSums, LatentStatistics, statistics_hash
+from tasks.data.tensors import WRITE_OPTIONS, latent_table, tensor_array, tensor_field, tensor_shape, to_numpy
 
 
 def _latents(rows: int, channels: int = 3, shift: float = 0.0) -> np.ndarray:

@@ -12,15 +12,16 @@ from safetensors.torch import load, save_file
 
 from configs import Recipe, UserError, load_recipe
 from infra.artifacts import Artifact
-from tasks.data.tensors import WRITE_OPTIONS, ChannelSums, LatentStatistics, latent_table, statistics_hash
+from tasks.data.statistics import ChannelSums, LatentStatistics, statistics_hash
+from tasks.data.tensors import WRITE_OPTIONS, latent_table
 from tasks.encode import standards
 from tasks.networks import build_dit
 from tasks.sample import STAGE
-from tasks.sampling.integrator import Resolutions
 from tasks.sampling.sampler import Sampler
 from tasks.train_dit import STAGE as TRAIN
 from tasks.train_dit import Diffusion
 from tasks.training.launch import train
+from tasks.training.resolutions import Resolutions
 from tests.helpers.builders import at, context, put, put_networks
 from tests.tasks.test_sample import INPUTS
 
@@ -71,7 +72,7 @@ def test_statistics_of_averages_are_exact() -> None:
     found = ChannelSums.of_averages(values)
     assert sorted(found) == [1, 2, 4]
     pooled = values.astype(np.float64).reshape(300, 2, 2, 4, 2, 4).mean(axis=(3, 5))
-    moments = found[2].moments()
+    moments = found[2].mean_and_std()
     np.testing.assert_allclose(moments["mean"], pooled.mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(moments["std"], pooled.std(axis=(0, 2, 3)), rtol=1e-12)
     assert moments["count"] == 300 * 4

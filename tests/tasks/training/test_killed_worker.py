@@ -14,7 +14,8 @@ import pytest
 
 from configs import Recipe
 from infra.artifacts import Artifact
-from tasks.data.tensors import WRITE_OPTIONS, ChannelSums, latent_table, statistics_hash
+from tasks.data.statistics import ChannelSums, statistics_hash
+from tasks.data.tensors import WRITE_OPTIONS, latent_table
 from tasks.networks import EMA_WEIGHTS, WEIGHTS
 from tasks.train_dit import STAGE
 from tasks.training import requests

@@ -1,0 +1,28 @@
+"""Pages over several runs as artifacts: comparisons, sweeps and races."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from configs.recipe import Recipe
+from infra import tracking
+from infra.artifacts import Artifact, fingerprint
+from tasks.stage import Context, Job, Outcome, Stage, perform
+
+
+def publish(
+    kind: str,
+    written: Callable[[Context], Outcome],
+    root: str,
+    recipe: Recipe,
+    sections: dict[str, Any],
+    inputs: dict[str, str],
+    tracker: tracking.Tracker,
+) -> Artifact:
+    """A page of standings as an artifact; drawn anew each time, so that a changed page is not taken for an old one."""
+    name = fingerprint(kind, 1, sections, inputs)
+    job = Job(kind, name, root, recipe.model_dump(mode="json"), inputs, sections, asdict(tracker))
+    Context(job).artifact.discard()
+    return perform(Stage(kind, 1, (), (), written), job)

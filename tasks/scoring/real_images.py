@@ -1,0 +1,238 @@
+"""What samples are scored by: features of real images and a judge, each an artifact made once for all samples.
+
+Artifacts: `judge`, the classifier of class consistency; `reference` and `floor`, features of two sets of
+real images; `reconstruction`, features of what the tokenizer makes of the test split.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from configs import Recipe, UserError
+from configs.scores import Evaluate
+from configs.section import fingerprinted
+from infra.artifacts import Artifact, fingerprint
+from tasks.scoring import classifier, inception
+from tasks.scoring import reference as references
+from tasks.scoring.adm_file import write_statistics
+from tasks.scoring.distances import score_name
+from tasks.scoring.features import (
+    VECTORS,
+    FeatureNetworks,
+    ImageFeatures,
+    ImageSet,
+    PerImageFeatures,
+    extract_features,
+)
+from tasks.scoring.gaussian import Gaussian
+from tasks.scoring.reference import Reference
+from tasks.scoring.score import Scores, compare
+from tasks.stage import Context, Job, Outcome, Stage, perform
+
+RECONSTRUCTED = "reconstructed"
+"""Name of the set of reconstructions."""
+_FEATURES, _GAUSSIANS, _STATISTICS = "found.npz", "gaussians.npz", "statistics.npz"
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """What samples of one recipe are scored by, whichever model makes them."""
+
+    reference: Artifact
+    judge: Artifact | None
+    floor: dict[str, float]
+    """Scores of real images, as many as the recipe samples."""
+
+
+@dataclass(frozen=True)
+class _KeptSet:
+    """A set of images whose features become an artifact."""
+
+    images: ImageSet
+    job: Job
+
+    @property
+    def artifact(self) -> Artifact:
+        return Context(self.job).artifact
+
+
+def real_images(context: Context) -> RealImages:
+    """All that stage `evaluate` knows of real images; it needs the input `shard` alone.
+
+    Raises:
+        UserError: the judge is worse than the recipe allows, or a set is too small to score.
+    """
+    reference, judge = references.resolve(context.recipe), classifier_of(context)
+    sets, artifacts = features_of(context, reference, judge, {})
+    floor = sets["floor"].first(min(context.recipe.sample.images, sets["floor"].images))
+    base = scored(with_statistics(sets["reference"], reference), floor, context.recipe, intervals=False)
+    return RealImages(reference.artifact or artifacts["reference"], judge, base.values)
+
+
+def classifier_of(context: Context) -> Artifact | None:
+    """The judge of class consistency, trained unless there is one; None where the recipe has none.
+
+    Raises:
+        UserError: it is worse than the recipe allows.
+    """
+    section = context.recipe.evaluate.classifier
+    if section is None:
+        return None
+    learning = {name: value for name, value in fingerprinted(section).items() if name != "min_accuracy"}
+    sections = {"image": context.recipe.section("image"), "classifier": learning}
+    job = _aside(context, "judge", 1, sections, {"shard": context.input("shard")})
+    artifact = perform(Stage("judge", 1, (), (), classifier.run), job)
+    accuracy = artifact.manifest.scores["judge_accuracy"]
+    if accuracy < section.min_accuracy:
+        raise UserError(
+            f"the judge labels only {accuracy:.3f} of the test split right, expected at least {section.min_accuracy} "
+            "(evaluate.classifier.min_accuracy), so class consistency would mean little: raise "
+            "evaluate.classifier.epochs or width, or set evaluate.classifier to null"
+        )
+    return artifact
+
+
+def features_of(
+    context: Context, reference: Reference, judge: Artifact | None, samples: Mapping[str, ImageSet]
+) -> tuple[dict[str, ImageFeatures], dict[str, Artifact]]:
+    """Features of the `samples` and of the sets `reference`, `floor` and RECONSTRUCTED (with a tokenizer).
+
+    All that has no artifact yet is looked at by the same actors. With the features come the artifacts, by set.
+    """
+    section = context.recipe.evaluate
+    tokenizer = context.input("train_vavae") if "train_vavae" in context.job.inputs else None
+    kept = _kept_sets(context, reference, judge, tokenizer)
+    missing = {name: each.images for name, each in kept.items() if not each.artifact.is_complete()}
+    published = None if section.inception is None else section.inception.weights
+    networks = FeatureNetworks(context.recipe.image.size, section.features, judge, tokenizer, published)
+    weights_hash = references.looked_at(context.recipe)["inception"]
+    compute = context.recipe.compute.actors
+    features = extract_features("evaluate", {**samples, **missing}, networks, compute)
+    artifacts = {
+        name: _stored(each, features.get(name), judged=name == "floor", network=weights_hash)
+        for name, each in kept.items()
+    }
+    if reference.artifact is not None:
+        artifacts["reference"] = reference.artifact
+    return features | {name: on_record(artifact) for name, artifact in artifacts.items()}, artifacts
+
+
+def _kept_sets(
+    context: Context, reference: Reference, judge: Artifact | None, tokenizer: Artifact | None
+) -> dict[str, _KeptSet]:
+    """The sets of real images, and of reconstructions of them; a reference that is given is none of ours."""
+    shards, limit = context.input("shard"), context.recipe.evaluate.images
+    networks = references.looked_at(context.recipe)
+
+    def kept(stage: str, images: ImageSet, sections: dict[str, Any], inputs: dict[str, Artifact]) -> _KeptSet:
+        return _KeptSet(images, _aside(context, stage, _VERSION, {**networks, **sections}, inputs))
+
+    sets: dict[str, _KeptSet] = {}
+    if reference.artifact is None:
+        source, prefix, most = _source(context, reference)
+        images = ImageSet(source, prefix, most, keep=limit)
+        identity = reference.split or reference.identity
+        sections = {"reference": identity, "images": limit, "statistics_images": most}
+        inputs = {"shard": shards} if source is shards else {}
+        sets["reference"] = kept("reference", images, sections, inputs)
+    split = reference.floor_split
+    inputs = {"shard": shards} | ({} if judge is None else {"judge": judge})
+    sets["floor"] = kept("floor", ImageSet(shards, f"{split}/", limit), {"split": split, "images": limit}, inputs)
+    if tokenizer is not None:
+        images = ImageSet(shards, "test/", limit, reconstruct=True)
+        inputs = {"shard": shards, "train_vavae": tokenizer}
+        sets[RECONSTRUCTED] = kept("reconstruction", images, {"images": limit}, inputs)
+    return sets
+
+
+def _source(context: Context, reference: Reference) -> tuple[Artifact, str, int]:
+    """Where a reference's images are: artifact, prefix of its files, and how many at most count."""
+    section = context.recipe.evaluate
+    most = section.reference_images or section.images
+    if reference.split is not None:
+        return context.input("shard"), f"{reference.split}/", most
+    job = _aside(context, "reference_images", 1, {"file": reference.identity}, {})
+    unpacked = perform(Stage("reference_images", 1, (), (), references.unpack), job)
+    return unpacked, "part-", most if section.reference_images else unpacked.manifest.rows
+
+
+def _aside(context: Context, name: str, version: int, sections: dict[str, Any], inputs: dict[str, Artifact]) -> Job:
+    """The job of an artifact that this stage needs and others of its kind can share."""
+    prints = {stage: artifact.fingerprint for stage, artifact in inputs.items()}
+    found = fingerprint(name, version, sections, prints)
+    return Job(name, found, context.job.root, context.job.recipe, prints, sections)
+
+
+def _stored(kept: _KeptSet, features: ImageFeatures | None, judged: bool, network: str | None) -> Artifact:
+    """The artifact of a set, written unless it is there."""
+    write = partial(_written, features, judged=judged, network=network)
+    return perform(Stage(kept.job.stage, _VERSION, (), (), write), kept.job)
+
+
+def _written(found: ImageFeatures | None, aside: Context, judged: bool, network: str | None) -> Outcome:
+    """Write what was found out about a set, and its Inception statistics in the layout of ADM's evaluator."""
+    assert found is not None, "only a set that was looked at is written"
+    findings = found.findings if judged else replace(found.findings, predictions=None)
+    columns = {name: values for name, values in vars(findings).items() if values is not None}
+    gaussians: dict[str, Any] = {"images": found.images}
+    for name, gaussian in found.gaussians.items():
+        gaussians |= {f"{name}_mean": gaussian.mean, f"{name}_covariance": gaussian.covariance}
+    files = {_FEATURES: _packed(columns), _GAUSSIANS: _packed(gaussians)}
+    if network is not None:
+        published = {name: found.gaussians[name] for name in ("pool", "spatial")}
+        files[_STATISTICS] = write_statistics(published, network)
+    return Outcome([aside.out.write_bytes(name, data) for name, data in files.items()], rows=found.images)
+
+
+def on_record(artifact: Artifact) -> ImageFeatures:
+    """What a `reference`, `floor` or `reconstruction` artifact says of its images."""
+    with np.load(io.BytesIO(artifact.read(_FEATURES)), allow_pickle=False) as columns:
+        findings = PerImageFeatures(**{name: columns[name] for name in columns.files})
+    with np.load(io.BytesIO(artifact.read(_GAUSSIANS)), allow_pickle=False) as found:
+        gaussians = {
+            name: Gaussian(found[f"{name}_mean"], found[f"{name}_covariance"])
+            for name in VECTORS
+            if f"{name}_mean" in found.files
+        }
+        return ImageFeatures(findings, gaussians, int(found["images"]))
+
+
+def _packed(arrays: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def with_statistics(real: ImageFeatures, reference: Reference) -> ImageFeatures:
+    """The reference with the means and covariances that its file brings, where it brings some."""
+    if reference.statistics is None or "pool" not in real.gaussians:
+        return real
+    own = {name: value for name, value in real.gaussians.items() if name == "features"}
+    brought = reference.statistics.gaussians
+    return replace(real, gaussians=own | brought) if brought else real
+
+
+def score_names(section: Evaluate) -> dict[str, Callable[[str], str]]:
+    """What scores on each network's vectors are called."""
+    names: dict[str, Callable[[str], str]] = {
+        "features": lambda score: score_name(score, section.features.name),
+    }
+    if section.inception is not None:
+        names["pool"] = inception.Identity.at(section.inception.weights).name
+    return names
+
+
+def scored(real: ImageFeatures, other: ImageFeatures, recipe: Recipe, intervals: bool = True) -> Scores:
+    """Scores of a set against real images. Raises UserError where a set is too small to have them."""
+    section = recipe.evaluate
+    try:
+        return compare(real, other, section, score_names(section), recipe.data.classes, intervals=intervals)
+    except ValueError as error:
+        raise UserError(f"the sets cannot be scored: {error}; see sample.images and evaluate.images") from None
