@@ -170,7 +170,7 @@ def test_moments_are_stored_and_their_statistics_are_those_of_samples(
     for name in ("z", "s"):
         mean, std = stored[name].astype(np.float64), stored[name + "_std"].astype(np.float64)
         assert (std > 0).all()
-        found = ChannelSums(**receipt.facts["sums"][name]).moments()
+        found = ChannelSums(**receipt.facts["sums"][name]).mean_and_std()
         np.testing.assert_allclose(found["mean"], mean.mean(axis=(0, 2, 3)), rtol=1e-12, atol=1e-15)
         noise = np.random.default_rng(0).normal(size=(500, *mean.shape))
         samples = (mean + std * noise).std(axis=(0, 1, 3, 4))
