@@ -1,16 +1,17 @@
 """Weights from wherever they are: a path, any fsspec URL, or a model hub; fetched once, read safely.
 
 A location is a local path, a URL that fsspec understands (`s3://…`, `https://…`), or
-`hf://organisation/repository/path/in/it[@revision]` for the Hugging Face hub. What is fetched is kept in the
-project's home folder. Mistakes raise UserError.
+`hf://organisation/repository/path/in/it[@revision]` for the Hugging Face hub. Weights in shards go
+by their index (`….index.json`), a local folder by the one file of weights in it. What is fetched is
+kept in the project's home folder. Mistakes raise UserError.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import uuid
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from configs.errors import UserError
 from infra.addresses import refuse_credentials
 from infra.home import home
 from infra.storage import Storage
-from models.checkpoints import Checkpoint, Statistics, Which, load_into, load_torch_file, read, read_statistics
+from models.checkpoints import Checkpoint, Statistics, Which, load_into, read, read_statistics
+from models.files import INDEX, file_in, read_content, shards_of
+from models.formats import Kind, kind_for
 from models.foundation import load_efficientnet_lite0
 
 _HUB = "hf://"
@@ -31,20 +34,18 @@ _NAMES = ("hub", "package", "random")
 def fetch(location: str) -> Path:
     """A local file with the content at this location; remote ones are downloaded once.
 
-    A downloaded file is fetched again when the source says that it changed.
+    A downloaded file is fetched again when the source says that it changed. The shards of an index
+    lie beside it.
 
     Raises:
         UserError: it does not exist, cannot be reached, or is not named as expected.
     """
-    if location.startswith(_HUB):
-        return _from_hub(location)
     if "://" not in location or location.startswith("file://"):
-        path = Path(location.removeprefix("file://")).expanduser()
-        if not path.is_file():
-            what = "is a folder, not a file" if path.is_dir() else "does not exist"
-            raise UserError(f"weights {location}: {what}; give a checkpoint file, a URL or hf://org/repo/file")
-        return path
-    return _from_url(location)
+        return _local(location)
+    get = _from_hub if location.startswith(_HUB) else _from_url
+    path = get(location)
+    bare, at, revision = location.partition("@") if get is _from_hub else (location, "", "")
+    return _with_shards(path, bare, at + revision, get) if bare.endswith(INDEX) else path
 
 
 def identities(**locations: str | None) -> dict[str, str]:
@@ -58,7 +59,11 @@ def identities(**locations: str | None) -> dict[str, str]:
     found: dict[str, str] = {}
     for use, location in locations.items():
         if location and location not in _NAMES and not location.startswith(_HUB):
-            found[use] = file_hash(fetch(location))
+            path = fetch(location)
+            found[use] = file_hash(path)
+            if path.name.endswith(INDEX):
+                shards = [file_hash(path.with_name(name)) for name in shards_of(path)]
+                found[use] = hashlib.sha256(" ".join([found[use], *shards]).encode()).hexdigest()
     return found
 
 
@@ -74,12 +79,15 @@ def _hash(path: Path, _size: int, _time: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_checkpoint(location: str, *, num_heads: int | None = None, semantic_channels: int | None = None) -> Checkpoint:
+def load_checkpoint(
+    location: str, *, kind: Kind | None = None, num_heads: int | None = None, semantic_channels: int | None = None
+) -> Checkpoint:
     """The checkpoint at a location, in the authors' layout or ours (see `models.checkpoints.read`)."""
+    path = fetch(location)
     try:
-        return read(fetch(location), num_heads=num_heads, semantic_channels=semantic_channels)
+        return read(path, kind=kind, num_heads=num_heads, semantic_channels=semantic_channels)
     except ValueError as error:
-        raise UserError(f"weights {location}: {error}") from None
+        raise UserError(_told("weights", location, path, error)) from None
 
 
 def load_pretrained(model: nn.Module, location: str, which: Which = "ema") -> Checkpoint:
@@ -89,7 +97,7 @@ def load_pretrained(model: nn.Module, location: str, which: Which = "ema") -> Ch
     Raises:
         UserError: the file cannot be had or read, or its tensors are not this network's.
     """
-    checkpoint = load_checkpoint(location)
+    checkpoint = load_checkpoint(location, kind=kind_for(model))
     try:
         load_into(model, checkpoint, location, which)
     except ValueError as error:
@@ -99,10 +107,11 @@ def load_pretrained(model: nn.Module, location: str, which: Which = "ema") -> Ch
 
 def load_statistics(location: str) -> Statistics:
     """The authors' latent statistics at a location."""
+    path = fetch(location)
     try:
-        return read_statistics(fetch(location))
+        return read_statistics(path)
     except ValueError as error:
-        raise UserError(f"statistics {location}: {error}") from None
+        raise UserError(_told("statistics", location, path, error)) from None
 
 
 def foundation_weights(name: str, weights: str) -> dict[str, Tensor] | None:
@@ -133,28 +142,56 @@ def load_tensors(location: str, whose: str) -> dict[str, Tensor]:
     Raises:
         UserError: it cannot be had, or holds something else.
     """
+    path = fetch(location)
     try:
-        return _flat_tensors(fetch(location))
+        content = read_content(path).values
     except ValueError as error:
-        raise UserError(f"weights of {whose} at {location}: {error}") from None
-
-
-def _flat_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from error
-    content = load_torch_file(path)
+        raise UserError(_told(f"weights of {whose} at", location, path, error)) from None
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
+        raise UserError(
+            f"weights of {whose} at {location}: expected a dictionary of tensors, found {type(content).__name__}"
+        )
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _told(what: str, location: str, path: Path, error: ValueError) -> str:
+    """An error about a file, named once where it was fetched from and where it lies."""
+    said = str(error).removeprefix(f"{path}: ")
+    return f"{what} {location}: {said}" if str(path) in location else f"{what} {location}: {said} (kept as {path}; delete it to fetch again)"
+
+
+def _local(location: str) -> Path:
+    path = Path(location.removeprefix("file://")).expanduser()
+    if path.is_dir():
+        try:
+            return file_in(path)
+        except ValueError as error:
+            raise UserError(f"weights {error}") from None
+    if not path.is_file():
+        raise UserError(f"weights {location}: does not exist; give a checkpoint file, a URL or hf://org/repo/file")
+    return path
+
+
+def _with_shards(index: Path, location: str, revision: str, get: Callable[[str], Path]) -> Path:
+    """An index of sharded weights with its shards beside it."""
+    try:
+        names = shards_of(index)
+    except ValueError as error:
+        raise UserError(_told("weights", location, index, error)) from None
+    folder = location.rpartition("/")[0]
+    shards = [get(f"{folder}/{name}{revision}") for name in names]
+    if all(shard.parent == index.parent for shard in shards):
+        return index
+    key = hashlib.sha256(" ".join(map(str, [index, *shards])).encode()).hexdigest()[:16]
+    together = home() / "weights" / key
+    together.mkdir(parents=True, exist_ok=True)
+    for path in (index, *shards):
+        if not (together / path.name).exists():
+            (together / path.name).symlink_to(path.absolute())
+    return together / index.name
 
 
 def _from_url(url: str) -> Path:
@@ -162,24 +199,33 @@ def _from_url(url: str) -> Path:
     folder, _, name = url.rpartition("/")
     storage = Storage.at(folder)
     try:
-        with storage.open(name) as source:
-            mark = storage.fs.ukey(storage.locate(name))  # changes with the content, as far as the source can tell
-            key = hashlib.sha256(f"{url} {mark}".encode()).hexdigest()[:16]
-            target = home() / "weights" / key / name
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f"{uuid.uuid4().hex[:8]}.partial")
-                try:
-                    with partial.open("wb") as sink:
-                        shutil.copyfileobj(source, sink, length=1 << 22)
-                    os.replace(partial, target)
-                finally:
-                    partial.unlink(missing_ok=True)
-            return target
-    except FileNotFoundError:
-        raise UserError(f"weights {url}: no such file; check the URL") from None
-    except OSError as error:
-        raise UserError(f"weights {url}: reading stopped ({error}); check the network and try again") from None
+        found = storage.fs.info(storage.locate(name))
+        mark = storage.fs.ukey(storage.locate(name))  # changes with the content, as far as the source can tell
+        key = hashlib.sha256(f"{url} {mark}".encode()).hexdigest()[:16]
+        target = home() / "weights" / key / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{uuid.uuid4().hex[:8]}.partial")
+            try:
+                storage.fs.get_file(storage.locate(name), str(partial))
+                _check_whole(url, partial.stat().st_size, found.get("size"))
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+        return target
+    except UserError:
+        raise
+    except Exception as error:  # every kind of place has errors of its own
+        reason = error.__cause__ or error  # fsspec calls whatever a web server answers "not found"
+        if isinstance(reason, FileNotFoundError):
+            raise UserError(f"weights {url}: no such file; check the URL") from None
+        said = (" ".join(str(reason).split()) or type(reason).__name__)[:160]
+        raise UserError(f"weights {url}: reading stopped ({said}); check the address and the network") from None
+
+
+def _check_whole(url: str, got: int, promised: int | None) -> None:
+    if promised is not None and got != promised:
+        raise UserError(f"weights {url}: {got:,} bytes came of {promised:,}; check the network and try again")
 
 
 def _from_hub(location: str) -> Path:

@@ -1,57 +1,41 @@
 """Checkpoint files: the authors' layouts and ours, read safely and written back.
 
-Reading never runs code from a file: torch files are opened with weights_only, and one that would need more is
-refused with the way out. Ours is one safetensors file: tensors under their published names, `raw.*` for weights
-without averaging where the file had both, `statistics.<group>.mean|std` for latent statistics, `extra.*` for
-tensors that belong to training, and kind and constructor arguments in the metadata.
+Reading never runs code from a file (models/files.py), and finds a network wherever a training code
+keeps it (models/state_dicts.py). Ours is one safetensors file: tensors under their published names,
+`raw.*` for weights without averaging where the file had both, `statistics.<group>.mean|std` for
+latent statistics, `extra.*` for tensors that belong to training, and kind and constructor arguments
+in the metadata.
 Errors are ValueError and name the file. Fetching from URLs and hubs is infra/weights.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
 import json
-import pathlib
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.files import Content, plain, read_content
 from models.formats import (
     Arguments,
     Kind,
+    build,
     infer_arguments,
-    kind_of,
     lightningdit_from_authors,
     semantic_vae_from_authors,
 )
+from models.state_dicts import choose, described, networks
 
 FORMAT = "latentforge-model/1"
 NESTED = ("ema", "model", "state_dict", "model_state_dict")
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
-# Networks and losses that the authors' tokenizer files carry along.
-_NOT_OURS = ("loss.", "foundation_model.")
+"""Keys of state dicts in the authors' files."""
 _EXTRA = ("linear_proj.",)
-# Plain data that published files hold beside tensors (configs, loss values); building it runs no code of the file's.
-_INERT: list[Any] = [
-    argparse.Namespace,
-    collections.defaultdict,
-    pathlib.PosixPath,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
-    # The function that rebuilds a NumPy number, under the names that old and new NumPy gave it.
-    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
+_STATED = ("input_dim", "bottleneck_dim", "num_heads")
 Which = Literal["ema", "raw"]
 
 
@@ -84,46 +68,29 @@ class Checkpoint:
     """Names in the file that belong to other networks or losses."""
 
 
-def read(path: Path, *, num_heads: int | None = None, semantic_channels: int | None = None) -> Checkpoint:
-    """A checkpoint in the authors' layouts (nested or flat, with or without wrapper prefixes) or ours.
+def read(
+    path: Path, *, kind: Kind | None = None, num_heads: int | None = None, semantic_channels: int | None = None
+) -> Checkpoint:
+    """A checkpoint in the authors' layouts or ours, or a network of a kind that we know in whatever
+    another training code left: nested, behind prefixes, averaged, in shards.
 
-    num_heads, semantic_channels: what names and shapes alone may not tell, see `formats.infer_arguments`;
-        when they are needed and missing, `arguments` stays empty.
-    Raises ValueError when the file is damaged, unsafe, or holds no network we know.
+    kind: of the network that is wanted; None is the only one in the file.
+    num_heads, semantic_channels: what names and shapes alone may not tell, see
+        `formats.infer_arguments`; when they are needed and missing, `arguments` stays empty.
+    Raises ValueError when the file is damaged, unsafe, or holds no such network.
     """
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, num_heads, semantic_channels)
-    content = load_torch_file(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
-    nested = [key for key in NESTED if isinstance(content.get(key), dict) and content[key]]
-    states = {key: _state_dict(content[key]) for key in nested} or {"": _state_dict(content)}
-    chosen = next(iter(states))
-    tensors, extra, dropped = _sorted_out(states[chosen])
-    raw = _sorted_out(states["model"])[0] if chosen == "ema" and "model" in states else {}
-    kind = _kind(path, tensors)
-    arguments = _arguments(tensors, _stored_arguments(kind, content), num_heads, semantic_channels)
-    return Checkpoint(kind, tensors, arguments, raw, extra=extra, nesting=tuple(nested), dropped=tuple(dropped))
+    content = read_content(path)
+    try:
+        if content.metadata.get("format") == FORMAT:
+            return _ours(content, kind)
+        return _theirs(content, kind, num_heads, semantic_channels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load_torch_file(path: Path) -> Any:
-    """The content of a torch file on the CPU, memory-mapped where possible; tensors and plain data only.
-    Raises ValueError when it is damaged or would need code to be run.
-    """
-    try:
-        with torch.serialization.safe_globals(_INERT):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"an object of {found.group(1)}" if found else "more than tensors and plain data"
-        raise ValueError(
-            f"{path}: refused, because it holds {what} and reading that could run code. If you trust its "
-            f'origin, convert it once where running it does no harm: python -c "import torch; '
-            f"c = torch.load('{path.name}', weights_only=False); torch.save({{k: v for k, v in c.items() if "
-            f"k in {NESTED}}} or c, 'tensors.pt')\", then use tensors.pt"
-        ) from error
-    except Exception as error:  # bytes that are no checkpoint fail in any way at all
-        raise ValueError(f"{path}: not a torch checkpoint, or damaged ({_first_line(error)})") from error
+    """What is in a file of weights, see `files.read_content`."""
+    return read_content(path).values
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -148,7 +115,8 @@ def write_authors(path: Path, checkpoint: Checkpoint) -> None:
     that their code, and `weights_only`, can load.
     """
     default = {"lightningdit": ("model", "ema"), "autoencoder": ("state_dict",)}
-    nesting = checkpoint.nesting or default.get(checkpoint.kind, ("model_state_dict",))
+    known = set(checkpoint.nesting) <= set(NESTED)
+    nesting = (known and checkpoint.nesting) or default.get(checkpoint.kind, ("model_state_dict",))
     main = {name: value.detach().cpu() for name, value in (checkpoint.tensors | checkpoint.extra).items()}
     raw = {name: value.detach().cpu() for name, value in checkpoint.raw.items()} or main
     content: dict[str, Any] = {key: raw if key == "model" and "ema" in nesting else main for key in nesting}
@@ -162,12 +130,14 @@ def read_statistics(path: Path) -> Statistics:
     """The authors' latent statistics file, {'mean', 'std'} of shape (1, C, 1, 1) or (C,).
     Raises ValueError when it is something else or a deviation is not positive.
     """
-    content = load_torch_file(path)
+    content = plain(read_content(path).values)
     if not isinstance(content, dict) or not {"mean", "std"} <= content.keys():
-        raise ValueError(f"{path}: expected latent statistics, a dictionary with 'mean' and 'std'")
-    mean, std = content["mean"].flatten(), content["std"].flatten()
-    if mean.shape != std.shape or not bool((std > 0).all()):
-        raise ValueError(f"{path}: mean and std must have one value per channel, std above 0")
+        seen = ", ".join(str(key) for key in list(content)[:4]) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path}: expected latent statistics, a dictionary with 'mean' and 'std', found {seen}")
+    mean, std = (torch.as_tensor(content[name]).flatten() for name in ("mean", "std"))
+    finite = bool(torch.isfinite(mean).all() and torch.isfinite(std).all())
+    if mean.shape != std.shape or not finite or not bool((std > 0).all()):
+        raise ValueError(f"{path}: mean and std must have one finite value per channel, std above 0")
     return Statistics(mean, std)
 
 
@@ -206,20 +176,35 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, where: str, which: Which
     model.load_state_dict({name: source.get(name, value) for name, value in expected.items()})
 
 
-def _read_safetensors(path: Path, num_heads: int | None, semantic_channels: int | None) -> Checkpoint:
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a safetensors file, or damaged ({_first_line(error)})") from error
-    if metadata.get("format") != FORMAT:
-        main, extra, dropped = _sorted_out(_state_dict(tensors))
-        arguments = _arguments(main, {}, num_heads, semantic_channels)
-        return Checkpoint(_kind(path, main), main, arguments, extra=extra, dropped=tuple(dropped))
-    facts = json.loads(metadata["facts"])
+def _theirs(
+    content: Content, kind: Kind | None, num_heads: int | None, semantic_channels: int | None
+) -> Checkpoint:
+    values = content.values
+    if not isinstance(values, (Mapping, list)) or type(values) is list:
+        raise ValueError(f"expected a dictionary of tensors, found {type(values).__name__}")
+    found = networks(values)
+    if not found:
+        raise ValueError(described(values, content.foreign))
+    main, beside = choose(found, kind)
+    extra = {name: value for name, value in main.tensors.items() if name.startswith(_EXTRA)}
+    tensors, raw = (
+        {name: value for name, value in each.items() if not name.startswith(_EXTRA)}
+        for each in (main.tensors, beside.tensors if beside else {})
+    )
+    stored = _stored_arguments(main.kind, values if isinstance(values, Mapping) else {})
+    arguments = _arguments(main.kind, tensors, stored, num_heads, semantic_channels)
+    if arguments:
+        _check_names(main.kind, tensors, arguments)
+    nesting = tuple(each.where for each in (main, beside) if each is not None and each.where)
+    return Checkpoint(main.kind, tensors, arguments, raw, {}, extra, nesting, main.dropped)
+
+
+def _ours(content: Content, kind: Kind | None) -> Checkpoint:
+    facts = json.loads(content.metadata["facts"])
+    if kind not in (None, facts["kind"]):
+        raise ValueError(f"holds {facts['kind']}, but a network of kind {kind} is wanted")
     parts: dict[str, dict[str, Tensor]] = {"raw": {}, "extra": {}, "statistics": {}, "": {}}
-    for name, value in tensors.items():
+    for name, value in content.values.items():
         head, _, rest = name.partition(".")
         part = head if head in parts else ""
         parts[part][rest if part else name] = value
@@ -227,61 +212,53 @@ def _read_safetensors(path: Path, num_heads: int | None, semantic_channels: int 
         group: Statistics(parts["statistics"][f"{group}.mean"], parts["statistics"][f"{group}.std"])
         for group in sorted({name.rpartition(".")[0] for name in parts["statistics"]})
     }
-    return Checkpoint(
-        facts["kind"],
-        parts[""],
-        facts["arguments"],
-        parts["raw"],
-        statistics,
-        parts["extra"],
-        tuple(facts["nesting"]),
-    )
+    nesting = tuple(facts["nesting"])
+    return Checkpoint(facts["kind"], parts[""], facts["arguments"], parts["raw"], statistics, parts["extra"], nesting)
 
 
-def _state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors by name, without the prefixes that DDP and torch.compile put before names."""
-    return {_WRAPPERS.sub("", name): value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def _sorted_out(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    extra = {name: value for name, value in tensors.items() if name.startswith(_EXTRA)}
-    dropped = [name for name in tensors if name.startswith(_NOT_OURS)]
-    left = {name: value for name, value in tensors.items() if name not in extra and name not in dropped}
-    return left, extra, dropped
-
-
-def _kind(path: Path, tensors: Mapping[str, Tensor]) -> Kind:
-    try:
-        return kind_of(tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _stored_arguments(kind: Kind, content: Mapping[str, Any]) -> Arguments:
-    """Constructor arguments that a file states beside its tensors."""
+def _stored_arguments(kind: Kind, values: Mapping[str, Any]) -> Arguments:
+    """Constructor arguments that a file states beside its tensors; some of them, or none."""
     if kind == "semantic_vae":
-        return semantic_vae_from_authors(content)
-    config = content.get("config")
+        return semantic_vae_from_authors({name: plain(values[name]) for name in values if name in _STATED})
+    config = plain(values.get("config"))
     model = config.get("model") if isinstance(config, dict) else None
-    if kind == "lightningdit" and isinstance(model, dict) and "hidden_size" in model:
+    if kind != "lightningdit" or not isinstance(model, dict):
+        return {}
+    if "hidden_size" in model:
         return lightningdit_from_authors(model)
-    return {}
+    names = {"semantic_chans": "semantic_channels", "repa_depth": "align_depth"}
+    return {ours: model[theirs] for theirs, ours in names.items() if type(model.get(theirs)) is int}
 
 
 def _arguments(
+    kind: Kind,
     tensors: Mapping[str, Tensor],
     stored: Arguments,
     num_heads: int | None,
     semantic_channels: int | None,
 ) -> Arguments:
     heads = num_heads or stored.get("num_heads")
-    semantic = semantic_channels or (stored["groups"]["sizes"][1] if "groups" in stored else None)
+    told = stored.pop("semantic_channels", None)
+    semantic = semantic_channels or (stored["groups"]["sizes"][1] if "groups" in stored else told) or None
     try:
         _, inferred = infer_arguments(tensors, num_heads=heads, semantic_channels=semantic)
+    except KeyError as missing:
+        raise ValueError(f"some of its tensors are a {kind}'s, but {missing.args[0]} is missing") from None
     except ValueError:
         return {}
-    return inferred | stored
+    return inferred | {name: value for name, value in stored.items() if name != "align_depth" or name in inferred}
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def _check_names(kind: Kind, tensors: Mapping[str, Tensor], arguments: Arguments) -> None:
+    """Refuse tensors of which only some have the names and shapes of this kind of network."""
+    with torch.device("meta"):
+        expected = build(kind, arguments).state_dict()
+    wrong = [name for name, value in expected.items() if name in tensors and tensors[name].shape != value.shape]
+    missing, unknown = (sorted(one.keys() - other.keys()) for one, other in ((expected, tensors), (tensors, expected)))
+    problems = [
+        f"{len(names)} {label} (such as {', '.join(names[:2])})"
+        for label, names in (("are missing", missing), ("are unknown", unknown), ("have another shape", wrong))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"some of its tensors are a {kind}'s, but {'; '.join(problems)}: another network's file")

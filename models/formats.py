@@ -21,6 +21,18 @@ from models.semantic_vae import SemanticVAE
 
 Kind = Literal["lightningdit", "autoencoder", "semantic_vae", "cascade_unet"]
 Arguments = dict[str, Any]
+ANCHORS: dict[Kind, tuple[str, ...]] = {
+    "lightningdit": ("x_embedder.proj.weight", "y_embedder.embedding_table.weight"),
+    "autoencoder": ("encoder.conv_in.weight", "quant_conv.weight"),
+    "semantic_vae": ("encoder.0.weight", "encoder.1.attn.in_proj_weight"),
+    "cascade_unet": ("unet.conv_in.weight", "resolution_embedder.weight"),
+}
+"""Names of tensors that tell a kind of network from all others."""
+_NETWORKS: dict[Kind, type[nn.Module]] = {
+    "lightningdit": LightningDiT,
+    "autoencoder": AutoencoderKL,
+    "semantic_vae": SemanticVAE,
+}
 
 # The authors' constructor arguments for the backbone, and what each is when absent.
 _SWITCHES = {"use_qknorm": "qk_norm", "use_swiglu": "swiglu", "use_rope": "rope", "use_rmsnorm": "rmsnorm"}
@@ -42,12 +54,7 @@ def build(kind: Kind, arguments: Mapping[str, Any]) -> nn.Module:
     """The network of this kind from our constructor arguments as they are stored (plain JSON values).
     Raises ValueError on an unknown kind or argument.
     """
-    classes: dict[str, type[nn.Module]] = {
-        "lightningdit": LightningDiT,
-        "autoencoder": AutoencoderKL,
-        "semantic_vae": SemanticVAE,
-    }
-    if kind not in classes:
+    if kind not in _NETWORKS:
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, found '{kind}'")
     given = dict(arguments)
     if given.get("groups") is not None and not isinstance(given["groups"], ChannelGroups):
@@ -56,7 +63,7 @@ def build(kind: Kind, arguments: Mapping[str, Any]) -> nn.Module:
         if name in given:
             given[name] = tuple(given[name])
     try:
-        return (CascadeDiT if "resolutions" in given else classes[kind])(**given)
+        return (CascadeDiT if "resolutions" in given else _NETWORKS[kind])(**given)
     except TypeError as error:
         raise ValueError(f"{kind}: {error}; check the argument names") from error
 
@@ -147,16 +154,21 @@ def semantic_vae_from_authors(authors: Mapping[str, Any]) -> Arguments:
 
 def kind_of(tensors: Mapping[str, Tensor]) -> Kind:
     """Which network these tensor names belong to. Raises ValueError naming some of them otherwise."""
-    if "x_embedder.proj.weight" in tensors and "y_embedder.embedding_table.weight" in tensors:
-        return "lightningdit"
-    if "encoder.conv_in.weight" in tensors and "quant_conv.weight" in tensors:
-        return "autoencoder"
-    if "encoder.0.weight" in tensors and "encoder.1.attn.in_proj_weight" in tensors:
-        return "semantic_vae"
-    if "unet.conv_in.weight" in tensors and "resolution_embedder.weight" in tensors:
-        return "cascade_unet"
+    for kind, names in ANCHORS.items():
+        if all(name in tensors for name in names):
+            return kind
     shown = ", ".join(list(tensors)[:4]) or "none at all"
     raise ValueError(f"these tensors belong to no network we know (LightningDiT, VA-VAE, Semantic VAE): {shown}")
+
+
+def kind_for(model: nn.Module) -> Kind:
+    """The kind of weights that a network takes. Raises ValueError for a network without published ones."""
+    if hasattr(model, "unet"):
+        return "cascade_unet"
+    for kind, network in _NETWORKS.items():
+        if isinstance(model, network):
+            return kind
+    raise ValueError(f"no checkpoint format is of a {type(model).__name__}")
 
 
 def infer_arguments(
@@ -171,12 +183,12 @@ def infer_arguments(
     Raises ValueError asking for what is missing.
     """
     kind = kind_of(tensors)
+    if kind == "cascade_unet":
+        raise ValueError("the arguments of a pixel cascade cannot be read off its tensors; a recipe has them")
     if kind == "lightningdit":
         return kind, _infer_lightningdit(tensors, num_heads, semantic_channels)
     if kind == "autoencoder":
         return kind, _infer_autoencoder(tensors)
-    if kind == "cascade_unet":
-        raise ValueError("the arguments of a pixel cascade cannot be read off its tensors; a recipe has them")
     return kind, _infer_semantic_vae(tensors, num_heads)
 
 
