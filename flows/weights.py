@@ -12,13 +12,16 @@ from rich.table import Table
 
 from configs.errors import UserError
 from infra.weights import load_checkpoint, load_statistics
-from models.checkpoints import Checkpoint, Statistics, write, write_authors, write_statistics
-from models.formats import groups_of
+from models.checkpoints import Checkpoint, Statistics, check_whole, write, write_authors, write_statistics
+from models.formats import Kind, groups_of
 
 app = typer.Typer(no_args_is_help=True, help="Read and write the published checkpoints' layouts.")
 
 Location = Annotated[str, typer.Argument(help="A path, an fsspec URL, or hf://organisation/repository/file.")]
 Heads = Annotated[int | None, typer.Option("--num-heads", help="Attention heads, where the file cannot tell.")]
+Wanted = Annotated[
+    Kind | None, typer.Option("--kind", help="Which network, where a file holds several.", show_default=False)
+]
 Semantic = Annotated[
     int | None, typer.Option("--semantic-channels", help="Semantic channels of a two-clock network, if not 16 of 48.")
 ]
@@ -35,13 +38,14 @@ def import_(
     semantic_statistics: Annotated[
         str | None, typer.Option("--semantic-statistics", help="Their latents_sv_stats.pt (SFD).")
     ] = None,
+    kind: Wanted = None,
     num_heads: Heads = None,
     semantic_channels: Semantic = None,
 ) -> None:
     """Convert a checkpoint in the authors' layout to our safetensors, with config and statistics."""
     if output.suffix != ".safetensors":
         raise UserError(f"output {output}: our format is safetensors; give a name that ends in .safetensors")
-    checkpoint = load_checkpoint(location, num_heads=num_heads, semantic_channels=semantic_channels)
+    checkpoint = _whole(location, kind, num_heads, semantic_channels)
     found = _statistics(checkpoint, statistics, semantic_statistics)
     checkpoint = dataclasses.replace(checkpoint, statistics=checkpoint.statistics | found)
     if not checkpoint.arguments:
@@ -57,9 +61,10 @@ def import_(
 def export(
     location: Location,
     output: Annotated[Path, typer.Argument(help="The torch file to write; statistics go beside it.")],
+    kind: Wanted = None,
 ) -> None:
     """Convert a checkpoint of ours back to the authors' layout."""
-    checkpoint = load_checkpoint(location)
+    checkpoint = load_checkpoint(location, kind=kind)
     written = [output]
     _writing(output, lambda: write_authors(output, checkpoint))
     for group, statistics in checkpoint.statistics.items():
@@ -71,9 +76,20 @@ def export(
 
 
 @app.command()
-def inspect(location: Location, num_heads: Heads = None, semantic_channels: Semantic = None) -> None:
+def inspect(
+    location: Location, kind: Wanted = None, num_heads: Heads = None, semantic_channels: Semantic = None
+) -> None:
     """Say what a checkpoint holds, without writing anything."""
-    _show(load_checkpoint(location, num_heads=num_heads, semantic_channels=semantic_channels), location)
+    _show(_whole(location, kind, num_heads, semantic_channels), location)
+
+
+def _whole(location: str, kind: Kind | None, num_heads: int | None, semantic_channels: int | None) -> Checkpoint:
+    checkpoint = load_checkpoint(location, kind=kind, num_heads=num_heads, semantic_channels=semantic_channels)
+    try:
+        check_whole(checkpoint)
+    except ValueError as error:
+        raise UserError(f"weights {location}: {error}; it is another network's file") from None
+    return checkpoint
 
 
 def _statistics(checkpoint: Checkpoint, texture: str | None, semantic: str | None) -> dict[str, Statistics]:
@@ -114,7 +130,7 @@ def _show(checkpoint: Checkpoint, name: str) -> None:
     kinds = sorted({str(value.dtype).removeprefix("torch.") for value in checkpoint.tensors.values()})
     table.add_row("kind", checkpoint.kind)
     table.add_row("tensors", f"{len(checkpoint.tensors)} with {count / 1e6:.2f} M values, {', '.join(kinds)}")
-    table.add_row("nested under", ", ".join(checkpoint.nesting) or "nothing (flat)")
+    table.add_row("found under", ", ".join(checkpoint.nesting) or "nothing (flat)")
     table.add_row("unaveraged weights", "kept beside" if checkpoint.raw else "none")
     for group, statistics in checkpoint.statistics.items():
         table.add_row(f"statistics of {group}", f"{len(statistics.mean)} channels")
@@ -125,5 +141,5 @@ def _show(checkpoint: Checkpoint, name: str) -> None:
     if checkpoint.extra:
         table.add_row("kept for training", ", ".join(checkpoint.extra))
     if checkpoint.dropped:
-        table.add_row("left out", f"{len(checkpoint.dropped)} tensors such as {checkpoint.dropped[0]}")
+        table.add_row("left out", f"{len(checkpoint.dropped)} tensors such as {', '.join(checkpoint.dropped[:3])}")
     Console().print(table)

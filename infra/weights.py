@@ -160,7 +160,11 @@ def load_tensors(location: str, whose: str) -> dict[str, Tensor]:
 def _told(what: str, location: str, path: Path, error: ValueError) -> str:
     """An error about a file, named once where it was fetched from and where it lies."""
     said = str(error).removeprefix(f"{path}: ")
-    return f"{what} {location}: {said}" if str(path) in location else f"{what} {location}: {said} (kept as {path}; delete it to fetch again)"
+    return (
+        f"{what} {location}: {said}"
+        if str(path) in location
+        else f"{what} {location}: {said} (kept as {path}; delete it to fetch again)"
+    )
 
 
 def _local(location: str) -> Path:
@@ -217,7 +221,7 @@ def _from_url(url: str) -> Path:
         raise
     except Exception as error:  # every kind of place has errors of its own
         reason = error.__cause__ or error  # fsspec calls whatever a web server answers "not found"
-        if isinstance(reason, FileNotFoundError):
+        if isinstance(reason, FileNotFoundError) or getattr(reason, "status", None) == 404:
             raise UserError(f"weights {url}: no such file; check the URL") from None
         said = (" ".join(str(reason).split()) or type(reason).__name__)[:160]
         raise UserError(f"weights {url}: reading stopped ({said}); check the address and the network") from None

@@ -29,7 +29,7 @@ from models.formats import (
     lightningdit_from_authors,
     semantic_vae_from_authors,
 )
-from models.state_dicts import choose, described, networks
+from models.state_dicts import choose, described, networks, other_layout
 
 FORMAT = "latentforge-model/1"
 NESTED = ("ema", "model", "state_dict", "model_state_dict")
@@ -88,9 +88,23 @@ def read(
         raise ValueError(f"{path}: {error}") from error
 
 
-def load_torch_file(path: Path) -> Any:
-    """What is in a file of weights, see `files.read_content`."""
-    return read_content(path).values
+def check_whole(checkpoint: Checkpoint) -> None:
+    """Build the network of a checkpoint without memory. Raises ValueError where tensors are missing,
+    unknown or of another shape, so that the file is of another network that shares some names."""
+    if not checkpoint.arguments:
+        return
+    tensors = checkpoint.tensors
+    with torch.device("meta"):
+        expected = build(checkpoint.kind, checkpoint.arguments).state_dict()
+    missing, unknown = (sorted(one.keys() - other.keys()) for one, other in ((expected, tensors), (tensors, expected)))
+    wrong = [name for name, value in expected.items() if name in tensors and tensors[name].shape != value.shape]
+    problems = [
+        f"{len(names)} {label} (such as {', '.join(names[:2])})"
+        for label, names in (("are missing", missing), ("are unknown", unknown), ("have another shape", wrong))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"some of its tensors are of the kind {checkpoint.kind}, but {'; '.join(problems)}")
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -176,14 +190,12 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, where: str, which: Which
     model.load_state_dict({name: source.get(name, value) for name, value in expected.items()})
 
 
-def _theirs(
-    content: Content, kind: Kind | None, num_heads: int | None, semantic_channels: int | None
-) -> Checkpoint:
+def _theirs(content: Content, kind: Kind | None, num_heads: int | None, semantic_channels: int | None) -> Checkpoint:
     values = content.values
     if not isinstance(values, (Mapping, list)) or type(values) is list:
         raise ValueError(f"expected a dictionary of tensors, found {type(values).__name__}")
     found = networks(values)
-    if not found:
+    if not found or other_layout(values):
         raise ValueError(described(values, content.foreign))
     main, beside = choose(found, kind)
     extra = {name: value for name, value in main.tensors.items() if name.startswith(_EXTRA)}
@@ -193,8 +205,6 @@ def _theirs(
     )
     stored = _stored_arguments(main.kind, values if isinstance(values, Mapping) else {})
     arguments = _arguments(main.kind, tensors, stored, num_heads, semantic_channels)
-    if arguments:
-        _check_names(main.kind, tensors, arguments)
     nesting = tuple(each.where for each in (main, beside) if each is not None and each.where)
     return Checkpoint(main.kind, tensors, arguments, raw, {}, extra, nesting, main.dropped)
 
@@ -243,22 +253,7 @@ def _arguments(
     try:
         _, inferred = infer_arguments(tensors, num_heads=heads, semantic_channels=semantic)
     except KeyError as missing:
-        raise ValueError(f"some of its tensors are a {kind}'s, but {missing.args[0]} is missing") from None
+        raise ValueError(f"some of its tensors are of the kind {kind}, but {missing.args[0]} is missing") from None
     except ValueError:
         return {}
     return inferred | {name: value for name, value in stored.items() if name != "align_depth" or name in inferred}
-
-
-def _check_names(kind: Kind, tensors: Mapping[str, Tensor], arguments: Arguments) -> None:
-    """Refuse tensors of which only some have the names and shapes of this kind of network."""
-    with torch.device("meta"):
-        expected = build(kind, arguments).state_dict()
-    wrong = [name for name, value in expected.items() if name in tensors and tensors[name].shape != value.shape]
-    missing, unknown = (sorted(one.keys() - other.keys()) for one, other in ((expected, tensors), (tensors, expected)))
-    problems = [
-        f"{len(names)} {label} (such as {', '.join(names[:2])})"
-        for label, names in (("are missing", missing), ("are unknown", unknown), ("have another shape", wrong))
-        if names
-    ]
-    if problems:
-        raise ValueError(f"some of its tensors are a {kind}'s, but {'; '.join(problems)}: another network's file")

@@ -15,6 +15,7 @@ import json
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -154,8 +155,9 @@ def _torch(path: Path, zipped: bool) -> Content:
         # `mappings` grows with every refusal, so this ends after as many tries as there are classes.
         chosen = [(_ForeignMapping if name in mappings else stand_ins[name], name) for name in names]
         try:
-            with torch.serialization.safe_globals([*_numpy(), *chosen]):  # type: ignore[list-item]
-                values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            with torch.serialization.safe_globals([*_numpy(), *chosen]), warnings.catch_warnings():  # type: ignore[list-item]
+                warnings.simplefilter("ignore")  # torch's, of pickle protocols; what it cannot read it refuses
+                values = _loaded(path, zipped)
             return Content(values, foreign=tuple(name for name in names if stand_ins[name].made))
         except pickle.UnpicklingError as error:
             filled = [
@@ -170,6 +172,13 @@ def _torch(path: Path, zipped: bool) -> Content:
             raise ValueError(
                 f"{path}: not a torch checkpoint, or damaged ({_first_line(error)}); fetch it again"
             ) from error
+
+
+def _loaded(path: Path, mapped: bool) -> Any:
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    with path.open("rb") as file:  # torch goes by a name's suffix where it is given a name
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _classes(path: Path, zipped: bool) -> list[str]:
@@ -196,7 +205,7 @@ def _globals(stream: Any) -> Iterator[str]:
         if isinstance(argument, str) and "UNICODE" in opcode.name:
             strings.append(argument)
         if opcode.name == "GLOBAL":
-            module, name = argument.split(" ", 1)
+            module, _, name = str(argument).partition(" ")
         elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:
             module, name = strings[-2:]
         else:

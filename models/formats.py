@@ -274,9 +274,12 @@ def _infer_semantic_vae(tensors: Mapping[str, Tensor], num_heads: int | None) ->
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many there are, from 0 on. Raises KeyError where there is none, as a missing tensor does."""
     count = 0
     while pattern.format(count) in tensors:
         count += 1
+    if not count:
+        raise KeyError(pattern.format(0))
     return count
 
 

@@ -24,6 +24,7 @@ _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)\."
 )
 _AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|shadow|averaged?|avg)(?:[._]|\d|$)", re.IGNORECASE)
+_ONLINE = re.compile(r"(?:^|[._])online(?:[._]|$)")  # what ema-pytorch averages, beside its average
 # latent-diffusion's averages: names without dots, and two counters beside them.
 _LITEMA = re.compile(r"^(.*?)model_ema\.([^.]+)$")
 # What is in the state dict of a network but is never averaged: tables that are not trained.
@@ -81,13 +82,18 @@ def choose(found: list[Found], kind: Kind | None = None) -> tuple[Found, Found |
     return (averaged, raw) if averaged is not None else (raw, None)  # type: ignore[return-value]
 
 
+def other_layout(values: Any) -> str | None:
+    """What a file is whose networks are of our kinds, but by names that we do not read."""
+    names = [name for _, state in _state_dicts(values) for name in state]
+    return next((what for mark, what in _OTHER_LAYOUTS.items() if any(mark in name for name in names)), None)
+
+
 def described(values: Any, foreign: tuple[str, ...] = ()) -> str:
     """What a file without a network that we know has in it, for an error."""
+    if what := other_layout(values):
+        return f"is {what}; give the original checkpoint that it was converted from"
     states = list(_state_dicts(values))
     names = [name for _, state in states for name in state]
-    for mark, what in _OTHER_LAYOUTS.items():
-        if any(mark in name for name in names):
-            return f"is {what}; give the original checkpoint that it was converted from"
     keys = ", ".join(str(key) for key in list(values)[:6]) if isinstance(values, Mapping) else ""
     said = [f"top keys {keys}"] if keys and any(where for where, _ in states) else []
     said.append(f"tensors such as {', '.join(names[:4])}" if names else "no tensors by name")
@@ -146,8 +152,8 @@ def _in_state_dict(where: str, tensors: Tensors) -> list[Found]:
     found, used = list[tuple[str, Kind, Tensors]](), set[str](shadow)
     for prefix, kind in places.items():
         inner = [each for each in places if each != prefix and each.startswith(prefix)]
-        others = (*inner, *(prefix + name for name in _NOT_OURS))
-        names = [name for name in tensors if name.startswith(prefix) and not name.startswith(others)]
+        beside = (*inner, *(prefix + name for name in _NOT_OURS))
+        names = [name for name in tensors if name.startswith(prefix) and not name.startswith(beside)]
         names = [name for name in names if name not in used]
         used.update(names)
         found.append((prefix, kind, {name.removeprefix(prefix): tensors[name] for name in names}))
@@ -155,7 +161,8 @@ def _in_state_dict(where: str, tensors: Tensors) -> list[Found]:
     made = []
     for prefix, kind, own in found:
         place = ".".join(part for part in (where, prefix.rstrip(".")) if part)
-        made.append(Found(kind, place, bool(_AVERAGE.search(place)), own, dropped))
+        average = bool(_AVERAGE.search(place)) and not _ONLINE.search(prefix)
+        made.append(Found(kind, place, average, own, dropped))
         if averages := _litema(prefix, own, {name: tensors[name] for name in shadow}, place):
             made.append(Found(kind, f"{place}.model_ema".lstrip("."), True, own | averages, dropped))
     return made

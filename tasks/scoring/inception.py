@@ -7,7 +7,6 @@ very file do scores get these names; with any other they are called after `incep
 from __future__ import annotations
 
 import io
-import pickle
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from infra.weights import fetch, file_hash
+from models.files import read_content
 from tasks.scoring.distances import score_name
 
 GENUINE = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -106,12 +106,10 @@ class Identity:
 def _tensors(location: str) -> dict[str, Tensor]:
     path = fetch(location)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(
-            f"evaluate.inception.weights {location}: not a file of tensors, or damaged ({_short(error)}); "
-            "fetch it again"
-        ) from None
+        content = read_content(path).values
+    except ValueError as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"evaluate.inception.weights {location}: {said}") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"evaluate.inception.weights {location}: expected a dictionary of tensors; fetch it again")
     return content

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from infra.weights import fetch
-from models.checkpoints import load_torch_file
+from models.files import read_content
 
 _FEATURES = "features."
 WITHOUT = "set train_vavae.objective.perceptual_weight (and of its stages) to 0 to train without LPIPS"
@@ -59,7 +59,7 @@ def _tensors(weights: str) -> Mapping[str, Any]:
                 f"torchvision's hub cannot be reached for VGG16 ({error}): download vgg16-397923af.pth elsewhere and "
                 "give its path or URL"
             ) from None
-    found = load_torch_file(fetch(weights))
+    found = read_content(fetch(weights)).values
     if not isinstance(found, Mapping) or not any(str(name).startswith(_FEATURES) for name in found):
         raise UserError("expected torchvision's VGG16 (features.0.weight …), found something else")
     return found

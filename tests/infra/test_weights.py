@@ -14,7 +14,10 @@ from flows.weights import app
 from infra.weights import fetch, foundation_weights, load_checkpoint, load_pretrained, load_statistics
 from models.checkpoints import read
 from models.formats import build
+from tests.helpers.published import hub_cache
+from tests.helpers.web import web_server
 from tests.models.test_checkpoints import authors_model, file_of, same, weights
+from tests.models.test_files import sharded
 
 runner = CliRunner()
 
@@ -36,7 +39,9 @@ def test_paths_are_used_where_they_are(authors: Path) -> None:
     assert fetch(str(authors)) == authors == fetch(f"file://{authors}")
     with pytest.raises(UserError, match=r"nowhere\.pt: does not exist"):
         fetch("nowhere.pt")
-    with pytest.raises(UserError, match="is a folder"):
+    assert fetch(str(authors.parent)) == authors
+    (authors.parent / "other.pt").touch()
+    with pytest.raises(UserError, match=r"is a folder, not a file \(0400000.pt, other.pt\)"):
         fetch(str(authors.parent))
 
 
@@ -77,6 +82,55 @@ def test_weights_on_s3(s3_root: str, home: Path, authors: Path) -> None:
     same(load_checkpoint(f"{s3_root}/sfd.pt").tensors, weights("sfd_model"))
     with pytest.raises(UserError, match=r"missing\.pt: no such file"):
         fetch(f"{s3_root}/missing.pt")
+
+
+def test_what_a_web_server_answers(tmp_path: Path, home: Path, authors: Path) -> None:
+    (tmp_path / "page.pt").write_text("<!DOCTYPE html><title>Sign in</title>")
+    with web_server(tmp_path, {"forbidden.pt": 403, "missing.pt": 404}, short=["short.pt"]) as url:
+        (tmp_path / "short.pt").write_bytes(authors.read_bytes())
+        same(load_checkpoint(f"{url}/{authors.name}").tensors, weights("sfd_model"))
+        for name, words in (
+            ("page.pt", r"a web page \(Sign in\), not a file of weights.*kept as .*; delete it to fetch again"),
+            ("forbidden.pt", "reading stopped .*403"),
+            ("missing.pt", "no such file; check the URL"),
+            ("short.pt", "reading stopped .*Not enough data"),
+        ):
+            with pytest.raises(UserError, match=words) as refusal:
+                load_checkpoint(f"{url}/{name}")
+            assert "\n" not in str(refusal.value)
+        assert not list((home / "weights").rglob("*.partial"))
+        assert not list((home / "weights").rglob("short.pt"))
+    with pytest.raises(UserError, match=r"reading stopped .*Cannot connect"):
+        fetch(f"{url}/gone.pt")
+
+
+def test_shards_are_fetched_beside_their_index(tmp_path: Path, home: Path) -> None:
+    from infra.weights import identities
+
+    index = sharded(tmp_path / "sharded", weights("dit_plain"))
+    with web_server(tmp_path) as url:
+        location = f"{url}/sharded/{index.name}"
+        for place in (location, str(index), str(index.parent)):
+            same(load_checkpoint(place).tensors, weights("dit_plain"))
+        before = identities(pretrained=str(index))
+        assert identities(pretrained=location) == before
+        sharded(index.parent, {name: value + 1 for name, value in weights("dit_plain").items()})
+        assert identities(pretrained=str(index)) != before, "shards of the same index are known by their content"
+        (tmp_path / "sharded" / "model-00002-of-00002.safetensors").unlink()
+        index.write_text(index.read_text() + " ")
+        with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors: no such file"):
+            fetch(f"{url}/sharded/./{index.name}")
+
+
+def test_a_hubs_cache_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, authors: Path) -> None:
+    """Files that lie where huggingface_hub keeps them are used without a network."""
+    location = hub_cache(tmp_path / "hub", "SFD-Project/SFD", {"weights/0400000.pt": authors.read_bytes()})
+    sharded(tmp_path / "s", weights("dit_plain"))
+    hub_cache(tmp_path / "hub", "us/shards", {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    same(load_checkpoint(f"{location}/weights/0400000.pt").tensors, weights("sfd_model"))
+    same(load_checkpoint("hf://us/shards/model.safetensors.index.json").tensors, weights("dit_plain"))
 
 
 def test_hub_names(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

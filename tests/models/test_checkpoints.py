@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -159,63 +158,12 @@ def test_plain_safetensors_without_metadata(tmp_path: Path) -> None:
     assert read(tmp_path / "a.safetensors").arguments == {}, "unknown semantic channels leave the config open"
 
 
-class Trap:
-    """What a hostile file holds: reading it the careless way would run this."""
-
-    def __init__(self, touched: Path) -> None:
-        self.touched = touched
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return os.mkdir, (str(self.touched),)
-
-
-def test_a_file_that_would_run_code_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    path, touched = tmp_path / "trap.pt", tmp_path / "touched"
-    torch.save({"model": weights("lightningdit_base"), "extra": Trap(touched)}, path)
-    with pytest.raises(ValueError, match=r"trap\.pt: refused.*mkdir.*weights_only=False") as refusal:
-        read(path)
-    assert not touched.exists()
-    assert "\n" not in str(refusal.value)
-
-
-def test_the_way_out_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command that the refusal gives, run as given, makes a file that reads."""
-    path = tmp_path / "odd.pt"
-    torch.save({"model": weights("lightningdit_base"), "when": __import__("datetime").date(2026, 1, 1)}, path)
-    with pytest.raises(ValueError, match="datetime") as refusal:
-        read(path)
-    command = str(refusal.value).split('python -c "', 1)[1].split('", then', 1)[0]
-    monkeypatch.chdir(tmp_path)
-    exec(command)
-    same(read(tmp_path / "tensors.pt").tensors, weights("lightningdit_base"))
-
-
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
-def test_damaged_files_are_named(name: str, content: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}: not a .*damaged|{name}: refused"):
-        read(tmp_path / name)
-
-
-def test_a_truncated_checkpoint_is_damaged(tmp_path: Path) -> None:
-    for name in ("a.pt", "a.safetensors"):
-        path = tmp_path / name
-        if name.endswith("pt"):
-            torch.save(weights("vavae"), path)
-        else:
-            save_file(weights("vavae"), path)
-        path.write_bytes(path.read_bytes()[:-2000])
-        with pytest.raises(ValueError, match="damaged"):
-            read(path)
-
-
 def test_files_of_other_things_are_named(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"a.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"list\.pt: expected a dictionary"):
         read(tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"other\.pt: these tensors belong to no network"):
+    with pytest.raises(ValueError, match=r"other\.pt: these tensors belong to no network.*such as a\.weight"):
         read(tmp_path / "other.pt")
 
 
@@ -229,8 +177,11 @@ def test_statistics_files_go_there_and_back(tmp_path: Path) -> None:
     torch.save({"mean": torch.zeros(2), "std": torch.zeros(2)}, tmp_path / "flat.pt")
     with pytest.raises(ValueError, match="std above 0"):
         read_statistics(tmp_path / "flat.pt")
+    torch.save({"mean": torch.tensor([0.0, float("nan")]), "std": torch.ones(2)}, tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match="one finite value per channel"):
+        read_statistics(tmp_path / "nan.pt")
     torch.save({"mean": torch.zeros(2)}, tmp_path / "half.pt")
-    with pytest.raises(ValueError, match="'mean' and 'std'"):
+    with pytest.raises(ValueError, match="'mean' and 'std', found mean"):
         read_statistics(tmp_path / "half.pt")
 
 

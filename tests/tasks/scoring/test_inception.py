@@ -112,6 +112,6 @@ class _Command:
 def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
     target, file = tmp_path / "ran", tmp_path / "evil.pth"
     torch.save({"fc.weight": _Command(target)}, file, pickle_module=pickle)
-    with pytest.raises(UserError, match="not a file of tensors"):
+    with pytest.raises(UserError, match=r"refused, because it holds an object of posix\.system"):
         Inception(str(file))
     assert not target.exists()
