@@ -51,6 +51,7 @@ def run(
     root: Root = None,
 ) -> None:
     """Run a flow here and now, reusing every stage whose inputs did not change."""
+    _check_environment()
     from flows.lowdiff_full import lowdiff_full
     from flows.run import preflight
     from flows.sfd_full import sfd_full
@@ -82,6 +83,7 @@ def race(
     root: Root = None,
 ) -> None:
     """Train variants of a recipe on equal budgets and seeds, score them on the way, and draw how they compare."""
+    _check_environment()
     from flows.race import entries_of
     from flows.race import race as flow
 
@@ -101,6 +103,7 @@ def sweep(
     root: Root = None,
 ) -> None:
     """Sample and score a trained recipe under many settings of guidance, solver or steps."""
+    _check_environment()
     from flows.sweep import settings_of
     from flows.sweep import sweep as flow
 
@@ -119,6 +122,7 @@ def compare(
     """Put finished runs side by side in a table, charts and one page."""
     from flows.compare import compare as side_by_side
 
+    _check_environment("home", "MLflow")
     summary(side_by_side(runs, root).uri)
 
 
@@ -192,6 +196,7 @@ def serve(
     mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
 ) -> None:
     """Start Prefect's server and worker and the MLflow UI, all on loopback, and register the deployments."""
+    _check_environment("home", "temporary folder", "disk")
     servers.serve(prefect_port, mlflow_port)
 
 
@@ -201,6 +206,25 @@ def numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text}: expected numbers between commas, for example 207,360") from None
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine and what its environment names; paste what this prints into a bug report."""
+    from flows.doctor import report
+
+    text, sound = report()
+    print(text)
+    if not sound:
+        sys.exit(1)
+
+
+def _check_environment(*names: str) -> None:
+    """Refuse what would fail later, and say in a line each what would only be slower."""
+    from infra import environment
+
+    for note in environment.require(*names):
+        print(f"note: {note.text}", file=sys.stderr)
 
 
 class _OneLine(logging.Filter):

@@ -10,6 +10,7 @@ import ray
 
 from configs.compute import ActorCompute
 from configs.errors import UserError
+from infra import machine, proxies
 
 SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the version of uv or pip that started us must not be rebuilt in workers
@@ -30,15 +31,23 @@ def connect() -> None:
     """Join the cluster of RAY_ADDRESS, else start a local Ray on loopback; nothing if already connected."""
     if ray.is_initialized():
         return
+    proxies.spare_loopback()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+    if address and address != "local":
+        try:
+            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError) as error:  # dead, or of another version of Ray or Python
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"the Ray of RAY_ADDRESS, {address}, cannot be joined ({reason}): unset it for a local Ray, or start "
+                "that cluster from this requirements.lock"
+            ) from None
         return
     ray.init(
         address="local",
-        num_cpus=max(2, os.cpu_count() or 2),
+        num_cpus=max(2, machine.cpus()),
         include_dashboard=True,  # Ray Train asks its state interface whether a training is still alive
         dashboard_host="127.0.0.1",
         _node_ip_address="127.0.0.1",

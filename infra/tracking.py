@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from infra import logs
 from infra.addresses import refuse_credentials
 from infra.home import home
 
@@ -122,17 +123,31 @@ def start_run(experiment: str, name: str, tags: Mapping[str, str], parent: Track
 
     uri = parent.uri if parent else tracking_uri()
     client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        location = None if uri.startswith("http") else (home() / "mlruns").as_uri()
-        experiment_id = client.create_experiment(experiment, artifact_location=location)
-    else:
-        experiment_id = found.experiment_id
+    experiment_id = _experiment(client, experiment, uri)
     all_tags = dict(tags)
     if parent:
         all_tags["mlflow.parentRunId"] = parent.run
     run = client.create_run(experiment_id, run_name=name, tags=all_tags)
     return Tracker(uri, run.info.run_id)
+
+
+def _experiment(client: Any, name: str, uri: str) -> str:
+    """The experiment's id; made when missing, and brought back where somebody deleted it."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None if uri.startswith("http") else (home() / "mlruns").as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)  # another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+        logs.say(f"MLflow's experiment {name} had been deleted: restored it", "warning")
+    return str(found.experiment_id)
 
 
 def run_tags(run: str) -> dict[str, str] | None:
