@@ -194,10 +194,13 @@ def sample(
 def serve(
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
+    listen: Annotated[
+        str, typer.Option(help="On a cluster's head: its private address, where machines that train find MLflow.")
+    ] = servers.LOOPBACK,
 ) -> None:
     """Start Prefect's server and worker and the MLflow UI, all on loopback, and register the deployments."""
     _check_environment("home", "temporary folder", "disk")
-    servers.serve(prefect_port, mlflow_port)
+    servers.serve(prefect_port, mlflow_port, listen)
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -1,7 +1,11 @@
-"""`make serve`: Prefect's server, a process worker and the MLflow UI on loopback, until interrupted."""
+"""`make serve`: Prefect's server, a process worker and the MLflow UI on loopback, until interrupted.
+
+On the head of a cluster MLflow also listens where the other machines find it: those that train write their curves.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -20,16 +24,17 @@ from infra.home import home
 POOL = "latentforge"
 _REPOSITORY = Path(__file__).parents[1]
 _BIN = Path(sys.executable).parent
+LOOPBACK = "127.0.0.1"
 
 
-def serve(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
+def serve(prefect_port: int = 4200, mlflow_port: int = 5000, listen: str = LOOPBACK) -> None:
     """Start everything, register the deployments of `prefect.yaml`, and wait for Ctrl-C."""
     for ending in (signal.SIGTERM, signal.SIGHUP):  # else a service manager or a closed terminal would leave servers
         if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(ending, lambda *_: sys.exit(0))
-    with running(prefect_port, mlflow_port) as environment:
+    with running(prefect_port, mlflow_port, listen) as environment:
         print(
-            f"\nPrefect   http://127.0.0.1:{prefect_port}\nMLflow    http://127.0.0.1:{mlflow_port}\n\n"
+            f"\nPrefect   http://127.0.0.1:{prefect_port}\nMLflow    {environment['MLFLOW_TRACKING_URI']}\n\n"
             "In another shell:\n"
             f"  export PREFECT_API_URL={environment['PREFECT_API_URL']}\n"
             f"  {_BIN / 'prefect'} deployment run sfd-full/demo\n\nCtrl-C stops all.",
@@ -42,20 +47,26 @@ def serve(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
 
 
 @contextmanager
-def running(prefect_port: int, mlflow_port: int) -> Iterator[dict[str, str]]:
+def running(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iterator[dict[str, str]]:
     """The servers and the worker while the context lasts; gives the environment that talks to them.
+
+    Args:
+        prefect_port: of Prefect's server, on loopback.
+        mlflow_port: of MLflow.
+        listen: the address of this machine at which MLflow answers. It asks nobody who they are: a private address
+            behind a firewall that lets in the cluster's own machines and nobody else.
 
     Raises:
         UserError: a port is taken, or a server does not come up.
     """
     folder = home()
-    for what, port in (("prefect", prefect_port), ("mlflow", mlflow_port)):
-        _check_free(port, f"--{what}-port")
+    for what, address, port in (("prefect", LOOPBACK, prefect_port), ("mlflow", listen, mlflow_port)):
+        _check_free(address, port, f"--{what}-port")
     environment = {
         **os.environ,
         "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{prefect_port}/api",
-        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow_port}",
+        "MLFLOW_TRACKING_URI": f"http://{listen}:{mlflow_port}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for features that nobody here calls
         "LATENTFORGE_HOME": str(folder),
         "PWD": str(_REPOSITORY),
@@ -63,28 +74,35 @@ def running(prefect_port: int, mlflow_port: int) -> Iterator[dict[str, str]]:
     }
     # Databases: SQLite here, or what PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_BACKEND_STORE_URI name.
     environment.setdefault("MLFLOW_BACKEND_STORE_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    environment.setdefault("MLFLOW_ARTIFACTS_DESTINATION", str(folder / "mlruns"))
+    if listen != LOOPBACK:  # MLflow answers to these names only
+        environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", f"{listen}:{mlflow_port},localhost:{mlflow_port}")
     with ExitStack() as stack:
         start = lambda name, *command: stack.enter_context(_process(name, command, environment))  # noqa: E731
         start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port))
         start(
-            *("mlflow", "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"),
-            *("--artifacts-destination", str(folder / "mlruns")),
+            *("mlflow", "mlflow", "server", "--host", listen, "--port", str(mlflow_port), "--workers", "1"),
+            *("--artifacts-destination", environment["MLFLOW_ARTIFACTS_DESTINATION"]),
         )
         _await("the Prefect server", f"http://127.0.0.1:{prefect_port}/api/health", folder / "prefect-server.log")
         _run(environment, "prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _run(environment, "prefect", "--no-prompt", "deploy", "--all")
-        _await("the MLflow UI", f"http://127.0.0.1:{mlflow_port}/health", folder / "mlflow.log")
+        _await("the MLflow UI", f"{environment['MLFLOW_TRACKING_URI']}/health", folder / "mlflow.log")
         start("worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
         yield environment
 
 
-def _check_free(port: int, option: str) -> None:
+def _check_free(address: str, port: int, option: str) -> None:
     """Else whoever answers there would be taken for the server that is started here."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((address, port))
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise UserError(
+                    f"--listen {address}: this machine has no such address; `hostname -I` lists its own"
+                ) from None
             raise UserError(
                 f"port {port} is taken ({error.strerror}): stop what runs there, or choose another with {option}"
             ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -69,4 +70,22 @@ def test_kubernetes_takes_over_what_is_for_clusters() -> None:
     here = {each["name"]: each for each in deployments("prefect.yaml") if "cluster" in each.get("tags", ())}
     there = {each["name"]: each for each in deployments("infra/prefect/kubernetes.yaml")}
     assert set(here) == set(there)
-    assert all(here[name]["parameters"] == there[name]["parameters"] for name in here)
+    for name, each in there.items():
+        *_, (last, overrides) = each["parameters"].items()
+        assert last == "overrides" and {**here[name]["parameters"], "overrides": overrides} == each["parameters"]
+
+
+@pytest.mark.parametrize("deployment", deployments("infra/prefect/kubernetes.yaml"), ids=lambda each: each["name"])
+def test_pods_look_for_images_where_pods_can_see_them(deployment: dict[str, Any]) -> None:
+    given = deployment["parameters"]
+    own, there = load_recipe(given["recipe"]).data.source, load_recipe(given["recipe"], given["overrides"]).data.source
+    assert there.kind == own.kind and there.path.startswith("s3://REPLACE-IMAGES/")
+    assert (there.test_path is None) == (own.test_path is None) and (there.test_path or "s3://").startswith("s3://")
+
+
+def test_a_ray_job_looks_for_images_where_pods_can_see_them() -> None:
+    (job,) = yaml.safe_load_all((REPOSITORY / "infra/kubernetes/rayjob.yaml").read_text())
+    command = shlex.split(shlex.split(job["spec"]["entrypoint"])[-1])
+    overrides = [command[number + 1] for number, word in enumerate(command) if word == "--set"]
+    source = load_recipe(command[command.index("--recipe") + 1], overrides).data.source
+    assert source.path.startswith("s3://REPLACE-IMAGES/") and source.test_path.startswith("s3://REPLACE-IMAGES/")

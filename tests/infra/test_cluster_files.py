@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -19,11 +20,10 @@ from tests.helpers.cluster_files import (
     INFRA,
     KUBERNETES,
     POOLS,
-    RAY_KINDS,
     REPOSITORY,
-    RayClusterSpec,
     files,
     flow_job,
+    kuberay_accepts,
     manifests,
     pods,
     ray_up,
@@ -58,8 +58,7 @@ def test_a_flow_run_is_a_valid_job_that_reaches_the_cluster() -> None:
 def test_kubernetes_accepts(name: str) -> None:
     manifest = manifests()[name]
     if manifest["apiVersion"] == "ray.io/v1":
-        RAY_KINDS[manifest["kind"]].model_validate(manifest["spec"])
-        assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+        kuberay_accepts(manifest)
     else:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
@@ -78,8 +77,13 @@ def test_validation_does_refuse() -> None:
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, KUBERNETES, strict=True)
     spec = manifests()["RayCluster latentforge"]["spec"]
-    with pytest.raises(ValueError, match="idleTimeoutSecond\n"):
-        RayClusterSpec.model_validate({**spec, "autoscalerOptions": {"idleTimeoutSecond": 60}})
+    kuberay_accepts({"kind": "RayCluster", "spec": spec})
+    for slip, word in (
+        ({"autoscalerOptions": {"idleTimeoutSecond": 60}}, "idleTimeoutSecond"),
+        ({"workerGroupSpecs": [{"groupName": "decode"}]}, "is a required property"),
+    ):
+        with pytest.raises(jsonschema.ValidationError, match=word):
+            kuberay_accepts({"kind": "RayCluster", "spec": {**spec, **slip}})
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
@@ -126,9 +130,11 @@ def test_the_image_has_the_laptops_pins() -> None:
     assert [line for line in pip if "-r requirements.lock" in line]
     assert all("--no-deps" in line for line in pip), "nothing but the pins may come in"
     lock = dict(line.split("==") for line in (REPOSITORY / "requirements.lock").read_text().split())
-    extra = (INFRA / "container" / "servers.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in extra if line and not line.startswith("#"))
-    assert all(lock.get(name, pin) == pin for name, pin in pins.items())
+    for name in ("servers.txt", "clouds.txt"):
+        assert f"-r {name}" in dockerfile and f"infra/container/{name}" in dockerfile
+        extra = (INFRA / "container" / name).read_text().splitlines()
+        pins = dict(line.split("==") for line in extra if line and not line.startswith("#"))
+        assert pins and all(lock.get(package, pin) == pin for package, pin in pins.items())
     cluster = manifests()["RayCluster latentforge"]["spec"]
     assert cluster["rayVersion"] == lock["ray"] == version("ray")
     python = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"]
@@ -186,6 +192,11 @@ def test_kubernetes_starts_what_is_described() -> None:
         assert ("latentforge/market" in spec["nodeSelector"]) == pool.spot
         limits = spec["containers"][0]["resources"]["limits"]
         assert limits.get("nvidia.com/gpu", 0) == pool.gpus
+        checks = [(each["command"], each["resources"]["limits"]) for each in spec.get("initContainers", [])]
+        assert [(command[-1], given["nvidia.com/gpu"]) for command, given in checks] == (
+            [(str(pool.gpus), pool.gpus)] if pool.gpus else []
+        ), "a pod looks for all its GPUs before Ray starts in it"
+        assert all(command[:-1] == ["python", "-m", "infra.gpus"] for command, _ in checks)
         _fits(group["template"], pool)
 
 
@@ -215,8 +226,9 @@ def test_caches_and_spilled_objects_go_to_local_disks() -> None:
     for cloud in CLOUDS:
         config = ray_up(cloud)
         assert "--volume /local:/local" in config["docker"]["run_options"]
-        for command in (config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]):
-            assert "--object-spilling-directory=/local/" in command
+        commands = (*config["head_start_ray_commands"], *config["worker_start_ray_commands"])
+        starts = [command for command in commands if "ray start" in command]
+        assert len(starts) == 2 and all("--object-spilling-directory=/local/" in command for command in starts)
     for name, pod in pods().items():
         if "RayCluster" in name:
             mounts = {mount["name"]: mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
