@@ -143,10 +143,12 @@ def test_the_image_has_the_laptops_pins() -> None:
 
 
 def test_the_image_has_the_whole_code() -> None:
-    packages = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    setuptools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {pattern.removesuffix("*") for pattern in setuptools["packages"]["find"]["include"]}
+    assert {"configs", "models", "tasks", "flows", "infra"} <= folders
     ignored = (INFRA / "container" / "Dockerfile.dockerignore").read_text().split()
     dockerfile = (INFRA / "container" / "Dockerfile").read_text()
-    for folder in {package.split(".")[0] for package in packages}:
+    for folder in folders:
         assert f"COPY {folder} {folder}\n" in dockerfile and f"!{folder}" in ignored
 
 

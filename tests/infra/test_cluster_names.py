@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.infra.cloud_accounts import created
-from tests.infra.cluster_files import CLOUDS, INFRA, REPOSITORY, manifests, pods, ray_up, walk
+from tests.helpers.cloud_accounts import created
+from tests.helpers.cluster_files import CLOUDS, INFRA, REPOSITORY, manifests, pods, ray_up, walk
 
 KINDS = {
     "aws": {

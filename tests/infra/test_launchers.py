@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.infra.cloud_accounts import replay_on_aws
-from tests.infra.clouds import Machines, Rented, filled_in, start_head, start_on_demand, start_worker
-from tests.infra.cluster_files import CLOUDS, INFRA
+from tests.helpers.cloud_accounts import replay_on_aws
+from tests.helpers.clouds import Machines, Rented, filled_in, start_head, start_on_demand, start_worker
+from tests.helpers.cluster_files import CLOUDS, INFRA
 
 AWS = {"ami-REPLACE": "ami-1", "subnet-REPLACE": "subnet-1", "sg-REPLACE": "sg-1"}
 
@@ -231,7 +231,7 @@ def test_on_a_mocked_gcp(operator: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     from ray.autoscaler._private.commands import _bootstrap_config
     from ray.autoscaler._private.providers import _get_node_provider
 
-    from tests.infra.google import Google
+    from tests.helpers.google import Google
 
     google = Google().installed(monkeypatch)
     monkeypatch.setattr("ray.autoscaler._private.gcp.node.POLL_INTERVAL", 0)

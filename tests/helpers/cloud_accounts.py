@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.infra.cluster_files import INFRA
+from tests.helpers.cluster_files import INFRA
 
 SETTINGS = {
     "aws": {"ACCOUNT": "123456789012", "BUCKET": "artifacts", "IMAGES": "images"},

@@ -18,7 +18,7 @@ from unittest.mock import MagicMock
 import yaml
 from ray.autoscaler.node_provider import NodeProvider
 
-from tests.infra.cluster_files import INFRA
+from tests.helpers.cluster_files import INFRA
 
 VALUES = {
     "REPLACE-ACCOUNT": "123456789012",
