@@ -56,15 +56,53 @@ def diffusion(recipe: Recipe, section: DiffusionModel, side: int | None = None) 
 
 
 def unet(recipe: Recipe, section: UnetModel, side: int | None = None) -> tuple[Cost, Cost]:
-    """A library's network, so it is built (without memory) and counted; it has no alignment head."""
-    import torch
+    """The UNet of a cascade in pixels (`models/cascade_unet.py`); it has no alignment head. `side` as for :func:`dit`.
 
-    from tasks.networks import build_unet
+    A lower side enters and leaves at the level of its own size: levels outside it hold weights and do nothing.
+    """
+    widths = [section.channels * multiplier for multiplier in section.multipliers]
+    finest, told, last = recipe.sides[-1], 4 * widths[0], len(widths) - 1
+    outermost = 0 if side is None else list(reversed(recipe.sides)).index(side)
+    sides = [finest >> level for level in range(len(widths))]
+    parts: list[tuple[Cost, bool]] = []  # and whether an image of this side passes through
 
-    with torch.device("meta"):
-        network = build_unet(recipe, section)
-    state = network.state_dict().values()
-    return Cost(sum(tensor.numel() for tensor in state), len(state), network.flops_at(side)), Cost()
+    def level(inward: list[int], number: int) -> None:
+        """Residual blocks with so many channels in, all with the level's own out."""
+        width, cells = widths[number], sides[number] ** 2
+        attends = sides[number] in section.attention
+        for channels in inward:
+            block = _told_residual(channels, width, told, cells)
+            block += _self_attention(width, cells) if attends else Cost()
+            parts.append((block, number >= outermost))
+
+    skips = [widths[0]]
+    for number, width in enumerate(widths):
+        level([skips[-1]] + [width] * (section.blocks - 1), number)
+        skips += [width] * section.blocks
+        if number != last:
+            parts.append((_convolution(width, width, 3, sides[number + 1] ** 2), number >= outermost))
+            skips.append(width)
+    cells = sides[last] ** 2
+    middle = _told_residual(widths[last], widths[last], told, cells).times(2)
+    parts.append((middle + _self_attention(widths[last], cells), True))
+    before = widths[last]
+    for number in reversed(range(len(widths))):
+        width = widths[number]
+        entering = [before] + [width] * section.blocks
+        level([channels + skips.pop() for channels in entering], number)
+        if number:
+            parts.append((_convolution(width, width, 3, sides[number - 1] ** 2), number > outermost))
+        before = width
+    for number in range(len(recipe.sides)):
+        inward = widths[max(0, number - 1)]  # what the level's first block expects; pixels and condition come in
+        door_in = _convolution(2 * 3, inward, 3, sides[number] ** 2)
+        door_out = _norm(widths[number]) + _convolution(widths[number], 3, 3, sides[number] ** 2)
+        parts.append((door_in + door_out, number == outermost))
+    embedding = _linear(widths[0], told) + _linear(told, told) + _linear(1, told)
+    tables = _table((recipe.data.classes + 1) * told) + _table(len(recipe.sides) * told)
+    parts.append((embedding + tables, True))
+    whole = _sum(part for part, _ in parts)
+    return Cost(whole.values, whole.tensors, sum(part.flops for part, passed in parts if passed)), Cost()
 
 
 def dit(recipe: Recipe, section: DitModel, side: int | None = None) -> tuple[Cost, Cost]:
@@ -269,6 +307,11 @@ def _residual(inward: int, outward: int, cells: int) -> Cost:
     body = [_norm(inward), _convolution(inward, outward, 3, cells)]
     body += [_norm(outward), _convolution(outward, outward, 3, cells)]
     return _sum(body) + (_convolution(inward, outward, 1, cells) if inward != outward else Cost())
+
+
+def _told_residual(inward: int, outward: int, told: int, cells: int) -> Cost:
+    """A residual block of a UNet, which an embedding of width `told` is added to."""
+    return _residual(inward, outward, cells) + _linear(told, outward)
 
 
 def _self_attention(width: int, cells: int) -> Cost:

@@ -38,7 +38,7 @@ def test_networks_cost_what_built_ones_do(name: str) -> None:
     with torch.device("meta"):
         network = build_network(recipe, recipe.train_dit.model)
         tokenizer = build_autoencoder(recipe.train_vavae.model)
-    for side in recipe.sides if isinstance(network, LightningDiT) else recipe.sides[:1]:  # a UNet is counted, slowly
+    for side in recipe.sides:
         backbone, head = networks.diffusion(recipe, recipe.train_dit.model, side)
         same_state(backbone + head, network)
         assert backbone.flops == flops.forward_flops(network, side=side)
