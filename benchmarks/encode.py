@@ -48,8 +48,7 @@ ROUNDS = 2
 
 def made(stage: Stage, recipe: Recipe, root: str, *inputs: Artifact) -> Artifact:
     prints = {artifact.stage: artifact.fingerprint for artifact in inputs}
-    name, sections = stage.fingerprint(recipe, prints)
-    return perform(stage, Job(stage.name, name, root, recipe.model_dump(mode="json"), prints, sections))
+    return perform(stage, stage.job(recipe, root, prints))
 
 
 def untrained(recipe: Recipe, root: str, shards: Artifact) -> list[Artifact]:

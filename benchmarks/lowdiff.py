@@ -104,13 +104,10 @@ def job_of(root: str, recipe: Recipe, name: str) -> tuple[Stage, Job]:
     """The job of a stage as the flow would have it."""
     prints: dict[str, str] = {}
     for stage in (stage for stage in STAGES if stage.present(recipe)):
-        found, sections = stage.fingerprint(
-            recipe, {needed: prints[needed] for needed in stage.inputs if needed in prints}
-        )
-        inputs = {needed: prints[needed] for needed in stage.inputs if needed in prints}
-        prints[stage.name] = found
+        job = stage.job(recipe, root, {needed: prints[needed] for needed in stage.inputs if needed in prints})
+        prints[stage.name] = job.fingerprint
         if stage.name == name:
-            return stage, Job(name, found, root, recipe.model_dump(mode="json"), inputs, sections)
+            return stage, job
     raise ValueError(f"no stage {name}")
 
 

@@ -20,8 +20,7 @@ def sample_job(recipe: Recipe, name: str, root: str | None) -> Job:
         if not stage.present(recipe):
             continue
         prints = {needed: jobs[needed].fingerprint for needed in stage.inputs if needed in jobs}
-        found, sections = stage.fingerprint(recipe, prints)
-        jobs[stage.name] = Job(stage.name, found, place, recipe.model_dump(mode="json"), prints, sections)
+        jobs[stage.name] = stage.job(recipe, place, prints)
         if stage.name == "sample":
             break
     job = jobs["sample"]

@@ -17,9 +17,10 @@ from rich.table import Table
 from configs import UserError, load_recipe
 from configs.cluster import Cluster, load_cluster
 from infra.home import default_root
+from tasks.dag import FLOWS
 from tasks.plan.data import images_of
 from tasks.plan.schedule import Plan, Rate, StagePlan, schedule
-from tasks.plan.stages import FLOWS, works
+from tasks.plan.stages import works
 from tasks.plan.work import Figure
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 from configs.recipe import Recipe
 from infra import tracking
-from infra.artifacts import Artifact, fingerprint
-from tasks.stage import Context, Job, Outcome, Stage, perform
+from infra.artifacts import Artifact
+from tasks.stage import Context, Outcome, Stage, perform, side_job
 
 
 def publish(
@@ -21,8 +21,8 @@ def publish(
     inputs: dict[str, str],
     tracker: tracking.Tracker,
 ) -> Artifact:
-    """A page of standings as an artifact; drawn anew each time, so that a changed page is not taken for an old one."""
-    name = fingerprint(kind, 1, sections, inputs)
-    job = Job(kind, name, root, recipe.model_dump(mode="json"), inputs, sections, asdict(tracker))
+    """A page about several runs as an artifact; drawn anew each time, so that a changed page is not
+    taken for an old one."""
+    job = side_job(kind, 1, recipe, root, sections, inputs, asdict(tracker))
     Context(job).artifact.discard()
     return perform(Stage(kind, 1, (), (), written), job)

@@ -27,7 +27,7 @@ from tasks.comparing import comparison
 from tasks.comparing.comparison import Axis, ComparedRun
 from tasks.comparing.trial import SHEET, Snapshot, TrainingActor, TrialActor, trial_job
 from tasks.data.actors import spread
-from tasks.scoring.real_images import RealImages, real_images
+from tasks.scoring.real_images import RealImages, ScoringInputs, real_images
 from tasks.stage import Context, Job
 from tasks.training.metrics import PROCESSOR_SECONDS, SECONDS
 
@@ -81,8 +81,7 @@ class Racing:
             self._inputs[entry.variant] = inputs
         first = self.entries[0]
         shards = self._inputs[first.variant]["shard"]
-        job = Job("race", "", self.root, first.recipe.model_dump(mode="json"), {"shard": shards.fingerprint}, {})
-        self._real = real_images(Context(job))
+        self._real = real_images(ScoringInputs(first.recipe, self.root, shards))
 
     def train(self) -> None:
         """All entries: side by side in actors, as many as `compute.actors.actors`, where one worker trains each; else

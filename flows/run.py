@@ -135,9 +135,8 @@ class Run:
     def plan(self, stage: Stage, inputs: Sequence[Artifact]) -> tuple[Artifact, Job]:
         """The artifact a stage would make, and the job that makes it: a pure function of recipe and inputs."""
         prints = {artifact.stage: artifact.fingerprint for artifact in inputs}
-        name, sections = stage.fingerprint(self.recipe, prints)
-        job = Job(stage.name, name, self.root, self.recipe.model_dump(mode="json"), prints, sections)
-        return Artifact(self.root, stage.name, name), job
+        job = stage.job(self.recipe, self.root, prints)
+        return Context(job).artifact, job
 
     def _selected(self, stage: Stage) -> bool:
         if self.only is not None:

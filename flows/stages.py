@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from prefect import flow
 
 from flows.run import open_run
-from tasks.encode import STAGE as encode
-from tasks.evaluate import STAGE as evaluate
-from tasks.report import STAGE as report
-from tasks.sample import STAGE as sample
-from tasks.shard import STAGE as shard
+from tasks.dag import PIPELINE, StageName, load_stage
 from tasks.stage import Stage
-from tasks.train_dit import STAGE as train_dit
-from tasks.train_semvae import STAGE as train_semvae
-from tasks.train_vavae import STAGE as train_vavae
 
-STAGES: tuple[Stage, ...] = (shard, train_vavae, train_semvae, encode, train_dit, sample, evaluate, report)
-
-StageName = Literal["shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate", "report"]
-"""Their names, for Prefect's forms."""
+STAGES: tuple[Stage, ...] = tuple(load_stage(name) for name in PIPELINE)
+shard, train_vavae, train_semvae, encode, train_dit, sample, evaluate, report = STAGES
 
 
 @flow(name="stage", flow_run_name="{stage}/{recipe}")

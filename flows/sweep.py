@@ -21,7 +21,7 @@ from infra.cluster import disconnect
 from tasks.comparing import comparison
 from tasks.comparing.comparison import Axis, ComparedRun
 from tasks.comparing.trial import SHEET, TrialActor, trial_job
-from tasks.scoring.real_images import RealImages, real_images
+from tasks.scoring.real_images import RealImages, ScoringInputs, real_images
 from tasks.stage import Context, Job
 
 PAGE = "sweep.html"
@@ -76,8 +76,8 @@ def settings_of(
 
 def _run(settings: dict[str, Recipe], jobs: dict[str, Job], over: Sequence[str], tracker: tracking.Tracker) -> Artifact:
     first, job = next(iter(settings.values())), next(iter(jobs.values()))
-    shards = Context(job).input("encode").manifest.inputs["shard"]
-    real = real_images(Context(Job("sweep", "", job.root, job.recipe, {"shard": shards}, {})))
+    shards = Artifact(job.root, "shard", Context(job).input("encode").manifest.inputs["shard"])
+    real = real_images(ScoringInputs(first, job.root, shards))
     trials = {name: _trial(settings[name], jobs[name], real) for name in settings}
     missing = [each for each in trials.values() if not Context(each).artifact.is_complete()]
     run_jobs("sweep", TrialActor, missing, first.compute.actors, len(missing) * first.sample.images)

@@ -14,6 +14,7 @@ from tasks.scoring.distances import FrechetFrom
 from tasks.scoring.features import ImageFeatures, ImageSet, PerImageFeatures
 from tasks.scoring.real_images import (
     RECONSTRUCTED,
+    ScoringInputs,
     classifier_of,
     features_of,
     score_names,
@@ -33,9 +34,10 @@ def run(context: Context) -> Outcome:
     """
     section = context.recipe.evaluate
     reference = references.resolve(context.recipe)
-    judge = classifier_of(context)
+    given = ScoringInputs.of(context)
+    judge = classifier_of(given)
     sample = ImageSet(context.input("sample"), "part-", section.images)
-    sets = features_of(context, reference, judge, {"made": sample})[0]
+    sets = features_of(given, reference, judge, {"made": sample})[0]
     made, real = sets["made"], with_statistics(sets["reference"], reference)
     floor = sets["floor"].first(min(made.images, sets["floor"].images))
     scores = scored(real, made, context.recipe)

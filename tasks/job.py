@@ -13,7 +13,6 @@ import re
 import sys
 import traceback
 from dataclasses import replace
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,7 +21,8 @@ from infra import logs
 from infra.artifacts import Artifact
 from infra.cluster import disconnect
 from infra.jobs import DESCRIPTION, FAULT
-from tasks.stage import Job, Stage, causes, perform
+from tasks.dag import load_stage
+from tasks.stage import Job, causes, perform
 
 _LOCK = Path(__file__).parents[1] / "requirements.lock"
 _TEMPORARY = 75
@@ -34,8 +34,7 @@ def main(root: str, stage: str, fingerprint: str) -> int:
     logs.set_up()
     try:
         check_pins()
-        made: Stage = import_module(f"tasks.{stage}").STAGE
-        perform(made, _described(Artifact(root, stage, fingerprint)))
+        perform(load_stage(stage), _described(Artifact(root, stage, fingerprint)))
     except Unreachable as error:
         logs.say(str(error), "error")
         return _TEMPORARY

@@ -101,6 +101,41 @@ class Stage:
             sections["data"] = _without_places(sections["data"])
         return fingerprint(self.name, self.version, sections, inputs), sections
 
+    def job(
+        self,
+        recipe: Recipe,
+        root: str,
+        inputs: Mapping[str, str],
+        tracking: Mapping[str, str] | None = None,
+    ) -> Job:
+        """What this stage does to a recipe and artifacts.
+
+        root: URL under which all artifacts lie.
+        inputs: fingerprints by stage; others than the stage's own are refused by the artifact's readers, not here.
+        tracking: as in :class:`Job`.
+        """
+        found, sections = self.fingerprint(recipe, inputs)
+        recorded = recipe.model_dump(mode="json")
+        return Job(self.name, found, root, recorded, dict(inputs), sections, dict(tracking or {}))
+
+
+def side_job(
+    name: str,
+    version: int,
+    recipe: Recipe,
+    root: str,
+    sections: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    tracking: Mapping[str, str] | None = None,
+) -> Job:
+    """The job of an artifact beside the DAG (a judge, a trial, a page), which says itself what decides it.
+
+    Arguments as :meth:`Stage.job`'s; sections: plain values that its fingerprint covers.
+    """
+    found = fingerprint(name, version, sections, inputs)
+    recorded = recipe.model_dump(mode="json")
+    return Job(name, found, root, recorded, dict(inputs), dict(sections), dict(tracking or {}))
+
 
 def perform(stage: Stage, job: Job) -> Artifact:
     """Run a stage unless its artifact is already complete, and write the manifest last."""

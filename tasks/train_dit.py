@@ -18,9 +18,11 @@ from tasks.loading.memory import as_tensor
 from tasks.networks import build_network, build_objective
 from tasks.randomness import ImageNumbers
 from tasks.sampling.preview import DiffusionPreview
-from tasks.stage import Context, Outcome, Stage
+from tasks.stage import Context, Outcome
 from tasks.training.launch import train
 from tasks.training.resolutions import Resolutions
+from tasks.training.stage import TrainedStage
+from tasks.training.trainee import Trainee
 
 _ALIGN = "f"
 
@@ -34,7 +36,7 @@ def run(context: Context) -> Outcome:
     return train(context, context.recipe.train_dit)
 
 
-class Diffusion:
+class Diffusion(Trainee):
     """The trainee: normalised latents, a clock per channel group, and the velocity objective."""
 
     def __init__(self, context: Context) -> None:
@@ -103,14 +105,6 @@ class Diffusion:
             given["align_target_BChw"] = features.float()
         return given
 
-    def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
-        """The curves say it all; scores of samples are the business of `evaluate`."""
-        return {}
-
-
-def trainee(context: Context) -> Diffusion:
-    return Diffusion(context)
-
 
 def preview(context: Context, trained: Diffusion) -> DiffusionPreview:
     return DiffusionPreview(context, trained.network)  # type: ignore[arg-type]
@@ -121,4 +115,14 @@ def external(recipe: Recipe) -> dict[str, str] | None:
     return identities(pretrained=section(recipe).pretrained) or None
 
 
-STAGE = Stage("train_dit", 2, ("data", "image", "foundation", "train_dit"), ("encode",), run, external=external)
+STAGE = TrainedStage(
+    name="train_dit",
+    version=2,
+    sections=("data", "image", "foundation", "train_dit"),
+    inputs=("encode",),
+    run=run,
+    external=external,
+    section=section,
+    trainee=Diffusion,
+    preview=preview,
+)

@@ -18,9 +18,11 @@ from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.loading.memory import as_tensor
 from tasks.networks import build_semantic_vae, load_foundation
 from tasks.randomness import ImageNumbers
-from tasks.stage import Context, Outcome, Stage
+from tasks.stage import Context, Outcome
 from tasks.train_vavae import to_float
 from tasks.training.launch import train
+from tasks.training.stage import TrainedStage
+from tasks.training.trainee import Trainee
 
 _SCORED_IMAGES = 2_000
 _STREAMED = "images"
@@ -73,7 +75,7 @@ def external(recipe: Recipe) -> dict[str, str]:
     return features | identities(foundation=foundation, pretrained=section(recipe).pretrained)
 
 
-class Semantics:
+class Semantics(Trainee):
     """The trainee: features of images through the frozen foundation model, or as stored, compressed and restored."""
 
     def __init__(self, context: Context) -> None:
@@ -136,16 +138,14 @@ class Semantics:
         return dict(zip(names, (sums / count).tolist(), strict=True)) if count else {}
 
 
-def trainee(context: Context) -> Semantics:
-    return Semantics(context)
-
-
-STAGE = Stage(
-    "train_semvae",
-    2,
-    ("image", "foundation", "train_semvae"),
-    ("shard",),
-    run,
+STAGE = TrainedStage(
+    name="train_semvae",
+    version=2,
+    sections=("image", "foundation", "train_semvae"),
+    inputs=("shard",),
+    run=run,
     external=external,
     present=lambda recipe: recipe.train_semvae is not None,
+    section=section,
+    trainee=Semantics,
 )

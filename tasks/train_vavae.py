@@ -19,9 +19,10 @@ from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_autoencoder, load_foundation
 from tasks.randomness import ImageNumbers
 from tasks.scoring.lpips import Lpips
-from tasks.stage import Context, Outcome, Stage
+from tasks.stage import Context, Outcome
 from tasks.training.launch import train
-from tasks.training.trainee import is_held_out
+from tasks.training.stage import TrainedStage
+from tasks.training.trainee import Trainee, is_held_out
 
 _SCORED_IMAGES = 10_000
 _NETWORK_IN_MODULE, _DISCRIMINATOR = "model.", "discriminator."
@@ -76,7 +77,7 @@ class Critic:
         return {"real_BCHW": given["images_B3HW"], "fake_BCHW": terms["image"]}
 
 
-class Tokenizer:
+class Tokenizer(Trainee):
     """The trainee: autoencoder and objective over decoded images, against a discriminator where one is asked for."""
 
     def __init__(self, context: Context) -> None:
@@ -98,7 +99,8 @@ class Tokenizer:
             average=mean_of_workers,
             one_decoder_backward=recipe.compute.train.zero_stage < 3,  # which holds parameters in parts
         )
-        self.adversary = Critic(objective.discriminator) if trains and self.section.adversarial else None
+        self.critic = Critic(objective.discriminator) if trains and self.section.adversarial else None
+        self.adversary = self.critic
         if self.section.pretrained_objective is not None:
             self._go_on(self.section.pretrained_objective)
         self.foundation = load_foundation(foundation) if trains and foundation else None
@@ -130,17 +132,17 @@ class Tokenizer:
         if self.foundation is not None and objective.align_weight > 0:
             given["features_BDhw"] = self.foundation.to(device)(pixels)
         begun = batch.images_seen - self.section.batch >= begin + objective.gan_start
-        if self.adversary is not None and not is_held_out(batch) and objective.gan_weight > 0 and begun:
-            given["discriminator"] = self.adversary.network.frozen
+        if self.critic is not None and not is_held_out(batch) and objective.gan_weight > 0 and begun:
+            given["discriminator"] = self.critic.network.frozen
         return given
 
-    def beside(self) -> dict[str, Tensor]:
+    def objective_tensors(self) -> dict[str, Tensor]:
         """The projection and the discriminator, by name: what a later run's objective can go on from."""
         own = {
             name: value for name, value in self.module.state_dict().items() if not name.startswith(_NETWORK_IN_MODULE)
         }
-        adversary = {} if self.adversary is None else self.adversary.network.state_dict()
-        return own | {f"{_DISCRIMINATOR}{name}": value for name, value in adversary.items()}
+        critic = {} if self.critic is None else self.critic.network.state_dict()
+        return own | {f"{_DISCRIMINATOR}{name}": value for name, value in critic.items()}
 
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """PSNR in dB of reconstructed posterior means as uint8, averaged over images of the test split."""
@@ -168,7 +170,7 @@ class Tokenizer:
         Raises:
             UserError: naming tensors that are missing, unknown or of another shape.
         """
-        found, own = load_tensors(location, "the objective"), self.beside()
+        found, own = load_tensors(location, "the objective"), self.objective_tensors()
         problems = [f"{name} is missing" for name in own.keys() - found.keys()]
         problems += [f"{name} belongs to nothing here" for name in found.keys() - own.keys()]
         problems += [
@@ -186,10 +188,6 @@ class Tokenizer:
                 value.copy_(found[name])
 
 
-def trainee(context: Context) -> Tokenizer:
-    return Tokenizer(context)
-
-
 def external(recipe: Recipe) -> dict[str, str] | None:
     """Which files of weights, where some are; VGG's are one published file, and refused with a remedy of their own."""
     given = section(recipe)
@@ -201,4 +199,13 @@ def external(recipe: Recipe) -> dict[str, str] | None:
     return found or None
 
 
-STAGE = Stage("train_vavae", 2, ("image", "foundation", "train_vavae"), ("shard",), run, external=external)
+STAGE = TrainedStage(
+    name="train_vavae",
+    version=2,
+    sections=("image", "foundation", "train_vavae"),
+    inputs=("shard",),
+    run=run,
+    external=external,
+    section=section,
+    trainee=Tokenizer,
+)

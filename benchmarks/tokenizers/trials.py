@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from tasks.training.launch import RESULT, build, export
 from tasks.training.loop import Setting
 from tasks.training.loop import fit as train_here
 from tasks.training.metrics import Metrics
+from tasks.training.stage import trained_stage
 
 PROBED = 2_000
 """Training images that probes, lines and components are fitted to."""
@@ -84,14 +84,13 @@ class Trial:
     def job(self, stage: Stage, **inputs: str) -> Job:
         prints = {"shard": self.data} | inputs
         prints = {name: value for name, value in prints.items() if name in stage.inputs}
-        name, sections = stage.fingerprint(self.recipe, prints)
-        return Job(stage.name, name, self.root, self.recipe.model_dump(mode="json"), prints, sections)
+        return stage.job(self.recipe, self.root, prints)
 
     def train(self, stage: Stage, memory: Memory, **inputs: str) -> Artifact:
         """The stage's artifact, trained in this process unless it is there."""
         context = Context(self.job(stage, **inputs))
         if not context.artifact.is_complete() and not context.out.exists(RESULT):
-            section, compute = import_module(f"tasks.{stage.name}").section(context.recipe), context.recipe.compute
+            section, compute = trained_stage(stage.name).section(context.recipe), context.recipe.compute
             device = torch.device("cpu")
             metrics = Metrics(stage.name, section.images, compute.train.log_every, context.tracker, device)
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from configs import Recipe
-from infra.artifacts import Artifact, fingerprint
+from infra.artifacts import Artifact
 from tasks import train_dit
 from tasks.data.images import BATCH
 from tasks.drawing import pictures
@@ -28,7 +28,7 @@ from tasks.sampling.sampler import Decoder, Sampler, ready
 from tasks.scoring import reference as references
 from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageFeatures, PerImageFeatures
 from tasks.scoring.real_images import RealImages, on_record, scored, with_statistics
-from tasks.stage import Context, Job, Outcome, Stage, perform
+from tasks.stage import Context, Job, Outcome, Stage, perform, side_job
 from tasks.training.launch import train
 
 SHEET = "sheet.png"
@@ -59,8 +59,7 @@ def trial_job(recipe: Recipe, root: str, inputs: Mapping[str, Artifact], real: R
     prints["reference"] = real.reference.fingerprint
     if real.judge is not None:
         prints["judge"] = real.judge.fingerprint
-    name = fingerprint("trial", _VERSION, sections, prints)
-    return Job("trial", name, root, recipe.model_dump(mode="json"), prints, sections)
+    return side_job("trial", _VERSION, recipe, root, sections, prints)
 
 
 class TrialActor:

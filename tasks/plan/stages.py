@@ -7,6 +7,7 @@ from collections.abc import Callable
 from configs import Recipe
 from configs.data import ParquetFiles
 from configs.sampling import AutoGuidance
+from tasks.dag import FLOWS
 from tasks.plan import networks, scoring, sizes, trainings
 from tasks.plan.data import Images
 from tasks.plan.networks import Cost
@@ -14,13 +15,6 @@ from tasks.plan.solvers import solver_evaluations
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, SIZES, Figure, Work
 
 SAMPLES_PER_PART, SHOWN_PER_CLASS = 250, 8
-_PIPELINE = ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate", "report")
-FLOWS = {
-    "sfd-full": _PIPELINE,
-    "lowdiff-full": _PIPELINE,
-    "tokenizer-eval": ("shard", "train_vavae", "train_semvae", "evaluate_tokenizer"),
-}
-"""Stages by flow, in order."""
 STAGES = frozenset(stage for stages in FLOWS.values() for stage in stages)
 """All that the plan knows."""
 _HELD_BY_DRIVER = 300

@@ -17,7 +17,7 @@ import numpy as np
 from configs import Recipe, UserError
 from configs.scores import Evaluate
 from configs.section import fingerprinted
-from infra.artifacts import Artifact, fingerprint
+from infra.artifacts import Artifact
 from tasks.scoring import classifier, inception
 from tasks.scoring import reference as references
 from tasks.scoring.adm_file import write_statistics
@@ -33,7 +33,7 @@ from tasks.scoring.features import (
 from tasks.scoring.gaussian import Gaussian
 from tasks.scoring.reference import Reference
 from tasks.scoring.score import Scores, compare
-from tasks.stage import Context, Job, Outcome, Stage, perform
+from tasks.stage import Context, Job, Outcome, Stage, perform, side_job
 
 RECONSTRUCTED = "reconstructed"
 """Name of the set of reconstructions."""
@@ -52,6 +52,27 @@ class RealImages:
 
 
 @dataclass(frozen=True)
+class ScoringInputs:
+    """What real images are scored with: a recipe, where artifacts lie, and the artifacts to look at."""
+
+    recipe: Recipe
+    root: str
+    shards: Artifact
+    tokenizer: Artifact | None = None
+
+    @classmethod
+    def of(cls, context: Context) -> ScoringInputs:
+        """Those of a run of stage `evaluate`."""
+        tokenizer = context.input("train_vavae") if "train_vavae" in context.job.inputs else None
+        return cls(context.recipe, context.job.root, context.input("shard"), tokenizer)
+
+    def side_job(self, name: str, version: int, sections: dict[str, Any], inputs: dict[str, Artifact]) -> Job:
+        """The job of an artifact that all samples of the recipe share."""
+        prints = {stage: artifact.fingerprint for stage, artifact in inputs.items()}
+        return side_job(name, version, self.recipe, self.root, sections, prints)
+
+
+@dataclass(frozen=True)
 class _KeptSet:
     """A set of images whose features become an artifact."""
 
@@ -63,31 +84,31 @@ class _KeptSet:
         return Context(self.job).artifact
 
 
-def real_images(context: Context) -> RealImages:
-    """All that stage `evaluate` knows of real images; it needs the input `shard` alone.
+def real_images(given: ScoringInputs) -> RealImages:
+    """All that stage `evaluate` knows of real images; it needs no tokenizer.
 
     Raises:
         UserError: the judge is worse than the recipe allows, or a set is too small to score.
     """
-    reference, judge = references.resolve(context.recipe), classifier_of(context)
-    sets, artifacts = features_of(context, reference, judge, {})
-    floor = sets["floor"].first(min(context.recipe.sample.images, sets["floor"].images))
-    base = scored(with_statistics(sets["reference"], reference), floor, context.recipe, intervals=False)
+    reference, judge = references.resolve(given.recipe), classifier_of(given)
+    sets, artifacts = features_of(given, reference, judge, {})
+    floor = sets["floor"].first(min(given.recipe.sample.images, sets["floor"].images))
+    base = scored(with_statistics(sets["reference"], reference), floor, given.recipe, intervals=False)
     return RealImages(reference.artifact or artifacts["reference"], judge, base.values)
 
 
-def classifier_of(context: Context) -> Artifact | None:
+def classifier_of(given: ScoringInputs) -> Artifact | None:
     """The judge of class consistency, trained unless there is one; None where the recipe has none.
 
     Raises:
         UserError: it is worse than the recipe allows.
     """
-    section = context.recipe.evaluate.classifier
+    section = given.recipe.evaluate.classifier
     if section is None:
         return None
     learning = {name: value for name, value in fingerprinted(section).items() if name != "min_accuracy"}
-    sections = {"image": context.recipe.section("image"), "classifier": learning}
-    job = _aside(context, "judge", 1, sections, {"shard": context.input("shard")})
+    sections = {"image": given.recipe.section("image"), "classifier": learning}
+    job = given.side_job("judge", 1, sections, {"shard": given.shards})
     artifact = perform(Stage("judge", 1, (), (), classifier.run), job)
     accuracy = artifact.manifest.scores["judge_accuracy"]
     if accuracy < section.min_accuracy:
@@ -100,20 +121,19 @@ def classifier_of(context: Context) -> Artifact | None:
 
 
 def features_of(
-    context: Context, reference: Reference, judge: Artifact | None, samples: Mapping[str, ImageSet]
+    given: ScoringInputs, reference: Reference, judge: Artifact | None, samples: Mapping[str, ImageSet]
 ) -> tuple[dict[str, ImageFeatures], dict[str, Artifact]]:
     """Features of the `samples` and of the sets `reference`, `floor` and RECONSTRUCTED (with a tokenizer).
 
     All that has no artifact yet is looked at by the same actors. With the features come the artifacts, by set.
     """
-    section = context.recipe.evaluate
-    tokenizer = context.input("train_vavae") if "train_vavae" in context.job.inputs else None
-    kept = _kept_sets(context, reference, judge, tokenizer)
+    section = given.recipe.evaluate
+    kept = _kept_sets(given, reference, judge)
     missing = {name: each.images for name, each in kept.items() if not each.artifact.is_complete()}
     published = None if section.inception is None else section.inception.weights
-    networks = FeatureNetworks(context.recipe.image.size, section.features, judge, tokenizer, published)
-    weights_hash = references.looked_at(context.recipe)["inception"]
-    compute = context.recipe.compute.actors
+    networks = FeatureNetworks(given.recipe.image.size, section.features, judge, given.tokenizer, published)
+    weights_hash = references.looked_at(given.recipe)["inception"]
+    compute = given.recipe.compute.actors
     features = extract_features("evaluate", {**samples, **missing}, networks, compute)
     artifacts = {
         name: _stored(each, features.get(name), judged=name == "floor", network=weights_hash)
@@ -124,19 +144,17 @@ def features_of(
     return features | {name: on_record(artifact) for name, artifact in artifacts.items()}, artifacts
 
 
-def _kept_sets(
-    context: Context, reference: Reference, judge: Artifact | None, tokenizer: Artifact | None
-) -> dict[str, _KeptSet]:
+def _kept_sets(given: ScoringInputs, reference: Reference, judge: Artifact | None) -> dict[str, _KeptSet]:
     """The sets of real images, and of reconstructions of them; a reference that is given is none of ours."""
-    shards, limit = context.input("shard"), context.recipe.evaluate.images
-    networks = references.looked_at(context.recipe)
+    shards, limit = given.shards, given.recipe.evaluate.images
+    networks = references.looked_at(given.recipe)
 
     def kept(stage: str, images: ImageSet, sections: dict[str, Any], inputs: dict[str, Artifact]) -> _KeptSet:
-        return _KeptSet(images, _aside(context, stage, _VERSION, {**networks, **sections}, inputs))
+        return _KeptSet(images, given.side_job(stage, _VERSION, {**networks, **sections}, inputs))
 
     sets: dict[str, _KeptSet] = {}
     if reference.artifact is None:
-        source, prefix, most = _source(context, reference)
+        source, prefix, most = _source(given, reference)
         images = ImageSet(source, prefix, most, keep=limit)
         identity = reference.split or reference.identity
         sections = {"reference": identity, "images": limit, "statistics_images": most}
@@ -145,29 +163,22 @@ def _kept_sets(
     split = reference.floor_split
     inputs = {"shard": shards} | ({} if judge is None else {"judge": judge})
     sets["floor"] = kept("floor", ImageSet(shards, f"{split}/", limit), {"split": split, "images": limit}, inputs)
-    if tokenizer is not None:
+    if given.tokenizer is not None:
         images = ImageSet(shards, "test/", limit, reconstruct=True)
-        inputs = {"shard": shards, "train_vavae": tokenizer}
+        inputs = {"shard": shards, "train_vavae": given.tokenizer}
         sets[RECONSTRUCTED] = kept("reconstruction", images, {"images": limit}, inputs)
     return sets
 
 
-def _source(context: Context, reference: Reference) -> tuple[Artifact, str, int]:
+def _source(given: ScoringInputs, reference: Reference) -> tuple[Artifact, str, int]:
     """Where a reference's images are: artifact, prefix of its files, and how many at most count."""
-    section = context.recipe.evaluate
+    section = given.recipe.evaluate
     most = section.reference_images or section.images
     if reference.split is not None:
-        return context.input("shard"), f"{reference.split}/", most
-    job = _aside(context, "reference_images", 1, {"file": reference.identity}, {})
+        return given.shards, f"{reference.split}/", most
+    job = given.side_job("reference_images", 1, {"file": reference.identity}, {})
     unpacked = perform(Stage("reference_images", 1, (), (), references.unpack), job)
     return unpacked, "part-", most if section.reference_images else unpacked.manifest.rows
-
-
-def _aside(context: Context, name: str, version: int, sections: dict[str, Any], inputs: dict[str, Artifact]) -> Job:
-    """The job of an artifact that this stage needs and others of its kind can share."""
-    prints = {stage: artifact.fingerprint for stage, artifact in inputs.items()}
-    found = fingerprint(name, version, sections, prints)
-    return Job(name, found, context.job.root, context.job.recipe, prints, sections)
 
 
 def _stored(kept: _KeptSet, features: ImageFeatures | None, judged: bool, network: str | None) -> Artifact:

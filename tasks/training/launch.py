@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from tasks.training.ema import MAIN
 from tasks.training.flops import flops_per_image
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Curves, Metrics
+from tasks.training.stage import trained_stage
 from tasks.training.state import ADVERSARY, WEIGHTS
 from tasks.training.trainee import Trainee
 
@@ -69,10 +69,9 @@ def train(context: Context, section: Training, alone: bool = False) -> Outcome:
 
 def build(context: Context) -> Trainee:
     """The trainee of the job's stage, with the initial weights that its seed says."""
-    stage = import_module(f"tasks.{context.job.stage}")
+    stage = trained_stage(context.job.stage)
     torch.manual_seed(stage.section(context.recipe).seed)
-    trainee: Trainee = stage.trainee(context)
-    return trainee
+    return stage.trainee(context)
 
 
 def work(config: dict[str, Any]) -> None:
@@ -101,7 +100,7 @@ def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Se
     compute, device = context.recipe.compute.train, default_device()
     if device.type == "cpu":
         torch.set_num_threads(compute.cpus_per_worker)
-    stage = import_module(f"tasks.{context.job.stage}")
+    stage = trained_stage(context.job.stage)
     images, flops = stage.section(context.recipe).images, flops_per_image(context.recipe, context.job.stage)
     return Setting(
         context.out,
@@ -110,7 +109,7 @@ def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Se
         Metrics(context.job.stage, images, compute.log_every, context.tracker, device, flops),
         partial(export, context),
         warned=warned,
-        preview=getattr(stage, "preview", None) and partial(stage.preview, context),
+        preview=None if stage.preview is None else partial(stage.preview, context),
     )
 
 
@@ -131,7 +130,7 @@ def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, cu
             if part != WEIGHTS and not part.startswith(ADVERSARY):
                 write(part, end, part)
         write(_LAST, end, None)
-        files += _beside(context.out, trainee, end)
+        files += _objective(context.out, trainee, end)
     else:
         files.append(_write(context.out, f"{_LAST}.safetensors", trainee.network))
     files += _snapshots(context.out)
@@ -174,12 +173,11 @@ def _write(out: Storage, name: str, network: nn.Module) -> FileEntry:
     return out.write_bytes(name, to_safetensors(tensors))
 
 
-def _beside(out: Storage, trainee: Trainee, end: Checkpoint) -> list[FileEntry]:
+def _objective(out: Storage, trainee: Trainee, end: Checkpoint) -> list[FileEntry]:
     """What another training can go on from beside the network: the trained parts of the objective."""
-    if (adversary := getattr(trainee, "adversary", None)) is not None:
+    if (adversary := trainee.adversary) is not None:
         adversary.module.load_state_dict(end.tensors[ADVERSARY + WEIGHTS])
-    beside: Callable[[], dict[str, Tensor]] = getattr(trainee, "beside", dict)
-    tensors = {name: value.detach().cpu().clone() for name, value in beside().items()}
+    tensors = {name: value.detach().cpu().clone() for name, value in trainee.objective_tensors().items()}
     return [out.write_bytes(OBJECTIVE, to_safetensors(tensors))] if tensors else []
 
 

@@ -79,7 +79,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
     section, compute, device, metrics = trainee.section, setting.compute, setting.device, setting.metrics
     rank, world = dist.get_rank(), dist.get_world_size()
     checkpoints = Checkpoints(setting.out, compute.keep_checkpoints, compute.keep_every)
-    module, adversary = trainee.module.to(device).train(), getattr(trainee, "adversary", None)
+    module, adversary = trainee.module.to(device).train(), trainee.adversary
     found = checkpoints.newest()
     if found is not None:
         check(found, trainee.facts, setting.out)

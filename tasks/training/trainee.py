@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.training import Training
 from tasks.loading.loader import Batch, Loader
+
+if TYPE_CHECKING:
+    from tasks.training.adversary import Adversary
 
 HELD_OUT_NUMBERS = 1 << 62
 """First image number of held-out images; training never reaches it."""
 
 
 class Trainee(Protocol):
-    """Built alike in every worker, its initial weights from the seed alone.
-
-    One may also have an `adversary` (`adversary.Adversary`) that is trained against it, and `beside`,
-    which gives the tensors of its objective that another training can go on from: they become the
-    artifact's `objective.safetensors`.
-    """
+    """Built alike in every worker, its initial weights from the seed alone. Subclass it for the defaults."""
 
     section: Training
     module: nn.Module
@@ -33,15 +31,22 @@ class Trainee(Protocol):
     loader: Loader
     facts: dict[str, Any]
     """Goes into checkpoints, where another value is refused, and into the manifest."""
+    adversary: Adversary | None = None
+    """A second network that is trained against the first."""
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
         """A worker's slice of a batch as arguments of `module`, on the device. Depends on the batch alone: a thread may
-        call it ahead of the step (`feeding.py`), validation meanwhile from another."""
+        call it ahead of the step (`device_feed.py`), validation meanwhile from another."""
         ...
 
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
-        """Figures of the finished network for people."""
-        ...
+        """Figures of the finished network for people; none by default."""
+        return {}
+
+    def objective_tensors(self) -> dict[str, Tensor]:
+        """Tensors of the objective that another training can go on from; they become the artifact's
+        `objective.safetensors`. None by default."""
+        return {}
 
 
 class Preview(Protocol):

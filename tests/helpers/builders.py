@@ -18,7 +18,7 @@ from infra.artifacts import Artifact, Manifest, library_versions, timestamp
 from infra.storage import FileEntry
 from tasks.data.statistics import statistics_hash
 from tasks.networks import EMA_WEIGHTS, WEIGHTS, build_autoencoder, build_network
-from tasks.stage import Context, Job, Stage
+from tasks.stage import Context, Stage
 
 CLASSES = ("hoop", "cross", "stripes", "dots", "bar", "corner", "frame", "check", "wedge", "disc")
 SMALL = (
@@ -133,8 +133,7 @@ def drawing(label: int, random: np.random.Generator, side: int = 28) -> np.ndarr
 def context(root: str, recipe: Recipe, stage: Stage, *inputs: str, **named: str) -> Context:
     """A context for `stage` on artifacts named after their stages, or as `named` says."""
     prints = {name: name for name in inputs} | named
-    name, sections = stage.fingerprint(recipe, prints)
-    return Context(Job(stage.name, name, root, recipe.model_dump(mode="json"), prints, sections))
+    return Context(stage.job(recipe, root, prints))
 
 
 def at(folder: Path) -> str:

@@ -16,7 +16,7 @@ from infra.artifacts import Artifact
 from infra.storage import Storage
 from tasks.data.statistics import ChannelSums, statistics_hash
 from tasks.data.tensors import WRITE_OPTIONS, latent_table
-from tasks.stage import Job, Stage, perform
+from tasks.stage import Stage, perform
 from tests.helpers.builders import put
 
 
@@ -51,8 +51,7 @@ def folder_recipe(path: Path | str, *overrides: str) -> Recipe:
 def run_stage(stage: Stage, recipe: Recipe, root: str, *inputs: Artifact) -> Artifact:
     """What the flow does with one stage."""
     prints = {artifact.stage: artifact.fingerprint for artifact in inputs}
-    name, sections = stage.fingerprint(recipe, prints)
-    return perform(stage, Job(stage.name, name, root, recipe.model_dump(mode="json"), prints, sections))
+    return perform(stage, stage.job(recipe, root, prints))
 
 
 def put_latents(

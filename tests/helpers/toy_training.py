@@ -28,6 +28,7 @@ from tasks.training.checkpoints import Checkpoint
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Metrics
 from tasks.training.requests import ask, heed_signals
+from tasks.training.trainee import Trainee
 
 BATCH = 16
 ZERO = [{"engine": "deepspeed", "zero_stage": stage} for stage in range(4)]
@@ -74,7 +75,7 @@ class Toy(nn.Module):
         return {"total": errors.mean(), "error": errors.mean().detach(), "by_time/error": points}
 
 
-class ToyTrainee:
+class ToyTrainee(Trainee):
     def __init__(self, section: Training, run: Run) -> None:
         torch.manual_seed(section.seed)
         self.section, self.run = section, run

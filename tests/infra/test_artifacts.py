@@ -87,8 +87,7 @@ def test_a_bad_root_is_one_clear_line(root: str, words: str) -> None:
 
 def _job(root: Path, stage: Stage) -> Job:
     recipe = load_recipe("demo_tiny")
-    name, sections = stage.fingerprint(recipe, {})
-    return Job(stage.name, name, Storage.at(str(root)).url, recipe.model_dump(mode="json"), {}, sections)
+    return stage.job(recipe, Storage.at(str(root)).url, {})
 
 
 def test_a_stage_is_performed_once(tmp_path: Path) -> None:

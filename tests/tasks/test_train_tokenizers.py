@@ -153,7 +153,7 @@ def test_another_run_goes_on_from_all_that_was_trained(
     built: Any = build(job(root, small_recipe(*STAGES, *taken)))
     own = load_file(folder / OBJECTIVE)
     assert {"linear_proj.weight", "discriminator.main.0.weight"} <= own.keys()
-    assert equal({name: value.detach() for name, value in built.beside().items()}, own)
+    assert equal({name: value.detach() for name, value in built.objective_tensors().items()}, own)
     assert equal(dict(built.network.state_dict()), load_file(folder / "model.safetensors"))
     # A key that matches nothing, or one that is missing, is an error and never a fresh start.
     save_file(own | {"discriminator.main.99.weight": torch.zeros(1)}, tmp_path / "more.safetensors")

@@ -15,8 +15,8 @@ from tasks import evaluate, sample, snapshots
 from tasks.comparing import trial
 from tasks.comparing.trial import Snapshot, trial_job
 from tasks.networks import EMA_WEIGHTS
-from tasks.scoring.real_images import RealImages, real_images
-from tasks.stage import Context, Job, perform
+from tasks.scoring.real_images import RealImages, ScoringInputs, real_images
+from tasks.stage import Job, perform
 from tests.helpers.builders import at, context, put, put_networks, put_shard, small_recipe
 
 INPUTS = ("train_vavae", "encode", "train_dit")
@@ -35,8 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def real(root: str, local_ray: None) -> RealImages:
-    job = Job("trial", "", root, RECIPE.model_dump(mode="json"), {"shard": "shard"}, {})
-    return real_images(Context(job))
+    return real_images(ScoringInputs(RECIPE, root, Artifact(root, "shard", "shard")))
 
 
 def job(root: str, real: RealImages, at: Snapshot | None = None, *overrides: str) -> Job:
