@@ -86,7 +86,7 @@ class Plain:
         side, batch = self.recipe.latent_size, section.batch
         y = torch.arange(batch, device=device) % self.recipe.data.classes
         x = torch.randn(batch, self.groups.channels, side, side, device=device)
-        grid = time_grid(section.steps, self.clock.span, section.shift, device)
+        grid = time_grid(section.steps, self.clock.span, section.shift).to(device)
         for now, then in pairwise(grid):
             t, mask = (each.expand(batch, -1) for each in self.clock.at(now))
             v = self.model(x, t, y)

@@ -78,8 +78,8 @@ class Offsets:
             running = g <= 1.0 + offset if 1.0 + offset < self.span else torch.ones_like(started)
             masks.append(started & running)
         beyond = (g - self.span).clamp_min(0.0)
-        last = torch.tensor([1.0 + offset == self.span for offset in self.offsets], device=g.device)
-        return self._times(global_time) + beyond * last, torch.cat(masks, dim=-1)
+        late = [beyond if 1.0 + offset == self.span else torch.zeros_like(g) for offset in self.offsets]
+        return self._times(global_time) + torch.cat(late, dim=-1), torch.cat(masks, dim=-1)
 
     def _times(self, g: Tensor) -> Tensor:
         return torch.stack([(g - offset).clamp(0.0, 1.0) for offset in self.offsets], dim=-1)

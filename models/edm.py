@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from models.guidance import moment
 from models.objectives import LossTerms
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -99,10 +100,11 @@ def sample(denoiser: Denoiser, noise_BCHW: Tensor, y_B: Tensor, sigmas: Tensor, 
     """
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
-        t_B1 = time_of(sigma).to(x.dtype).expand(len(x), 1)
-        return (x - denoiser(x, t_B1, y_B).to(x.dtype)) / sigma.to(x.dtype)
+        t_1 = time_of(sigma).to(x.dtype)[None]
+        t_B1 = x.new_full((len(x), 1), t_1.item())
+        return (x - moment(denoiser, t_1)(x, t_B1, y_B).to(x.dtype)) / sigma.to(x.dtype)
 
-    levels = sigmas.to(noise_BCHW.device)
+    levels = sigmas.cpu()  # known to the host, which then never waits for the device
     x = noise_BCHW * levels[0].to(noise_BCHW.dtype)
     for now, after in pairwise(levels):
         step = (after - now).to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,15 @@ class ChannelGroups:
             per_group_BG[:, i : i + 1].expand(-1, size).unsqueeze(-1).unsqueeze(-1) for i, size in enumerate(self.sizes)
         ]
         return torch.cat(parts, dim=1)
+
+    def weighted(self, x_BCHW: Tensor, weights: Sequence[float]) -> Tensor:
+        """x_BCHW with each group's channels times a number that the host knows: nothing is copied to the device, and
+        where all are 1 nothing is done.
+        """
+        if all(weight == 1 for weight in weights):
+            return x_BCHW
+        parts = zip(self.split(x_BCHW), weights, strict=True)
+        return torch.cat([part if weight == 1 else part * weight for part, weight in parts], dim=1)
 
 
 def single_group(channels: int) -> ChannelGroups:

@@ -93,27 +93,64 @@ def _extrapolate(
             )
     if all(value == 1.0 for value in scales):
         return main
+    return Guided(main, guide, scales, intervals, groups, channels)
 
-    def guided(x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> Tensor:
-        parts = groups or single_group(x_BCHW.shape[1])
-        times = t_BG[:, None] if t_BG.ndim == 1 else t_BG
-        active_BG = _active(times, intervals, scales)
-        main_BCHW = main(x_BCHW, t_BG, y_B)
+
+@dataclass(frozen=True)
+class Guided:
+    """A velocity extrapolated from a guide's, on the first `channels` (None: all), in each group's own interval."""
+
+    main: Velocity
+    guide: Velocity
+    scales: tuple[float, ...]
+    intervals: tuple[Interval, ...]
+    groups: ChannelGroups | None
+    channels: int | None
+
+    def __call__(self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> Tensor:
+        """At times that may differ by image. Whether the guide runs is read from them: the host waits for the device,
+        which a solver that knows its time spares itself (`moment`)."""
+        active_BG = self._active(t_BG[:, None] if t_BG.ndim == 1 else t_BG)
+        main_BCHW = self.main(x_BCHW, t_BG, y_B)
         if not bool(active_BG.any()):
             return main_BCHW
-        active = parts.spread(active_BG)
-        if channels is not None:
-            active = active & (torch.arange(parts.channels, device=active.device) < channels).view(1, -1, 1, 1)
-        weight = parts.spread(torch.tensor([scales], device=x_BCHW.device, dtype=main_BCHW.dtype))
-        guide_BCHW = guide(x_BCHW, t_BG, y_B)
-        return torch.where(active, guide_BCHW + weight * (main_BCHW - guide_BCHW), main_BCHW)
+        parts = self._parts(x_BCHW)
+        found = self._extrapolated(main_BCHW, self.guide(x_BCHW, t_BG, y_B), [part.stop for part in parts.slices])
+        return torch.where(parts.spread(active_BG), found, main_BCHW)
 
-    return guided
+    def at(self, t_G: Tensor) -> Velocity:
+        """The velocity of all images at these times (G,), which lie on the host."""
+        active_G = self._active(t_G[None])[0].tolist()
+        if not any(active_G):
+            return self.main
+
+        def guided(x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> Tensor:
+            slices = self._parts(x_BCHW).slices
+            stops = [part.stop if active else part.start for part, active in zip(slices, active_G, strict=True)]
+            return self._extrapolated(self.main(x_BCHW, t_BG, y_B), self.guide(x_BCHW, t_BG, y_B), stops)
+
+        return guided
+
+    def _parts(self, x_BCHW: Tensor) -> ChannelGroups:
+        return self.groups or single_group(x_BCHW.shape[1])
+
+    def _active(self, t_BG: Tensor) -> Tensor:
+        columns = [
+            (t_BG[:, i] >= start) & (t_BG[:, i] <= end) & (scale != 1.0)
+            for i, ((start, end), scale) in enumerate(zip(self.intervals, self.scales, strict=True))
+        ]
+        return torch.stack(columns, dim=1)
+
+    def _extrapolated(self, main_BCHW: Tensor, guide_BCHW: Tensor, stops: list[int]) -> Tensor:
+        """Guided from each group's first channel to before its stop, and no further than `channels`."""
+        pieces = []
+        for part, stop, scale in zip(self._parts(main_BCHW).slices, stops, self.scales, strict=True):
+            end = max(part.start, stop if self.channels is None else min(stop, self.channels))
+            main, guide = main_BCHW[:, part.start : end], guide_BCHW[:, part.start : end]
+            pieces += [guide + scale * (main - guide), main_BCHW[:, end : part.stop]]
+        return torch.cat(pieces, dim=1)
 
 
-def _active(t_BG: Tensor, intervals: tuple[Interval, ...], scales: tuple[float, ...]) -> Tensor:
-    columns = [
-        (t_BG[:, i] >= start) & (t_BG[:, i] <= end) & (scale != 1.0)
-        for i, ((start, end), scale) in enumerate(zip(intervals, scales, strict=True))
-    ]
-    return torch.stack(columns, dim=1)
+def moment(velocity: Velocity, t_G: Tensor) -> Velocity:
+    """A velocity, guided or not, at group times (G,) that the host knows and all images share."""
+    return velocity.at(t_G) if isinstance(velocity, Guided) else velocity

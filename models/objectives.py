@@ -187,7 +187,7 @@ def velocity_error(
     """Squared error per image, (B,): mean over all channels and cells, groups weighted before the mean."""
     squared = (v_BCHW - target_BCHW).square()
     if group_weights is not None:
-        squared = squared * groups.spread(squared.new_tensor([group_weights]))
+        squared = groups.weighted(squared, group_weights)
     return squared.flatten(1).mean(dim=1)
 
 

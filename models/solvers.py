@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.clocks import Clock
 from models.groups import ChannelGroups
-from models.guidance import Velocity
+from models.guidance import Velocity, moment
 
 Solver = Literal["euler", "heun", "dopri5", "sde"]
 StepNoise = Callable[[int], Tensor]
@@ -25,9 +25,9 @@ def shifted(t: Tensor, shift: float) -> Tensor:
     return t if shift in (0, 1) else shift * t / (1 + (shift - 1) * t)
 
 
-def time_grid(steps: int, span: float = 1.0, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
-    """steps + 1 global times from 0 to span, float32; the shift acts on time normalised to [0, 1]."""
-    return span * shifted(torch.linspace(0.0, 1.0, steps + 1, device=device), shift)
+def time_grid(steps: int, span: float = 1.0, shift: float = 0.0) -> Tensor:
+    """steps + 1 global times from 0 to span, float32 on the host; the shift acts on time normalised to [0, 1]."""
+    return span * shifted(torch.linspace(0.0, 1.0, steps + 1), shift)
 
 
 @torch.no_grad()
@@ -72,24 +72,23 @@ def sample(
     if solver == "sde" and step_noise is None:
         raise ValueError("the sde solver needs step_noise: a function from step number to Gaussian noise")
 
-    def field(g: Tensor, x_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t_G, mask_G = clock.at(g)
-        batch = x_BCHW.shape[0]
-        t_BG, mask_BG = t_G.expand(batch, -1), mask_G.expand(batch, -1)
-        v = velocity(x_BCHW, t_BG, labels_B)
-        return v.to(x_BCHW.dtype) * groups.spread(mask_BG), t_BG, mask_BG
-
     if solver == "dopri5":
         from torchdiffeq import odeint  # here, because it brings all of scipy's integrators
 
         span = torch.tensor([0.0, clock.span], device=noise_BCHW.device)
+
+        def field(g: Tensor, x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+            # On the device, as the time that the solver chooses by what it reads of its error: it waits at every step.
+            t_G, mask_G = clock.at(g)
+            v = velocity(x_BCHW, t_G.expand(len(x_BCHW), -1), labels_B)
+            return v.to(x_BCHW.dtype) * groups.spread(mask_G[None])
 
         def adaptive(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
             # One-element tolerances make torchdiffeq control its steps in float64, as published. With plain
             # numbers it works in float32, where the error of a smooth stretch is rounding noise and the next
             # step is a matter of luck.
             tolerances = {"atol": [atol], "rtol": [rtol]}
-            path = odeint(lambda g, x: field(g, x, labels_B)[0], x_BCHW, span, method="dopri5", **tolerances)
+            path = odeint(lambda g, x: field(g, x, labels_B), x_BCHW, span, method="dopri5", **tolerances)
             return path[-1]
 
         if not per_image:
@@ -97,39 +96,50 @@ def sample(
         pairs = zip(noise_BCHW.split(1), y_B.split(1), strict=True)
         return torch.cat([adaptive(x, y) for x, y in pairs])
 
+    def known(g: Tensor, x_BCHW: Tensor) -> Tensor:
+        # Time, phases and guidance are decided on the host, which then never waits: it queues one step after the other.
+        t_G, mask_G = clock.at(g)
+        times = [torch.full((len(x_BCHW),), t, dtype=t_G.dtype, device=x_BCHW.device) for t in t_G.tolist()]
+        t_BG = torch.stack(times, dim=1)
+        v = moment(velocity, t_G)(x_BCHW, t_BG, y_B)
+        return groups.weighted(v.to(x_BCHW.dtype), mask_G.tolist())
+
     x = noise_BCHW
-    grid = time_grid(steps, clock.span, shift, noise_BCHW.device)
+    grid = time_grid(steps, clock.span, shift)
     for i in range(steps):
         g, dt = grid[i], grid[i + 1] - grid[i]
-        v, t_BG, mask_BG = field(g, x, y_B)
+        v = known(g, x)
         if solver == "heun":
-            ahead, _, _ = field(grid[i + 1], x + dt * v, y_B)
+            ahead = known(grid[i + 1], x + dt * v)
             x = x + dt * 0.5 * (v + ahead)
         elif solver == "sde" and step_noise is not None:
-            x = _sde_step(x, v, t_BG, mask_BG, dt, groups, noise_scale, step_noise(i))
+            x = _sde_step(x, v, clock.at(g), dt, groups, noise_scale, step_noise(i).to(x))
         else:
             x = x + dt * v
     return x
 
 
 def _sde_step(
-    x: Tensor,
-    v: Tensor,
-    t_BG: Tensor,
-    mask_BG: Tensor,
+    x_BCHW: Tensor,
+    v_BCHW: Tensor,
+    at: tuple[Tensor, Tensor],
     dt: Tensor,
     groups: ChannelGroups,
     noise_scale: float,
-    noise: Tensor,
+    noise_BCHW: Tensor,
 ) -> Tensor:
     """One Euler-Maruyama step of dx = (v + D score) dt + sqrt(2 D) dW with D = noise_scale (1 - t).
 
     On straight paths E[x0 | x] = x - t v, hence score = -(x - t v) / (1 - t) and D * score =
     -noise_scale (x - t v): no singularity at the data. A group's last step is taken without noise, which
-    lands on the posterior mean (our choice).
+    lands on the posterior mean (our choice). `at`: the groups' times and activity, on the host as `dt`.
     """
-    noisy = groups.spread(mask_BG & (t_BG + dt < 1.0 - 1e-6)).to(x.dtype)
-    t = groups.spread(t_BG).to(x.dtype)
-    drift = v - noisy * noise_scale * (x - t * v)
-    spread = noisy * torch.sqrt(2.0 * noise_scale * (1.0 - t).clamp_min(0.0) * dt)
-    return x + dt * drift + spread * noise.to(x)
+    t_G, mask_G = at
+    noisy_G = (mask_G & (t_G + dt < 1.0 - 1e-6)).to(x_BCHW.dtype)
+    pieces = []
+    split = zip(*(groups.split(each) for each in (x_BCHW, v_BCHW, noise_BCHW)), strict=True)
+    for (x, v, noise), t, noisy in zip(split, t_G.to(x_BCHW.dtype), noisy_G, strict=True):
+        drift = v - noisy * noise_scale * (x - t * v)
+        spread = noisy * torch.sqrt(2.0 * noise_scale * (1.0 - t).clamp_min(0.0) * dt)
+        pieces.append(x + dt * drift + spread * noise)
+    return torch.cat(pieces, dim=1)

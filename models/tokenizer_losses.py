@@ -166,13 +166,13 @@ class TrainableTokenizer(nn.Module):
             distance = marginal_distance_matrix(projected, features_BDhw, w.distance_margin)
             main = (z, at_z) if once else (fidelity, None)
             encoder = self.model.last_encoder_weight
-            scale = self._scale(main, cosine + distance, encoder, 1e8) if balanced else fidelity.new_tensor(1.0)
+            scale = self._scale(main, cosine + distance, encoder, 1e8) if balanced else torch.ones_like(fidelity)
             others |= {"align_scale": w.align * scale, "cosine": cosine, "distance": distance}
             total = total + others["align_scale"] * (cosine + distance)
         if discriminator is not None and adversarial:
             fooled = hinge_generator(discriminator(recon))
             decoder = self.model.last_decoder_weight
-            scale = self._scale((fidelity, None), fooled, decoder, 1e4) if balanced else fidelity.new_tensor(1.0)
+            scale = self._scale((fidelity, None), fooled, decoder, 1e4) if balanced else torch.ones_like(fidelity)
             others |= {"adversarial_scale": w.adversarial * scale, "adversarial": fooled}
             total = total + others["adversarial_scale"] * fooled
         named = LossTerms(terms, weighted, others).as_dict()

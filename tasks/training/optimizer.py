@@ -85,7 +85,7 @@ class GuardedAdamW(torch.optim.AdamW):
         if self.limit is not None:
             usual = (norm <= self.limit * self.usual) & (size <= self.limit * self.usual_loss)
             good &= usual | (self.good < _TRUSTED_STEPS)
-        follow = torch.maximum(1 / (self.good + 1), norm.new_tensor(_FOLLOW))
+        follow = (1 / (self.good + 1)).clamp_min(_FOLLOW)
         self.usual = torch.where(good, self.usual + follow * (norm - self.usual), self.usual)
         self.usual_loss = torch.where(good, self.usual_loss + follow * (size - self.usual_loss), self.usual_loss)
         self.good, self.norm, self.bad = self.good + good, norm, 1.0 - good.float()
