@@ -34,12 +34,13 @@ from configs import Recipe, load_recipe
 from flows.stages import STAGES
 from infra.artifacts import Artifact
 from infra.cluster import disconnect
+from infra.device import default_device
 from infra.home import home
 from infra.storage import Storage
 from tasks.data.images import BATCH, images
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing.pictures import Pixels, to_tensor
-from tasks.networks import DiffusionNetwork, default_device, trained_autoencoder, trained_dit
+from tasks.networks import DiffusionNetwork, trained_autoencoder, trained_dit
 from tasks.sampling.integrator import Integrator
 from tasks.sampling.per_image import image_labels, image_noise
 from tasks.sampling.sampler import Decoder

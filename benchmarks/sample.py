@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from benchmarks import lowdiff
 from configs import Recipe, load_recipe
 from configs.diffusion import DitModel
+from infra.device import default_device
 from models.autoencoder import AutoencoderKL
 from models.lightningdit import SIZES, LightningDiT
 from models.solvers import time_grid
@@ -46,7 +47,6 @@ from tasks.networks import (
     build_dit,
     build_network,
     channel_groups,
-    default_device,
 )
 from tasks.sampling.sampler import Decoder, Sampler, ready
 

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from benchmarks.tokenizers.data import put_shards
 from benchmarks.train_step import Clock
 from configs import Recipe, load_recipe
+from infra.device import default_device
 from infra.storage import Storage
 from models.execution import prepare
-from tasks.networks import default_device
 from tasks.stage import Context, Job
 from tasks.train_vavae import Tokenizer
 from tasks.training.adversary import AdversarialTraining

@@ -40,6 +40,7 @@ from torch import nn
 from configs import Recipe, load_recipe
 from configs.load import recipe_names
 from infra.artifacts import Artifact, Manifest
+from infra.device import HALVES, default_device
 from infra.storage import Storage
 from infra.tracking import Tracker
 from models.execution import prepare
@@ -47,11 +48,9 @@ from models.flops import training_flops_per_image
 from tasks.data.statistics import ChannelSums, statistics_hash
 from tasks.data.tensors import FLIP, WRITE_OPTIONS, latent_table
 from tasks.loading.loader import Batch
-from tasks.networks import default_device
 from tasks.stage import Context, Job
 from tasks.train_dit import Diffusion
 from tasks.training.ema import averages
-from tasks.training.engine import HALVES
 from tasks.training.flops import flops_per_image
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Metrics, peak_flops

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.load import checked, merge, resolve
-from configs.section import Positive, Section, Share, Weight
+from configs.section import Positive, Precision, Section, Share, Weight
 
 CLUSTERS = Path(__file__).parent / "clusters"
 HEAD = "head"
@@ -34,7 +34,7 @@ class Pool(Section):
     bf16_tflops: Rate | None = None
     """Peak of one GPU, dense, in 10¹² FLOPs a second."""
     fp32_tflops: Rate | None = None
-    """The same for float32 without TF32, in which `encode`, `sample` and `evaluate` run."""
+    """The same for float32 without TF32."""
     local_disk_gb: Annotated[int, Field(ge=0)] = 0
     """Of disks inside the machine, for caches and spilled objects."""
     network_gbit: Rate
@@ -52,6 +52,12 @@ class Pool(Section):
         if self.gpus and not (self.gpu and self.bf16_tflops and self.fp32_tflops):
             raise ValueError("a pool with gpus needs gpu, bf16_tflops and fp32_tflops")
         return self
+
+    def tflops(self, precision: Precision) -> float:
+        """Peak of one GPU, in 10¹² FLOPs a second; 0 without one. TF32 has half of bfloat16's on every card that knows
+        it."""
+        bf16 = self.bf16_tflops or 0.0
+        return {"bf16": bf16, "tf32": bf16 / 2, "fp32": self.fp32_tflops or 0.0}[precision]
 
 
 class StoragePrices(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Added, Positive, Section, Share
+from configs.section import Added, Positive, Precision, Section, Share
 
 
 class FashionMnist(Section):
@@ -141,4 +141,6 @@ class Encode(Section):
     align_features: bool = False
     """Store foundation features as the alignment target of `train_dit`; columns `f`, `f_flip`."""
     rows_per_group: Positive = 256
+    precision: Annotated[Precision, Added(before="tf32")] = "tf32"
+    """Of all networks that make latents and features."""
     seed: int = 0

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from configs.diffusion import DiffusionModel
-from configs.section import Added, Positive, Section, Share, SigmaRel, Weight
+from configs.section import Added, Positive, Precision, Section, Share, SigmaRel, Weight
 
 
 class NoGuidance(Section):
@@ -78,6 +78,8 @@ class Sample(Section):
     stages: Annotated[tuple[SampleResolution, ...], Added(before=())] = ()
     """Resolutions of a cascade to go through, coarsest first, up to the latents' own and without a gap; empty goes
     through all of `train_dit.cascade`."""
+    precision: Annotated[Precision, Added(before="tf32")] = "tf32"
+    """Of the diffusion network and its guide. The decoder, whose output are levels of 8 bits, knows no `bf16`."""
     seed: int = 0
 
     def at(self, stage: SampleResolution) -> Sample:

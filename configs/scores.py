@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from configs.data import Foundation
-from configs.section import Positive, Section, Share
+from configs.section import Added, Positive, Precision, Section, Share
 
 
 class Classifier(Section):
@@ -52,6 +52,8 @@ class Evaluate(Section):
     costs a covariance and an eigenvalue problem: 0.03 s at 320 dimensions, about 10 s at 2048 and 50,000 images."""
     seed: int = 0
     """Of subsets and resampling."""
+    precision: Annotated[Precision, Added(before="fp32")] = "fp32"
+    """Of all networks that look at images; scores that are compared with published ones are made in `fp32`."""
     classifier: Classifier | None = None
 
     @model_validator(mode="after")

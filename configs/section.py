@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -88,6 +88,9 @@ def _recorded(value: Any) -> Any:
 
 
 Positive = Annotated[int, Field(gt=0)]
+Precision = Literal["fp32", "tf32", "bf16"]
+"""Of networks' arithmetic: float32 throughout, float32 whose products and convolutions tensor cores round to TF32 (on a
+CPU the same as `fp32`), or bfloat16 by autocast. Weights are float32 in any case."""
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 SigmaRel = Annotated[float, Field(gt=0.0, lt=0.288)]

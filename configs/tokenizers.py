@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Added, Positive, Section, Weight
+from configs.section import Added, Positive, Precision, Section, Weight
 from configs.training import Training
 
 
@@ -102,6 +102,8 @@ class TrainVavae(Training):
     pretrained_objective: str | None = None
     """With `pretrained`: an earlier run's `objective.safetensors`, from which its projection and its discriminator go
     on; None begins them anew."""
+    foundation_precision: Annotated[Precision, Added(before="tf32")] = "tf32"
+    """Of the frozen foundation model; where `precision` is `fp32`, `tf32` is too: a process has one for both."""
 
     @property
     def weightless(self) -> bool:
@@ -177,6 +179,8 @@ class TrainSemvae(Training):
     features: str = "images"
     """`images` streams images through the foundation model; else the folder or URL of a complete `encode` artifact
     with stored features (`encode.align_features`), which are read instead."""
+    foundation_precision: Annotated[Precision, Added(before="tf32")] = "tf32"
+    """Of the frozen foundation model; where `precision` is `fp32`, `tf32` is too: a process has one for both."""
     model: SemvaeModel = SemvaeModel()
     objective: SemvaeObjective = SemvaeObjective()
 

@@ -46,8 +46,9 @@ class Training(Section):
     decay_share: Share = 1.0
     final_lr_share: Share = 0.0
     clip_norm: Weight | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the network's arithmetic; weights, averages and moments are float32. `fp16` scales losses dynamically."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Of the network's arithmetic; weights, averages and moments are float32. `tf32` rounds what tensor cores multiply
+    (on a CPU it is `fp32`), `fp16` scales losses dynamically."""
     ema_decay: Share | None = None
     """Of the average that is used where averaged weights are asked for; None keeps none."""
     ema_decays: tuple[Share, ...] = ()

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from configs import UserError
+from infra.device import computing, default_device
 from models.posterior import DiagonalGaussian
 from tasks.data.receipts import Receipt, from_text, receipt_row, write_receipt
 from tasks.data.statistics import ChannelSums
 from tasks.data.tensors import FLIP, WRITE_OPTIONS, latent_table
-from tasks.networks import default_device, load_foundation, trained_autoencoder, trained_semantic_vae
+from tasks.networks import load_foundation, trained_autoencoder, trained_semantic_vae
 from tasks.stage import Context, Job
 
 DEVIATION = "_std"
@@ -130,6 +131,10 @@ class Encoder:
 
     @torch.inference_mode()
     def _networks(self, images_B3HW: Tensor, keys: Sequence[str], suffix: str) -> dict[str, Tensor]:
+        with computing(self.recipe.encode.precision, self.device):
+            return self._found(images_B3HW, keys, suffix)
+
+    def _found(self, images_B3HW: Tensor, keys: Sequence[str], suffix: str) -> dict[str, Tensor]:
         found = self._posterior("z", self.autoencoder.encode(images_B3HW), keys, suffix)
         if self.foundation is not None:
             features = self.foundation(images_B3HW)
@@ -140,7 +145,8 @@ class Encoder:
         return found
 
     def _posterior(self, name: str, posterior: DiagonalGaussian, keys: Sequence[str], suffix: str) -> dict[str, Tensor]:
-        """What `encode.posterior` asks to be stored of a batch's posteriors."""
+        """What `encode.posterior` asks to be stored of a batch's posteriors, which are float32 whatever made them."""
+        posterior = DiagonalGaussian(posterior.moments.float())
         kind = self.recipe.encode.posterior
         if kind == "mean":
             return {name: posterior.mean}

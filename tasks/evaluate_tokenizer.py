@@ -34,7 +34,12 @@ def run(context: Context) -> Outcome:
     shards, tokenizer = context.input("shard"), context.input("train_vavae")
     published = None if recipe.evaluate.inception is None else recipe.evaluate.inception.weights
     networks = FeatureNetworks(
-        recipe.image.size, recipe.evaluate.features, None, tokenizer, published, section.lpips_weights
+        recipe.image.size,
+        recipe.evaluate.features,
+        tokenizer=tokenizer,
+        inception=published,
+        precision=recipe.evaluate.precision,
+        lpips=section.lpips_weights,
     )
     sets = {
         "real": ImageSet(shards, "test/", section.images),
@@ -46,7 +51,7 @@ def run(context: Context) -> Outcome:
         scores = _reconstruction(context, found)
         latent, facts = extract_latent_features(
             shards,
-            Subjects(recipe.image.size, tokenizer, recipe.foundation, semantic),
+            Subjects(recipe.image.size, tokenizer, recipe.foundation, semantic, recipe.evaluate.precision),
             recipe.compute.actors,
             train=section.probe_images,
             test=section.images,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
-import torch
 from safetensors.torch import load as load_safetensors
 from torch import nn
 
@@ -185,11 +184,6 @@ def load_foundation(section: Foundation) -> FoundationModel:
             f"{model.feature_dim}: set feature_dim: {model.feature_dim}"
         )
     return model
-
-
-def default_device() -> torch.device:
-    """An accelerator if this process has one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _frozen(network: Network, artifact: Artifact, name: str) -> Network:

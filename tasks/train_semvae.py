@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from configs import Recipe, UserError
 from configs.tokenizers import TrainSemvae
 from infra.artifacts import Artifact
+from infra.device import autocast
 from infra.weights import identities, load_pretrained
 from models.tokenizer_losses import TrainableSemanticVAE
 from tasks.data.images import images
@@ -114,17 +115,22 @@ class Semantics(Trainee):
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
         if self.streamed:
-            features = self.foundation.to(device)(to_float(batch.arrays[IMAGE], device))
+            features = self._features(batch.arrays[IMAGE], device)
         else:
             features = as_tensor(batch.arrays[_FEATURES]).to(device, non_blocking=True).float()
         shape = (self.section.model.channels, *features.shape[-2:])
         return {"features_BDhw": features, "noise_BChw": self.noise.normal(batch.positions, shape).to(device)}
 
+    def _features(self, images_BHWC: Any, device: torch.device) -> Tensor:
+        with autocast(self.section.foundation_precision, device):
+            features: Tensor = self.foundation.to(device)(to_float(images_BHWC, device)).float()
+        return features
+
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """On test images, from posterior means: cosine and error of restored features, spread of the latent."""
         sums, count = torch.zeros(4, dtype=torch.float64), 0
         for _, shown in images(self.shards, "test", self.size, _SCORED_IMAGES):
-            features = self.foundation.to(device)(to_float(shown, device))
+            features = self._features(shown, device)
             restored, posterior, _ = network(features)
             figures = (
                 F.cosine_similarity(features, restored, dim=1).mean(),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from configs import Recipe, UserError
 from configs.tokenizers import Discriminator, TrainVavae, VavaeObjective
+from infra.device import autocast
 from infra.weights import identities, load_pretrained, load_tensors
 from models.discriminator import PatchDiscriminator, TrainableDiscriminator
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
@@ -130,7 +131,8 @@ class Tokenizer(Trainee):
             "weights": _weights(objective),
         }
         if self.foundation is not None and objective.align_weight > 0:
-            given["features_BDhw"] = self.foundation.to(device)(pixels)
+            with autocast(self.section.foundation_precision, device):
+                given["features_BDhw"] = self.foundation.to(device)(pixels).float()
         begun = batch.images_seen - self.section.batch >= begin + objective.gan_start
         if self.critic is not None and not is_held_out(batch) and objective.gan_weight > 0 and begun:
             given["discriminator"] = self.critic.network.frozen

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from configs import Recipe
 from infra.artifacts import Artifact
+from infra.device import default_device
 from tasks import train_dit
 from tasks.data.images import BATCH
 from tasks.drawing import pictures
-from tasks.networks import DiffusionNetwork, default_device, trained_dit
+from tasks.networks import DiffusionNetwork, trained_dit
 from tasks.sample import external
 from tasks.sampling.per_image import shown_per_class
 from tasks.sampling.sampler import Decoder, Sampler, ready
@@ -101,7 +102,8 @@ def run(context: Context) -> Outcome:
     section = recipe.evaluate
     published = None if section.inception is None else section.inception.weights
     judge = context.input("judge") if "judge" in context.job.inputs else None
-    examiner = _examiner(FeatureNetworks(recipe.image.size, section.features, judge, None, published), threads)
+    size, precision = recipe.image.size, section.precision
+    examiner = _examiner(FeatureNetworks(size, section.features, judge, None, published, precision), threads)
 
     shown: list[tuple[NDArray[np.int64], pictures.Pixels]] = []
     found: list[PerImageFeatures] = []

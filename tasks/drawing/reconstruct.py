@@ -8,8 +8,9 @@ import torch
 
 from infra.artifacts import Artifact
 from infra.cluster import connect
+from infra.device import computing, default_device
 from tasks.drawing.pictures import Pixels, to_pixels, to_tensor
-from tasks.networks import default_device, trained_autoencoder
+from tasks.networks import trained_autoencoder
 from tasks.stage import Context
 
 _AT_ONCE = 16
@@ -29,4 +30,5 @@ def _reconstruct(tokenizer: Artifact, images_BHW3: Pixels, threads: int) -> Pixe
     torch.set_num_threads(threads)
     network = trained_autoencoder(tokenizer).to(device := default_device())
     pieces = to_tensor(images_BHW3).split(_AT_ONCE)
-    return np.concatenate([to_pixels(network.decode(network.encode(x.to(device)).mean)) for x in pieces])
+    with computing("tf32", device):  # for people, who see 8 bits
+        return np.concatenate([to_pixels(network.decode(network.encode(x.to(device)).mean)) for x in pieces])

@@ -171,8 +171,7 @@ def _place(work: Work, pool: Pool, available: int) -> _Placed:
     elif gpu and wanted < room:
         notes.append(f"the recipe uses {wanted} of {room} places for workers; more of them would be faster")
     if gpu:
-        tflops = pool.bf16_tflops if work.precision == "bf16" else pool.fp32_tflops
-        peak = (tflops or 0.0) * 1e12
+        peak = pool.tflops(work.precision) * 1e12
     devices = running * work.gpus if gpu else min(running * work.cpus, pool.cpus * available)
     return _Placed(
         gpu, devices, running, min(available, math.ceil(running / per_node)), peak, tuple(problems), tuple(notes)

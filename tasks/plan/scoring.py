@@ -47,6 +47,7 @@ def evaluate(recipe: Recipe, images: Images) -> Work:
     return Work(
         stage="evaluate",
         pool="infer",
+        precision=recipe.evaluate.precision,
         rows=Figure(sets[0], "recipe: evaluate.images, sample.images"),
         written=Figure(written, f"{SIZES}; side artifacts judge, reference, floor, reconstruction"),
         reads=Figure(3 * sizes.parts(looked, EXAMINED_AT_ONCE), REQUESTS),
@@ -91,6 +92,7 @@ def evaluate_tokenizer(recipe: Recipe, images: Images) -> Work:
     return Work(
         stage="evaluate_tokenizer",
         pool="infer",
+        precision=recipe.evaluate.precision,
         rows=Figure(shown, "recipe: evaluate_tokenizer.images"),
         written=Figure(PICTURED * 3 * max(64, recipe.image.size) ** 2, "at most the pixels of one picture"),
         reads=Figure(count, REQUESTS),

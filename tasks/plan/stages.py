@@ -65,6 +65,7 @@ def encode(recipe: Recipe, images: Images) -> Work:
     return Work(
         stage="encode",
         pool="infer",
+        precision=recipe.encode.precision,
         rows=Figure(images.all, images.source),
         written=Figure(sizes.latent_bytes(images, recipe), SIZES),
         reads=Figure(count + 4 * actors, REQUESTS),
@@ -105,6 +106,7 @@ def sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
     return Work(
         stage="sample",
         pool="infer",
+        precision=recipe.sample.precision,
         rows=Figure(section.images, "recipe: sample.images"),
         written=Figure(
             sizes.sample_bytes(section.images, recipe.image.size, count, groups, shown),

@@ -195,7 +195,7 @@ def _trained(
         beside=kept * checkpoint,
         decodes=decodes,
         image_bytes=image_bytes,
-        precision="fp32" if section.precision == "fp32" else "bf16",  # fp16 has the same peak
+        precision="bf16" if section.precision == "fp16" else section.precision,  # which has the same peak
         workers=compute.workers if trains else 1,
         gpus=compute.gpus_per_worker if trains else 0,
         cpus=compute.cpus_per_worker,

@@ -46,7 +46,7 @@ class Work:
     """Images decoded on CPUs: of the decode pool, or of training workers."""
     image_bytes: float = 0.0
     """Of one encoded image."""
-    precision: Literal["bf16", "fp32"] = "fp32"
+    precision: Literal["bf16", "tf32", "fp32"] = "fp32"
     workers: int = 1
     gpus: float = 0.0
     """Of each worker or actor."""

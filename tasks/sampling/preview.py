@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from configs import Recipe
 from configs.sampling import AutoGuidance, NoGuidance
 from infra.artifacts import Artifact
+from infra.device import autocast, default_device
 from tasks.data.images import images
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
-from tasks.networks import DiffusionNetwork, default_device, load_foundation, trained_autoencoder
+from tasks.networks import DiffusionNetwork, load_foundation, trained_autoencoder
 from tasks.sampling.integrator import Integrator
 from tasks.sampling.per_image import image_labels, image_noise, shown_per_class
 from tasks.scoring.distances import FrechetFrom, score_name
 from tasks.scoring.gaussian import Gaussian
 from tasks.stage import Context
-from tasks.training.engine import HALVES
 
 COLUMNS, ROWS = 10, 4
 _MOST_STEPS = 50
@@ -89,8 +89,7 @@ class DiffusionPreview:
         def noise(shape: tuple[int, ...], draw: int) -> torch.Tensor:
             return torch.from_numpy(image_noise(indices, shape, recipe.sample.seed, draw)).to(self._device)
 
-        half = HALVES.get(recipe.train_dit.precision)
-        with torch.autocast(self._device.type, half, enabled=half is not None):
+        with autocast(recipe.train_dit.precision, self._device):  # the rest of it is the process's
             made = self._integrator(torch.from_numpy(labels).to(self._device), noise)
         texture = self._statistics.denormalise(made[:, self._integrator.groups.slice_of("texture")], ["z"])
         return pictures.to_pixels(self._tokenizer.decode(texture))

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from configs import Recipe
 from infra.artifacts import Artifact
+from infra.device import computing, default_device, uploaded
 from models.autoencoder import AutoencoderKL
 from models.execution import prepare
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
-from tasks.networks import DiffusionNetwork, default_device, trained_autoencoder, trained_dit
+from tasks.networks import DiffusionNetwork, trained_autoencoder, trained_dit
 from tasks.sampling.integrator import Integrator
 from tasks.sampling.per_image import image_labels, image_noise
 from tasks.stage import Context
@@ -56,6 +57,7 @@ class Sampler:
 
     def __init__(self, recipe: Recipe, model: DiffusionNetwork, decoder: Decoder, device: torch.device) -> None:
         self.recipe, self.decoder, self.device = recipe, decoder, device
+        self._decoding = "fp32" if recipe.sample.precision == "fp32" else "tf32"
         self.integrator = Integrator(recipe, model, lambda weak: ready(weak, recipe.compute.actors.compile))
 
     @classmethod
@@ -88,9 +90,9 @@ class Sampler:
         waiting: tuple[NDArray[np.int64], NDArray[np.int64], _OnItsWay] | None = None
         for indices in batches:
             labels = image_labels(self.recipe.sample.labels, indices, self.recipe.data.classes, self.recipe.sample.seed)
-            decoded = _OnItsWay(
-                self.decoder, self.latents(indices, labels)[:, self.integrator.groups.slice_of("texture")]
-            )
+            latents = self.latents(indices, labels)[:, self.integrator.groups.slice_of("texture")]
+            with computing(self._decoding, self.device):
+                decoded = _OnItsWay(self.decoder, latents)
             if waiting is not None:
                 yield waiting[0], waiting[1], waiting[2].pixels()
             waiting = indices, labels, decoded
@@ -101,9 +103,10 @@ class Sampler:
         """Normalised latents (B, C, h, w) of these images, all channel groups."""
 
         def noise(shape: tuple[int, ...], draw: int) -> Tensor:
-            return torch.from_numpy(image_noise(indices, shape, self.recipe.sample.seed, draw)).to(self.device)
+            return uploaded(torch.from_numpy(image_noise(indices, shape, self.recipe.sample.seed, draw)), self.device)
 
-        return self.integrator(torch.from_numpy(labels).to(self.device), noise)
+        with computing(self.recipe.sample.precision, self.device):
+            return self.integrator(uploaded(torch.from_numpy(labels), self.device), noise)
 
 
 def ready(model: DiffusionNetwork, compiled: bool) -> DiffusionNetwork:

@@ -24,11 +24,12 @@ from configs.scores import Classifier
 from configs.section import recorded
 from infra.artifacts import Artifact
 from infra.cluster import connect
+from infra.device import default_device, set_precision
 from infra.progress import Bar
 from tasks.data.images import images
 from tasks.drawing.pictures import to_tensor
 from tasks.loading.loader import Loader
-from tasks.networks import WEIGHTS, default_device
+from tasks.networks import WEIGHTS
 from tasks.stage import Context, Job, Outcome
 
 _SIDE = 4
@@ -111,6 +112,7 @@ def _train_remotely(job: dict[str, Any], cpus: int) -> Iterator[int | dict[str, 
     assert section is not None
     torch.set_num_threads(cpus)
     torch.manual_seed(section.seed)
+    set_precision("fp32")  # like the networks of published scores
     judge = build_classifier(recipe, section).to(default_device()).to(memory_format=torch.channels_last)
     yield from train(judge, shards, recipe.image.size, section)
     tensors = {name: value.cpu().contiguous() for name, value in judge.state_dict().items()}

@@ -19,11 +19,12 @@ from torch import Tensor
 from configs.compute import ActorCompute
 from configs.data import Foundation
 from infra.artifacts import Artifact
+from infra.device import computing, default_device
 from infra.progress import Bar
 from tasks.data.actors import spread
 from tasks.data.images import BATCH, read_images, stretches
 from tasks.drawing.pictures import Pixels, to_pixels, to_tensor
-from tasks.networks import default_device, load_foundation, trained_autoencoder
+from tasks.networks import load_foundation, trained_autoencoder
 from tasks.scoring.classifier import predict, trained_classifier
 from tasks.scoring.gaussian import Gaussian, GaussianAccumulator
 from tasks.scoring.inception import Inception, InceptionFeatures
@@ -109,6 +110,8 @@ class FeatureNetworks:
     tokenizer: Artifact | None = None
     inception: str | None = None
     """Path or URL of its weights."""
+    precision: str = "fp32"
+    """Of them all, see `evaluate.precision`."""
     lpips: str | None = None
     """VGG16 of LPIPS (see `perceptual.Lpips`); None leaves it out."""
 
@@ -188,7 +191,7 @@ class FeatureExtractor:
         self.device = default_device()
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
-        self.size = networks.size
+        self.size, self.precision = networks.size, networks.precision
         self.features = load_foundation(networks.features).to(self.device)
         self.judge = None if networks.judge is None else trained_classifier(networks.judge).to(self.device)
         self.inception = None if networks.inception is None else Inception(networks.inception).to(self.device)
@@ -204,6 +207,10 @@ class FeatureExtractor:
     @torch.inference_mode()
     def look(self, labels: NDArray[np.int64], pixels_BHW3: Pixels, reconstruct: bool = False) -> PerImageFeatures:
         """Findings of at most one batch."""
+        with computing(self.precision, self.device):
+            return self._found(labels, pixels_BHW3, reconstruct)
+
+    def _found(self, labels: NDArray[np.int64], pixels_BHW3: Pixels, reconstruct: bool) -> PerImageFeatures:
         count, likeness = len(labels), dict[str, Any]()
         pixels, images = pixels_BHW3, self._filled(pixels_BHW3)
         if reconstruct:

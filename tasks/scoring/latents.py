@@ -20,11 +20,12 @@ from torch import Tensor
 from configs.compute import ActorCompute
 from configs.data import Foundation
 from infra.artifacts import Artifact
+from infra.device import computing, default_device
 from infra.progress import Bar
 from tasks.data.actors import spread
 from tasks.data.images import BATCH, read_images, stretches
 from tasks.drawing.pictures import Pixels, to_tensor
-from tasks.networks import default_device, load_foundation, trained_autoencoder, trained_semantic_vae
+from tasks.networks import load_foundation, trained_autoencoder, trained_semantic_vae
 from tasks.scoring.latent_scores import CellSums, Rows, Usage, one_cell_each, probe, uniformity
 
 _LENGTH = 500
@@ -41,6 +42,8 @@ class Subjects:
     foundation: Foundation | None = None
     """Whose features latents are compared with; None looks at latents alone."""
     semantic: Artifact | None = None
+    precision: str = "fp32"
+    """Of them all, see `evaluate.precision`."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class LatentFeatureExtractor:
         self.device = default_device()
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
-        self.size = subjects.size
+        self.size, self.precision = subjects.size, subjects.precision
         self.tokenizer = trained_autoencoder(subjects.tokenizer).to(self.device)
         self.foundation = None if subjects.foundation is None else load_foundation(subjects.foundation).to(self.device)
         self.semantic = None if subjects.semantic is None else trained_semantic_vae(subjects.semantic).to(self.device)
@@ -111,6 +114,12 @@ class LatentFeatureExtractor:
         self, labels: NDArray[np.int64], pixels_BHW3: Pixels, fitted: Fitted | None = None
     ) -> tuple[Latents, CellSums | None]:
         """Latents of one batch; its sums without `fitted`, its comparisons with it."""
+        with computing(self.precision, self.device):
+            return self._found(labels, pixels_BHW3, fitted)
+
+    def _found(
+        self, labels: NDArray[np.int64], pixels_BHW3: Pixels, fitted: Fitted | None
+    ) -> tuple[Latents, CellSums | None]:
         images = to_tensor(pixels_BHW3).to(self.device)
         posterior = self.tokenizer.encode(images)
         z, deviations = posterior.mean.float(), posterior.std.float()

@@ -131,7 +131,8 @@ def features_of(
     kept = _kept_sets(given, reference, judge)
     missing = {name: each.images for name, each in kept.items() if not each.artifact.is_complete()}
     published = None if section.inception is None else section.inception.weights
-    networks = FeatureNetworks(given.recipe.image.size, section.features, judge, given.tokenizer, published)
+    size, precision = given.recipe.image.size, section.precision
+    networks = FeatureNetworks(size, section.features, judge, given.tokenizer, published, precision)
     weights_hash = references.looked_at(given.recipe)["inception"]
     compute = given.recipe.compute.actors
     features = extract_features("evaluate", {**samples, **missing}, networks, compute)

@@ -69,6 +69,7 @@ def looked_at(recipe: Recipe) -> dict[str, Any]:
         "features": section["features"],
         **identities(features_file=recipe.evaluate.features.weights),
         "inception": None if published is None else inception.Identity.at(published.weights).sha256,
+        **{name: section[name] for name in ("precision",) if name in section},
     }
 
 

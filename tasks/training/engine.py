@@ -23,11 +23,11 @@ from configs.compute import TrainCompute
 from configs.errors import UserError
 from configs.load import merge
 from configs.training import Training
+from infra.device import HALVES
 from tasks.training.optimizer import GuardedAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 WHOLE_BUCKET = 500_000_000
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 _OWNED_PARTS = ("fp16", "bf16", "bfloat16", "torch_autocast", "optimizer", "scheduler", "communication_data_type")
 

@@ -21,9 +21,9 @@ from configs.errors import UserError
 from configs.training import Training
 from infra import logs
 from infra.cluster import connect, require_gpus
+from infra.device import default_device, set_precision
 from infra.storage import FileEntry, Storage
 from tasks.data.receipts import RECEIPTS, finished
-from tasks.networks import default_device
 from tasks.snapshots import FOLDER as SNAPSHOTS
 from tasks.stage import Context, Job, Outcome
 from tasks.training import checkpoints, requests
@@ -98,6 +98,7 @@ def _fit_alone(context: Context) -> None:
 def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Setting:
     """Where and how this process trains."""
     compute, device = context.recipe.compute.train, default_device()
+    set_precision(*_precisions(context))
     if device.type == "cpu":
         torch.set_num_threads(compute.cpus_per_worker)
     stage = trained_stage(context.job.stage)
@@ -113,8 +114,15 @@ def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Se
     )
 
 
+def _precisions(context: Context) -> tuple[str, ...]:
+    """Of the networks that a training runs: its own and the frozen one that it learns from."""
+    section = trained_stage(context.job.stage).section(context.recipe)
+    return section.precision, getattr(section, "foundation_precision", section.precision)
+
+
 def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, curves: Curves) -> None:
     """Write networks, scores and facts to storage; `result.json` last. Without an `end` nothing was trained."""
+    set_precision(*_precisions(context))  # also where nothing was trained
     trainee, device = build(context), default_device()  # a fresh one: the engine may hold the other in parts
     files = []
 

@@ -1,0 +1,59 @@
+"""The device of a process, and the arithmetic that it computes with.
+
+Left alone, torch on CUDA multiplies matrices in full float32 and convolves in TF32: slow where it is exact, and inexact
+where nobody asked. So whoever computes says which precision holds, for products and convolutions alike. On a CPU `tf32`
+is `fp32`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The precisions that torch.autocast brings, beside which what stays float32 may use TF32."""
+
+
+def default_device() -> torch.device:
+    """An accelerator if this process has one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_precision(*wanted: str) -> None:
+    """How all threads of this process multiply and convolve float32 on CUDA from now on.
+
+    wanted: what runs here side by side, each `fp32`, `tf32` or a half precision; full float32 where one wants that.
+    """
+    reduced = "fp32" not in wanted
+    torch.backends.cuda.matmul.allow_tf32 = reduced
+    torch.backends.cudnn.allow_tf32 = reduced
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Networks in a half precision where it is one; nothing otherwise."""
+    half = HALVES.get(precision)
+    return torch.autocast(device.type, half, enabled=half is not None)
+
+
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """A stretch of a stage that computes in one precision, beside others of the process in theirs; networks see
+    autocast where it is a half one. It binds all threads: not for what runs beside a training.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    set_precision(precision)
+    try:
+        with autocast(precision, device):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def uploaded(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device. On its way to an accelerator through pinned memory, so that the host need not wait until what the
+    device has to do before is done."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
