@@ -116,7 +116,7 @@ def test_of_training_and_of_the_frozen_network_it_learns_from(tmp_path: Path, ow
     put_shard(at(tmp_path), recipe)
     job = context(at(tmp_path), recipe, train_vavae.STAGE, "shard")
     launch._setting(job)  # what a worker begins with
-    trainee = train_vavae.trainee(job)
+    trainee: Any = train_vavae.STAGE.trainee(job)
     seen: list[Any] = []
     assert trainee.foundation is not None
     watch(trainee.foundation, seen)
