@@ -17,11 +17,11 @@ class TrainCompute(Section):
     micro_batch: Positive | None = None
     """Images per worker and accumulation step; None takes the whole share of the batch at once."""
     engine: Literal["auto", "deepspeed", "plain"] = "auto"
-    """`auto` is DeepSpeed where it is installed and has something to do (several workers, a ZeRO stage, settings of
-    its own); `plain` trains with torch alone."""
+    """`auto` is DeepSpeed where it is installed and there is something that only it does (a ZeRO stage, settings of its
+    own), and else `plain`: torch alone, on one device or with gradients that travel while the backward pass goes on."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     communication: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """In which gradients travel between workers."""
+    """In which gradients travel between workers; the large recipes say `bf16`, half the bytes."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Laid upon the DeepSpeed configuration that follows from the recipe, e.g. `{zero_optimization: {…}}`."""
     compile: bool = False

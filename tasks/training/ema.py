@@ -21,13 +21,13 @@ Share = Callable[[int, int], float]
 class Ema:
     """Starts as a copy and follows after each good step: e += share (w - e) (papers.md 1.5).
 
-    live: the weights as this worker holds them, by name; the averages are held alike.
+    local: the weights as this worker holds them, by name; the averages are held alike.
     """
 
-    def __init__(self, live: Mapping[str, Tensor], share: Share) -> None:
+    def __init__(self, local: Mapping[str, Tensor], share: Share) -> None:
         self.share = share
-        self._live = dict(live)
-        self.averages = {name: tensor.detach().float().clone() for name, tensor in live.items()}
+        self._local = dict(local)
+        self.averages = {name: tensor.detach().float().clone() for name, tensor in local.items()}
 
     @torch.no_grad()
     def update(self, before: int, after: int, bad: Tensor) -> None:
@@ -36,7 +36,7 @@ class Ema:
         # and a decay of 1 is this very formula.
         torch._fused_sgd_(
             list(self.averages.values()),
-            [tensor.detach() for tensor in self._live.values()],
+            [tensor.detach() for tensor in self._local.values()],
             [],
             lr=self.share(before, after),
             weight_decay=1.0,
@@ -60,7 +60,7 @@ class Ema:
 
         changed: to be told of weights that were written (`Engine.changed`).
         """
-        kept = {name: tensor.detach().clone() for name, tensor in self._live.items()}
+        kept = {name: tensor.detach().clone() for name, tensor in self._local.items()}
         self._write(self.averages, changed)
         try:
             yield
@@ -69,19 +69,19 @@ class Ema:
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor], changed: Callable[[], None]) -> None:
-        for name, tensor in self._live.items():
+        for name, tensor in self._local.items():
             tensor.copy_(values[name])
         changed()
 
 
-def averages(section: Training, live: Mapping[str, Tensor]) -> dict[str, Ema]:
+def averages(section: Training, local: Mapping[str, Tensor]) -> dict[str, Ema]:
     """All averages that a recipe asks for, by name."""
     shares: dict[str, Share] = {}
     if section.ema_decay is not None:
         shares[MAIN] = _constant(section.ema_decay)
     shares |= {decay_name(decay): _constant(decay) for decay in section.ema_decays}
     shares |= {sigma_name(sigma): _power(sigma) for sigma in section.ema_sigmas}
-    return {name: Ema(live, share) for name, share in shares.items()}
+    return {name: Ema(local, share) for name, share in shares.items()}
 
 
 def decay_name(decay: float) -> str:

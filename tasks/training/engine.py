@@ -24,10 +24,13 @@ from configs.errors import UserError
 from configs.load import merge
 from configs.training import Training
 from infra.device import HALVES
+from tasks.training.buckets import Buckets
 from tasks.training.optimizer import GuardedAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-WHOLE_BUCKET = 500_000_000
+ZERO_BUCKET = 50_000_000
+"""Numbers in one of ZeRO's buckets. DeepSpeed's default of ten times as many holds three quarters of an XL network, so
+that as much of the backward pass is over before the first gradient travels, in two buffers of 2 GB."""
 _OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 _OWNED_PARTS = ("fp16", "bf16", "bfloat16", "torch_autocast", "optimizer", "scheduler", "communication_data_type")
 
@@ -64,20 +67,20 @@ class Engine(Protocol):
         """Forward and backward of one accumulation step, and the optimizer's step with the last; the loss terms."""
         ...
 
-    def live(self) -> dict[str, Tensor]:
-        """The trainable parameters as this worker holds them, by name: whole, or its part (ZeRO 3)."""
+    def local(self) -> dict[str, Tensor]:
+        """The trainable parameters as this worker holds them, by name: whole, or its shard (ZeRO 3)."""
         ...
 
     def changed(self) -> None:
-        """The live parameters were written: let the network see it. All workers must call it."""
+        """The local parameters were written: let the network see it. All workers must call it."""
         ...
 
-    def whole(self, name: str, part: Tensor) -> Tensor:
-        """A tensor held like parameter `name`, put together from all workers. All workers must call it."""
+    def gather(self, name: str, shard: Tensor) -> Tensor:
+        """The whole of a tensor held like parameter `name`, from all workers. All workers must call it."""
         ...
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """This worker's part of a tensor held like parameter `name`: the inverse of `whole`."""
+    def shard(self, name: str, whole: Tensor) -> Tensor:
+        """This worker's shard of a tensor held like parameter `name`: the inverse of `gather`."""
         ...
 
     def moments(self) -> Iterator[tuple[str, str, Tensor]]:
@@ -96,7 +99,7 @@ def build_engine(module: nn.Module, section: Training, compute: TrainCompute, de
     split = Split.of(section.batch, dist.get_world_size(), compute.micro_batch)
     wanted = compute.engine
     if wanted == "auto":
-        asked = split.workers > 1 or compute.zero_stage or compute.deepspeed
+        asked = compute.zero_stage or compute.deepspeed
         wanted = "deepspeed" if asked and find_spec("deepspeed") else "plain"
     if wanted == "plain" and compute.zero_stage:
         raise UserError(
@@ -140,7 +143,8 @@ def deepspeed_config(section: Training, compute: TrainCompute, split: Split) -> 
         )
     zero: dict[str, Any] = {"stage": compute.zero_stage}
     if compute.zero_stage:
-        zero |= {"overlap_comm": torch.cuda.is_available(), "reduce_bucket_size": WHOLE_BUCKET}
+        zero |= {"overlap_comm": torch.cuda.is_available(), "reduce_bucket_size": ZERO_BUCKET}
+        zero["contiguous_gradients"] = True  # into one buffer as they are made: what overlapping needs
     if compute.zero_stage in (1, 2):
         zero["compute_grad_norm"] = False  # the optimizer's, which does not ask the host
     if compute.zero_stage == 3:
@@ -154,63 +158,59 @@ def deepspeed_config(section: Training, compute: TrainCompute, split: Split) -> 
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": sys.maxsize,
+        # On by default, and synchronises the device at every forward pass and every step.
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
     }
     return merge(config, compute.deepspeed)
 
 
 class PlainEngine:
-    """Data parallel with torch alone: gradients of all parameters travel as one bucket."""
+    """Data parallel with torch alone: gradients travel while the backward pass goes on (`buckets.py`)."""
 
     def __init__(
         self, module: nn.Module, optimizer: GuardedAdamW, split: Split, communication: torch.dtype | None
     ) -> None:
         self.optimizer = optimizer
-        self._module, self._split, self._communication = module, split, communication
+        self._module, self._split = module, split
         self._names = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._losses: list[Tensor] = []
+        self._buckets = Buckets(list(self._names.values()), communication) if split.workers > 1 else None
         optimizer.allocate()
         optimizer.armed = True
 
     def advance(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = self._module(**inputs)
+        last = len(self._losses) + 1 == self._split.accumulation
+        if last and self._buckets is not None:
+            self._buckets.begin()
         (terms["total"] * self.optimizer.scale / self._split.accumulation).backward()
         self._losses.append(terms["total"].detach().float())
-        if len(self._losses) == self._split.accumulation:
+        if last:
             loss = torch.stack(self._losses).mean()
             self._losses = []
+            if self._buckets is not None:
+                self._buckets.finish()
+                loss = _mean_over_workers(loss)
             # A weight that a batch did not use (another resolution's) has a gradient of zero, whatever the layout.
             for parameter in self._names.values():
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            if self._split.workers > 1:
-                self._average()
-                loss = _mean_over_workers(loss)
             self.optimizer.expect(loss)
             self.optimizer.step()
             self.optimizer.settle()
             self.optimizer.zero_grad(set_to_none=True)
         return terms
 
-    def _average(self) -> None:
-        gradients = [p.grad for p in self._names.values() if p.grad is not None]
-        bucket = torch.cat([gradient.reshape(-1) for gradient in gradients]) / self._split.workers
-        sent = bucket.to(self._communication or bucket.dtype)
-        dist.all_reduce(sent)
-        bucket = sent.to(bucket.dtype)
-        pieces = bucket.split([gradient.numel() for gradient in gradients])
-        for parameter, piece in zip(self._names.values(), pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
-
-    def live(self) -> dict[str, Tensor]:
+    def local(self) -> dict[str, Tensor]:
         return dict(self._names)
 
     def changed(self) -> None:
         pass
 
-    def whole(self, name: str, part: Tensor) -> Tensor:
-        return part
+    def gather(self, name: str, shard: Tensor) -> Tensor:
+        return shard
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
+    def shard(self, name: str, whole: Tensor) -> Tensor:
         return whole
 
     def moments(self) -> Iterator[tuple[str, str, Tensor]]:
@@ -266,7 +266,7 @@ class DeepSpeedEngine:
             self.optimizer.settle()
         return terms
 
-    def live(self) -> dict[str, Tensor]:
+    def local(self) -> dict[str, Tensor]:
         if self.stage < 3:
             return dict(self._names)
         return {name: parameter.ds_tensor for name, parameter in self._names.items()}
@@ -278,15 +278,15 @@ class DeepSpeedEngine:
             held[0].partition(held)
             held[0].all_gather(held)
 
-    def whole(self, name: str, part: Tensor) -> Tensor:
+    def gather(self, name: str, shard: Tensor) -> Tensor:
         if self.stage < 3:
-            return part
-        parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, part.contiguous())
+            return shard
+        shards = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
+        dist.all_gather(shards, shard.contiguous())
         parameter = self._names[name]
-        return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+        return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
+    def shard(self, name: str, whole: Tensor) -> Tensor:
         if self.stage < 3:
             return whole
         held = self._names[name].ds_tensor

@@ -94,7 +94,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
     )
     engine = build_engine(module, section, compute, device)
     split = Split.of(section.batch, world, compute.micro_batch)
-    emas = averages(section, engine.live())
+    emas = averages(section, engine.local())
     state, advance = State(trainee, engine, emas, guard, metrics), engine.advance
     if adversary is not None:
         both = AdversarialTraining(engine, adversary, section, compute, device)

@@ -54,8 +54,8 @@ class State:
 
     def average(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """(parameter, whole tensor) of an average; all workers must iterate together."""
-        for parameter, part in self.emas[name].averages.items():
-            yield parameter, self.engine.whole(parameter, part)
+        for parameter, shard in self.emas[name].averages.items():
+            yield parameter, self.engine.gather(parameter, shard)
 
     def gather(self, images_seen: int, moments: bool = True) -> Checkpoint | None:
         """Copied to rank 0's memory so that training need not wait for storage; None in other workers."""
@@ -66,8 +66,8 @@ class State:
                 kept.setdefault(part, {})[name] = whole.detach().to("cpu", copy=True).contiguous()
 
         for prefix, engine in self._engines():
-            for name, live in engine.live().items():
-                keep(prefix + WEIGHTS, name, engine.whole(name, live.detach()))
+            for name, local in engine.local().items():
+                keep(prefix + WEIGHTS, name, engine.gather(name, local.detach()))
             for moment, name, whole in engine.moments() if moments else ():
                 keep(prefix + moment, name, whole)
         for ema in self.emas:
@@ -93,7 +93,7 @@ class State:
             engine.load_moments({moment: found.tensors[prefix + moment] for moment in MOMENTS})
             engine.optimizer.load_kept(found.values[f"{prefix}optimizer"])
         for name, ema in self.emas.items():
-            ema.load({each: self.engine.part(each, whole) for each, whole in found.tensors[name].items()})
+            ema.load({each: self.engine.shard(each, whole) for each, whole in found.tensors[name].items()})
         self.guard.resume(found.values["left_out"])
         self.metrics.resume(found.images_seen, found.values["curves"])
         self.best = None if found.values["best"] is None else Best(**found.values["best"])
