@@ -37,7 +37,7 @@ def section(recipe: Recipe) -> TrainSemvae:
 
 def run(context: Context) -> Outcome:
     """Train the Semantic VAE, or take the weights that `train_semvae.pretrained` names."""
-    return train(context, section(context.recipe))
+    return train(context, section(context.recipe), scored=True)
 
 
 def stored(recipe: Recipe) -> Artifact | None:

@@ -35,7 +35,8 @@ def section(recipe: Recipe) -> TrainVavae:
 
 def run(context: Context) -> Outcome:
     """Train the tokenizer in its stages, or take the weights that `train_vavae.pretrained` names."""
-    return train(context, context.recipe.train_vavae)
+    section = context.recipe.train_vavae
+    return train(context, section, scored=not section.weightless)
 
 
 def to_float(images_BHWC: Any, device: torch.device) -> Tensor:

@@ -168,7 +168,7 @@ def _place(work: Work, pool: Pool, available: int) -> _Placed:
     elif wanted > room:
         running = room
         notes.append(f"room for {room} of the recipe's {wanted} actors")
-    elif gpu and wanted < room:
+    elif gpu and wanted < room and work.flops.value > work.alone:
         notes.append(f"the recipe uses {wanted} of {room} places for workers; more of them would be faster")
     if gpu:
         peak = pool.tflops(work.precision) * 1e12

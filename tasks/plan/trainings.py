@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from configs import Recipe
 from configs.tokenizers import VavaeObjective
 from configs.training import Training
@@ -178,12 +180,15 @@ def _trained(
     if dataset[0] <= compute.cache_gib * 2**30:  # one copy a node, of which there are at most as many as workers
         reads, read = min(reads, compute.workers * dataset[1]), min(read, compute.workers * dataset[0])
         how += "; compute.train.cache_gib holds all"
+    # Given weights are scored by an actor with an accelerator, or else in the flow's own process.
+    actor = recipe.compute.actors if not trains and alone and recipe.compute.actors.gpus_per_actor else None
     note: tuple[str, ...] = ()
-    if not trains and alone:
+    if not trains and alone and actor is None:
         note = (f"{stage} takes given weights, and scores them in the flow's own process: on the head, without a GPU",)
+    taken: Literal["head", "infer"] = "head" if actor is None else "infer"
     return Work(
         stage=stage,
-        pool="train" if trains else "head",
+        pool="train" if trains else taken,
         rows=Figure(section.images, f"recipe: {stage}.images"),
         written=Figure((stored - (objective > 0)) * weights + objective, SIZES),
         reads=Figure(reads + alone_decodes / sizes.SHARD_ROWS_PER_GROUP, how),
@@ -197,8 +202,8 @@ def _trained(
         image_bytes=image_bytes,
         precision="bf16" if section.precision == "fp16" else section.precision,  # which has the same peak
         workers=compute.workers if trains else 1,
-        gpus=compute.gpus_per_worker if trains else 0,
-        cpus=compute.cpus_per_worker,
+        gpus=compute.gpus_per_worker if trains else actor.gpus_per_actor if actor else 0,
+        cpus=actor.cpus_per_actor if actor else compute.cpus_per_worker,
         alone=alone,
         alone_decodes=alone_decodes,
         notes=note,

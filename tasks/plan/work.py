@@ -53,7 +53,8 @@ class Work:
     cpus: float = 1.0
     """The same."""
     alone: float = 0.0
-    """FLOPs that one worker does while the others wait; of a training without images the flow's own process."""
+    """FLOPs that one worker does while the others wait; of a training without images an actor, where actors have GPUs,
+    or else the flow's own process."""
     alone_decodes: float = 0.0
     held: float = 0.0
     """Bytes in the memory of the flow's own process."""

@@ -42,8 +42,11 @@ _BEST, _LAST = "best", "model"
 _RAY = "ray"
 
 
-def train(context: Context, section: Training, alone: bool = False) -> Outcome:
+def train(context: Context, section: Training, alone: bool = False, scored: bool = False) -> Outcome:
     """Train until the recipe's images are seen, surviving failures of workers; or take given weights as they are.
+
+    scored: the network is scored on images when it is there. Of given weights an actor does it, as `compute.actors`
+        says: on a head without an accelerator it would take hours.
 
     alone: in this process, as its only worker, instead of by Ray Train: for many small trainings, each an item of an
         actor (`tasks/comparing/trial.py`). The result is the same in every bit as with one worker of Ray Train's.
@@ -55,7 +58,7 @@ def train(context: Context, section: Training, alone: bool = False) -> Outcome:
     if not context.out.exists(RESULT):  # else a run ended between its last file and its manifest
         context.out.delete(f"{requests.FOLDER}/{requests.LEAVE}")  # an earlier attempt did not live to see it
         if section.images == 0:
-            export(context, None, None, {})
+            _take(context, scored)
         elif alone:
             _fit_alone(context)
         else:
@@ -65,6 +68,27 @@ def train(context: Context, section: Training, alone: bool = False) -> Outcome:
         context.out.delete(folder)
     files = [FileEntry(**values) for values in result["files"]]
     return Outcome(files, rows=result["images_seen"], facts=result["facts"], scores=result["scores"])
+
+
+class Taker:
+    """Takes given weights as they are, in an actor."""
+
+    def __init__(self, job: Job) -> None:
+        self._context = Context(job)
+
+    def __call__(self, _item: Mapping[str, Any]) -> None:
+        export(self._context, None, None, {})
+
+
+def _take(context: Context, scored: bool) -> None:
+    compute = context.recipe.compute.actors
+    if not (scored and compute.gpus_per_actor):
+        export(context, None, None, {})
+        return
+    from tasks.data.actors import spread
+
+    for _ in spread([{}], Taker, (context.job,), compute):
+        pass
 
 
 def build(context: Context) -> Trainee:

@@ -101,6 +101,25 @@ def test_training_needs_room_for_all_its_workers() -> None:
     assert [why for why in nowhere.problems if why.startswith("train_dit: asks for 1 GPUs")]
 
 
+@pytest.mark.parametrize("recipe", ["sfd_xl_80ep", "lightningdit_xl_64ep"])
+def test_given_weights_are_scored_where_gpus_are(recipe: str) -> None:
+    plan = make_plan(recipe, cluster="aws")
+    given = [each for each in plan.stages if each.work.stage in ("train_vavae", "train_semvae")]
+    for each in given:
+        assert each.nodes == {"infer": 1} and each.gpu_hours.value > 0, each.work.stage
+        assert each.seconds.value < 900, "of 10,000 images; hours on a head"
+    for each in plan.stages:
+        alone = each.seconds.value - plan.cluster.assumed.start_seconds
+        assert each.nodes or alone < 60, f"{each.work.stage} takes {alone:.0f} s on a driver without a GPU"
+
+
+def test_given_weights_are_scored_by_the_driver_of_a_recipe_without_gpus() -> None:
+    given = ["train_vavae.images=0", "train_vavae.pretrained=somewhere"]
+    scored = stage(make_plan("demo", given), "train_vavae")
+    assert scored.nodes == {} and scored.gpu_hours.value == 0
+    assert any(note.startswith("train_vavae takes given weights") for note in make_plan("demo", given).notes)
+
+
 def test_a_large_listing_needs_a_large_head() -> None:
     plan = make_plan("sfd_xl_80ep", cluster="aws", images=100_000_000)
     assert [why for why in plan.problems if why.startswith("shard: the flow's own process holds about 30 GB")]
