@@ -17,6 +17,7 @@ from configs import UserError, load_recipe, recipe_names
 from flows import plan as planning
 from flows import serve as servers
 from flows import weights
+from tasks.dag import FLOWS, load_stage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,22 +52,21 @@ def run(
     root: Root = None,
 ) -> None:
     """Run a flow here and now, reusing every stage whose inputs did not change."""
+    if flow not in FLOWS:
+        raise UserError(f"no flow {flow!r}: choose one of {', '.join(FLOWS)}")
+    load_recipe(recipe, overrides)  # a mistake in it is told before anything large is imported
     _check_environment()
     from flows.lowdiff_full import lowdiff_full
     from flows.run import preflight
     from flows.sfd_full import sfd_full
-    from flows.stages import STAGES
-    from flows.tokenizer_eval import STAGES as TOKENIZER_STAGES
     from flows.tokenizer_eval import tokenizer_eval
 
-    known: dict[str, Any] = {
-        "sfd-full": (sfd_full, STAGES),
-        "lowdiff-full": (lowdiff_full, STAGES),
-        "tokenizer-eval": (tokenizer_eval, TOKENIZER_STAGES),
+    flows_by_name: dict[str, Any] = {
+        "sfd-full": sfd_full,
+        "lowdiff-full": lowdiff_full,
+        "tokenizer-eval": tokenizer_eval,
     }
-    if flow not in known:
-        raise UserError(f"no flow {flow!r}: choose one of {', '.join(known)}")
-    perform, stages = known[flow]
+    perform, stages = flows_by_name[flow], tuple(load_stage(name) for name in FLOWS[flow])
     preflight(stages, recipe, overrides, root, start, only, force)
     _quiet_tracebacks()
     uri = perform(recipe=recipe, overrides=overrides, root=root, start=start, only=only, force=force)

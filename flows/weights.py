@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from configs.errors import UserError
-from infra.weights import load_checkpoint, load_statistics
-from models.checkpoints import Checkpoint, Statistics, check_whole, write, write_authors, write_statistics
-from models.formats import Kind, groups_of
+from models.kinds import Kind
+
+if TYPE_CHECKING:  # torch is imported where weights are read: `--help` and other commands need none
+    from models.checkpoints import Checkpoint, Statistics
 
 app = typer.Typer(no_args_is_help=True, help="Read and write the published checkpoints' layouts.")
 
@@ -43,6 +44,8 @@ def import_(
     semantic_channels: Semantic = None,
 ) -> None:
     """Convert a checkpoint in the authors' layout to our safetensors, with config and statistics."""
+    from models.checkpoints import write
+
     if output.suffix != ".safetensors":
         raise UserError(f"output {output}: our format is safetensors; give a name that ends in .safetensors")
     checkpoint = _whole(location, kind, num_heads, semantic_channels)
@@ -64,6 +67,9 @@ def export(
     kind: Wanted = None,
 ) -> None:
     """Convert a checkpoint of ours back to the authors' layout."""
+    from infra.weights import load_checkpoint
+    from models.checkpoints import write_authors, write_statistics
+
     checkpoint = load_checkpoint(location, kind=kind)
     written = [output]
     _writing(output, lambda: write_authors(output, checkpoint))
@@ -84,6 +90,9 @@ def inspect(
 
 
 def _whole(location: str, kind: Kind | None, num_heads: int | None, semantic_channels: int | None) -> Checkpoint:
+    from infra.weights import load_checkpoint
+    from models.checkpoints import check_whole
+
     checkpoint = load_checkpoint(location, kind=kind, num_heads=num_heads, semantic_channels=semantic_channels)
     try:
         check_whole(checkpoint)
@@ -93,6 +102,9 @@ def _whole(location: str, kind: Kind | None, num_heads: int | None, semantic_cha
 
 
 def _statistics(checkpoint: Checkpoint, texture: str | None, semantic: str | None) -> dict[str, Statistics]:
+    from infra.weights import load_statistics
+    from models.formats import groups_of
+
     given = {0: texture, 1: semantic}
     if texture is None and semantic is None:
         return {}

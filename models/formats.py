@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderKL
 from models.cascade_dit import CascadeDiT
 from models.groups import SFD, ChannelGroups
+from models.kinds import Kind
 from models.lightningdit import SIZES, LightningDiT
 from models.semantic_vae import SemanticVAE
 
-Kind = Literal["lightningdit", "autoencoder", "semantic_vae", "cascade_unet"]
 Arguments = dict[str, Any]
 ANCHORS: dict[Kind, tuple[str, ...]] = {
     "lightningdit": ("x_embedder.proj.weight", "y_embedder.embedding_table.weight"),
