@@ -37,7 +37,8 @@ from infra.cluster import disconnect
 from infra.device import default_device
 from infra.home import home
 from infra.storage import Storage
-from tasks.data.images import BATCH, images
+from tasks.data.images import images
+from tasks.data.portions import SCORING_BATCH
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing.pictures import Pixels, to_tensor
 from tasks.networks import DiffusionNetwork, trained_autoencoder, trained_dit
@@ -141,8 +142,8 @@ def examined(
     examiner = FeatureExtractor(FeatureNetworks(recipe.image.size, recipe.evaluate.features), torch.get_num_threads())
     found = []
     for labels, pixels in batches:
-        for start in range(0, len(labels), BATCH):
-            rows = slice(start, start + BATCH)
+        for start in range(0, len(labels), SCORING_BATCH):
+            rows = slice(start, start + SCORING_BATCH)
             seen = examiner.look(labels[rows], pixels[rows])
             guesses = classifier.predict(judge, to_tensor(pixels[rows]))
             found.append(PerImageFeatures(seen.labels, seen.features, guesses))

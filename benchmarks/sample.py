@@ -37,7 +37,8 @@ from configs import Recipe, load_recipe
 from configs.diffusion import DitModel
 from infra.device import default_device
 from models.autoencoder import AutoencoderKL
-from models.lightningdit import SIZES, LightningDiT
+from models.lightningdit import LightningDiT
+from models.sizes import SIZES
 from models.solvers import time_grid
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures

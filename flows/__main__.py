@@ -14,6 +14,7 @@ from rich.table import Table
 
 import flows  # noqa: F401  # settings first: Prefect reads them at import
 from configs import UserError, load_recipe, recipe_names
+from configs.race import load_race
 from flows import plan as planning
 from flows import serve as servers
 from flows import weights
@@ -83,6 +84,7 @@ def race(
     root: Root = None,
 ) -> None:
     """Train variants of a recipe on equal budgets and seeds, score them on the way, and draw how they compare."""
+    load_race(name)
     _check_environment()
     from flows.race import entries_of
     from flows.race import race as flow
@@ -103,6 +105,7 @@ def sweep(
     root: Root = None,
 ) -> None:
     """Sample and score a trained recipe under many settings of guidance, solver or steps."""
+    load_recipe(recipe, overrides)
     _check_environment()
     from flows.sweep import settings_of
     from flows.sweep import sweep as flow

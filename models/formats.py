@@ -17,8 +17,9 @@ from models.autoencoder import AutoencoderKL
 from models.cascade_dit import CascadeDiT
 from models.groups import SFD, ChannelGroups
 from models.kinds import Kind
-from models.lightningdit import SIZES, LightningDiT
+from models.lightningdit import LightningDiT
 from models.semantic_vae import SemanticVAE
+from models.sizes import SIZES
 
 Arguments = dict[str, Any]
 ANCHORS: dict[Kind, tuple[str, ...]] = {

@@ -26,15 +26,6 @@ from models.layers import (
     sincos_positions,
 )
 
-SIZES: dict[str, dict[str, int]] = {
-    "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
-    "B": {"hidden_size": 768, "depth": 12, "num_heads": 12},
-    "L": {"hidden_size": 1024, "depth": 24, "num_heads": 16},
-    "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16},
-    "1p0B": {"hidden_size": 1536, "depth": 24, "num_heads": 24},
-    "1p6B": {"hidden_size": 1792, "depth": 28, "num_heads": 28},
-}
-
 
 def _norm(dim: int, rmsnorm: bool) -> nn.Module:
     return RMSNorm(dim) if rmsnorm else nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 from configs import Recipe, UserError
 from infra.weights import identities
 from tasks.data.images import pick_images
+from tasks.data.portions import RECONSTRUCTION_ROWS, RECONSTRUCTIONS_SHOWN
 from tasks.drawing import pictures
 from tasks.drawing.reconstruct import reconstructed
 from tasks.scoring.distances import FrechetFrom
@@ -20,7 +21,6 @@ from tasks.scoring.real_images import score_names
 from tasks.stage import Context, Outcome, Stage
 
 PICTURE = "reconstructions.png"
-SHOWN, ROWS = 40, 4
 """Images in it, and rows of them."""
 
 
@@ -70,9 +70,9 @@ def _side_by_side(context: Context) -> pictures.Pixels:
     """The first test images, every row above its reconstructions."""
     shards = context.input("shard")
     entries = shards.files("test/")
-    columns = max(1, min(SHOWN, sum(entry.rows or 0 for entry in entries)) // ROWS)
-    shown = pick_images(shards.storage, entries, range(columns * ROWS), context.recipe.image.size)
-    rows = zip(*(np.split(each, ROWS) for each in (shown, reconstructed(context, shown))), strict=True)
+    columns = max(1, min(RECONSTRUCTIONS_SHOWN, sum(entry.rows or 0 for entry in entries)) // RECONSTRUCTION_ROWS)
+    shown = pick_images(shards.storage, entries, range(columns * RECONSTRUCTION_ROWS), context.recipe.image.size)
+    rows = zip(*(np.split(each, RECONSTRUCTION_ROWS) for each in (shown, reconstructed(context, shown))), strict=True)
     return pictures.grid(np.concatenate([each for pair in rows for each in pair]), columns)
 
 

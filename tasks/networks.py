@@ -20,9 +20,10 @@ from models.clocks import Clock, SemanticFirst, Synchronous
 from models.edm import DenoisingMatching, Preconditioning
 from models.foundation import FoundationModel
 from models.groups import ChannelGroups
-from models.lightningdit import SIZES, LightningDiT
+from models.lightningdit import LightningDiT
 from models.objectives import Objective, TimeDistribution, VelocityMatching
 from models.semantic_vae import SemanticVAE
+from models.sizes import SIZES
 from tasks import snapshots
 
 WEIGHTS = "model.safetensors"

@@ -16,6 +16,7 @@ from infra.storage import FileEntry
 from infra.weights import fetch, file_hash
 from tasks.data.actors import spread
 from tasks.data.images import image_table, pick_images
+from tasks.data.portions import SAMPLE_GRID_COLUMNS, SAMPLE_GRID_ROWS, SAMPLE_ROWS_PER_PART
 from tasks.data.receipts import Receipt, finished, write_receipt
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
@@ -24,8 +25,6 @@ from tasks.sampling.sampler import Sampler
 from tasks.stage import Context, Job, Outcome, Stage
 
 GRID = "grid.png"
-GRID_COLUMNS, GRID_ROWS = 10, 8
-_LEAST_PER_PART = 250
 
 
 def run(context: Context) -> Outcome:
@@ -115,7 +114,7 @@ class PartSampler:
 def _parts(recipe: Recipe) -> list[dict[str, Any]]:
     """Stretches of the sample, each a whole number of static batches but for the end."""
     images, batch = recipe.sample.images, recipe.sample.batch
-    length = batch * -(-_LEAST_PER_PART // batch)
+    length = batch * -(-SAMPLE_ROWS_PER_PART // batch)
     starts = range(0, images, length)
     return [
         {"name": f"part-{number:05d}.parquet", "start": start, "count": min(length, images - start)}
@@ -126,8 +125,8 @@ def _parts(recipe: Recipe) -> list[dict[str, Any]]:
 def _grid(context: Context, entries: list[FileEntry]) -> pictures.Pixels:
     """One class per column, read from the parts that hold the shown images."""
     recipe = context.recipe
-    indices = np.arange(min(recipe.sample.images, recipe.data.classes * GRID_ROWS))
+    indices = np.arange(min(recipe.sample.images, recipe.data.classes * SAMPLE_GRID_ROWS))
     labels = image_labels(recipe.sample.labels, indices, recipe.data.classes, recipe.sample.seed)
-    rows = shown_per_class(labels, GRID_COLUMNS, GRID_ROWS)
+    rows = shown_per_class(labels, SAMPLE_GRID_COLUMNS, SAMPLE_GRID_ROWS)
     wanted = [index for row in rows for index in row]
     return pictures.grid(pick_images(context.out, entries, wanted, recipe.image.size), columns=len(rows[0]))

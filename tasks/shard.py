@@ -25,6 +25,7 @@ from infra.cluster import connect
 from infra.progress import Bar
 from infra.storage import FileEntry, Storage
 from tasks.data.decode import Undecodable, decode, reencoded
+from tasks.data.portions import SHARD_ROWS_PER_GROUP
 from tasks.data.receipts import (
     RECEIPTS,
     Receipt,
@@ -41,7 +42,6 @@ from tasks.sources.unpack import BLOBS, Unpacked, unpack
 from tasks.stage import Context, Outcome, Stage
 
 SPLITS = ("train", "test")
-ROWS_PER_GROUP = 64
 PLAN = "plan.parquet"
 QUARANTINE = "quarantine.parquet"
 DUPLICATES = "duplicates.parquet"
@@ -200,7 +200,7 @@ def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSect
     columns = list(zip(*kept, strict=True)) or [()] * len(SCHEMA)
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
     entry = out.write_table(
-        job["part"], table, ROWS_PER_GROUP, compression="none", use_dictionary=False, write_page_checksum=True
+        job["part"], table, SHARD_ROWS_PER_GROUP, compression="none", use_dictionary=False, write_page_checksum=True
     )
     facts = {"refused": [[r.key, r.reason, r.detail] for r in refused]}
     receipt = Receipt(entry, job["made_from"], facts)
@@ -276,7 +276,7 @@ def _outcome(out: Storage, listing: Listing, entries: Sequence[FileEntry], refus
     facts = {
         "classes": list(listing.classes),
         "splits": rows,
-        "rows_per_group": ROWS_PER_GROUP,
+        "rows_per_group": SHARD_ROWS_PER_GROUP,
         "quarantine": dict(Counter(refusal.reason for refusal in refused).most_common()),
         "duplicates": duplicate_counts,
         "notes": list(listing.notes),

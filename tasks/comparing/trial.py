@@ -20,7 +20,7 @@ from configs import Recipe
 from infra.artifacts import Artifact
 from infra.device import default_device
 from tasks import train_dit
-from tasks.data.images import BATCH
+from tasks.data.portions import SCORING_BATCH
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, trained_dit
 from tasks.sample import external
@@ -107,7 +107,7 @@ def run(context: Context) -> Outcome:
 
     shown: list[tuple[NDArray[np.int64], pictures.Pixels]] = []
     found: list[PerImageFeatures] = []
-    for labels, pixels in _batched(_images(sampler), BATCH):
+    for labels, pixels in _batched(_images(sampler), SCORING_BATCH):
         if sum(len(each) for each, _ in shown) < recipe.data.classes * _ROWS:
             shown.append((labels, pixels))
         found.append(examiner.look(labels, pixels))

@@ -14,11 +14,11 @@ from configs import UserError
 from infra.artifacts import Artifact
 from infra.storage import FileEntry, Storage
 from tasks.data.decode import Undecodable, load
+from tasks.data.portions import SCORING_BATCH
 from tasks.data.tensors import is_tensor, tensor_array, tensor_field, to_numpy
 
 Images = tuple[NDArray[np.int64], NDArray[np.uint8]]
 """labels (B,) and pixels (B, H, W, 3)"""
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def stretches(artifact: Artifact, prefix: str, limit: int | None = None, length:
     return found
 
 
-def read_images(storage: Storage, stretch: Stretch, size: int, batch: int = BATCH) -> Iterator[Images]:
+def read_images(storage: Storage, stretch: Stretch, size: int, batch: int = SCORING_BATCH) -> Iterator[Images]:
     """Labels and pixels of a stretch, at most `batch` rows at a time.
 
     Encoded images are decoded and centre-cropped to `size`; stored pixels must have that size already.

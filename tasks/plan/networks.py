@@ -16,20 +16,12 @@ from configs.diffusion import DiffusionModel, DitModel, UnetModel
 from configs.recipe import Recipe
 from configs.scores import Classifier
 from configs.tokenizers import AutoencoderModel, Discriminator, SemvaeModel
+from models.sizes import SIZES
+from tasks.data.portions import CLASSIFIER_GRID
 
-SIZES = {
-    "S": (384, 12, 6),
-    "B": (768, 12, 12),
-    "L": (1024, 24, 16),
-    "XL": (1152, 28, 16),
-    "1p0B": (1536, 24, 24),
-    "1p6B": (1792, 28, 28),
-}
-"""Width, depth and heads of the published LightningDiTs (papers.md 1.4)."""
 _VITS = {"small": (384, 12), "base": (768, 12), "large": (1024, 24)}
 """Width and depth of timm's vision transformers with a plain feed-forward of four times the width."""
 _TIME_FREQUENCIES = 256
-_JUDGE_GRID = 4
 _VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Width and number of the convolutions between VGG16's poolings."""
 
@@ -110,7 +102,7 @@ def dit(recipe: Recipe, section: DitModel, side: int | None = None) -> tuple[Cos
 
     side: of a cascade's lower resolution, whose FLOPs are meant; values and tensors are the same at all.
     """
-    width, depth, heads = SIZES[section.size] if section.size else _explicit(section)
+    width, depth, heads = _dimensions(section)
     finest, head_width = (recipe.latent_size // section.patch_size) ** 2, width // heads
     tokens = finest if side is None else (side // section.patch_size) ** 2
     groups, channels = len(recipe.channel_groups), recipe.latent_channels
@@ -170,7 +162,7 @@ def blocks_flops(recipe: Recipe, section: DiffusionModel, side: int | None = Non
     """Of all blocks, which a training with `recompute` runs once more. `side` as for :func:`dit`."""
     if isinstance(section, UnetModel):
         return 0
-    width, depth, _ = SIZES[section.size] if section.size else _explicit(section)
+    width, depth, _ = _dimensions(section)
     one = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 1, "heads": 1}), side)[0]
     none = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 0, "heads": 1}), side)[0]
     return depth * (one.flops - none.flops)
@@ -242,11 +234,11 @@ def judge(section: Classifier, size: int, classes: int) -> Cost:
     """The classifier that `evaluate` trains on images of size × size pixels."""
     channels, side = 2 * section.width, size // 4
     parts = [_convolution(3, channels, 6, (size // 2) ** 2, bias=False), _batch_norm(channels)]
-    while side > _JUDGE_GRID:
+    while side > CLASSIFIER_GRID:
         wider = min(2 * channels, 8 * section.width)
         parts += [_convolution(channels, wider, 3, side**2, bias=False), _batch_norm(wider)]
         side, channels = side // 2, wider
-    return _sum([*parts, _linear(channels * _JUDGE_GRID**2, classes)])
+    return _sum([*parts, _linear(channels * CLASSIFIER_GRID**2, classes)])
 
 
 def foundation_flops(section: Foundation) -> tuple[int, str]:
@@ -289,9 +281,10 @@ def _counted(section: Foundation) -> int:
 # --------------------------------------------------------------------------------------------------------- parts
 
 
-def _explicit(section: DitModel) -> tuple[int, int, int]:
-    assert section.hidden_size is not None and section.depth is not None and section.heads is not None
-    return section.hidden_size, section.depth, section.heads
+def _dimensions(section: DitModel) -> tuple[int, int, int]:
+    """Width, depth and heads."""
+    named = SIZES[section.size] if section.size else section.dimensions
+    return named["hidden_size"], named["depth"], named["num_heads"]
 
 
 def _level(inward: int, width: int, blocks: int, attends: bool, cells: int) -> list[Cost]:

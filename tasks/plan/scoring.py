@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from configs import Recipe
+from tasks.data.portions import RECONSTRUCTIONS_SHOWN, SCORED_AT_ONCE, SCORING_BATCH
 from tasks.plan import networks, sizes
 from tasks.plan.data import Images
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Figure, Work
 
-EXAMINED_AT_ONCE, EXAMINED_BATCH = 500, 64
-PICTURED = 80
-"""Images in the picture of `evaluate_tokenizer`, reconstructions with them."""
 INCEPTION = (2048, 2023, 1008)
 """Numbers that Inception finds in an image: pooled, spatial, logits (tasks/scoring/inception.py)."""
 INCEPTION_FLOPS = 11_426_464_960
 """Of one image through it, whatever the image's size."""
-_FILLED = EXAMINED_BATCH * -(-EXAMINED_AT_ONCE // EXAMINED_BATCH) / EXAMINED_AT_ONCE
+_FILLED = SCORING_BATCH * -(-SCORED_AT_ONCE // SCORING_BATCH) / SCORED_AT_ONCE
 """Images that networks see for each that is examined: batches are static, the last of a part is filled up."""
 
 
@@ -50,13 +48,13 @@ def evaluate(recipe: Recipe, images: Images) -> Work:
         precision=recipe.evaluate.precision,
         rows=Figure(sets[0], "recipe: evaluate.images, sample.images"),
         written=Figure(written, f"{SIZES}; side artifacts judge, reference, floor, reconstruction"),
-        reads=Figure(3 * sizes.parts(looked, EXAMINED_AT_ONCE), REQUESTS),
+        reads=Figure(3 * sizes.parts(looked, SCORED_AT_ONCE), REQUESTS),
         writes=Figure(4 * MANIFEST_AND_RUN, REQUESTS),
         flops=Figure(flops + alone, f"{NETWORKS}; {how}"),
         read=read,
         decodes=decodes,
         image_bytes=images.mean_bytes,
-        workers=min(compute.actors, sizes.parts(looked, EXAMINED_AT_ONCE)),
+        workers=min(compute.actors, sizes.parts(looked, SCORED_AT_ONCE)),
         gpus=compute.gpus_per_actor,
         cpus=compute.cpus_per_actor,
         alone=alone,
@@ -87,14 +85,16 @@ def evaluate_tokenizer(recipe: Recipe, images: Images) -> Work:
             weights += semantic[0] + semantic[1]
             flops += (shown + fitted) * semantic[0].flops + shown * semantic[1].flops
     looked = 3 * shown + fitted
-    count = sizes.parts(shown, EXAMINED_AT_ONCE) * 3 + sizes.parts(fitted, EXAMINED_AT_ONCE)
-    actors = min(compute.actors, sizes.parts(max(2 * shown, fitted), EXAMINED_AT_ONCE))
+    count = sizes.parts(shown, SCORED_AT_ONCE) * 3 + sizes.parts(fitted, SCORED_AT_ONCE)
+    actors = min(compute.actors, sizes.parts(max(2 * shown, fitted), SCORED_AT_ONCE))
     return Work(
         stage="evaluate_tokenizer",
         pool="infer",
         precision=recipe.evaluate.precision,
         rows=Figure(shown, "recipe: evaluate_tokenizer.images"),
-        written=Figure(PICTURED * 3 * max(64, recipe.image.size) ** 2, "at most the pixels of one picture"),
+        written=Figure(
+            2 * RECONSTRUCTIONS_SHOWN * 3 * max(64, recipe.image.size) ** 2, "at most the pixels of one picture"
+        ),
         reads=Figure(count, REQUESTS),
         writes=Figure(1 + MANIFEST_AND_RUN, REQUESTS),
         flops=Figure(flops, source),

@@ -6,10 +6,10 @@ The additions were fitted to files of the pinned pyarrow; the tests hold whole a
 from __future__ import annotations
 
 from configs.recipe import Recipe
+from tasks.data.portions import SHARD_ROWS_PER_GROUP
 from tasks.plan.data import Images
 from tasks.plan.networks import Cost
 
-SHARD_ROWS_PER_GROUP = 64
 SHARD_COLUMNS = 4
 _STRING = 4  # length before every variable-sized value
 _CHUNK = 150  # page header and footer entry of one column in one row group

@@ -8,13 +8,13 @@ from configs import Recipe
 from configs.data import ParquetFiles
 from configs.sampling import AutoGuidance
 from tasks.dag import FLOWS
+from tasks.data.portions import SAMPLE_GRID_ROWS, SAMPLE_ROWS_PER_PART
 from tasks.plan import networks, scoring, sizes, trainings
 from tasks.plan.data import Images
 from tasks.plan.networks import Cost
 from tasks.plan.solvers import solver_evaluations
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, SIZES, Figure, Work
 
-SAMPLES_PER_PART, SHOWN_PER_CLASS = 250, 8
 STAGES = frozenset(stage for stages in FLOWS.values() for stage in stages)
 """All that the plan knows."""
 _HELD_BY_DRIVER = 300
@@ -82,11 +82,11 @@ def encode(recipe: Recipe, images: Images) -> Work:
 
 def sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
     section, compute = recipe.sample, recipe.compute.actors
-    length = section.batch * -(-SAMPLES_PER_PART // section.batch)
+    length = section.batch * -(-SAMPLE_ROWS_PER_PART // section.batch)
     count = sizes.parts(section.images, length)
     groups, shown = (
         sizes.parts(section.images, section.batch),
-        min(section.images, SHOWN_PER_CLASS * recipe.data.classes),
+        min(section.images, SAMPLE_GRID_ROWS * recipe.data.classes),
     )
     full, rest = divmod(section.images, length)
     made = full * length + section.batch * -(-rest // section.batch)  # batches are static: the last is filled up

@@ -7,6 +7,7 @@ from typing import Literal
 from configs import Recipe
 from configs.tokenizers import VavaeObjective
 from configs.training import Training
+from tasks.data.portions import SHARD_ROWS_PER_GROUP
 from tasks.plan import networks, sizes
 from tasks.plan.data import Images
 from tasks.plan.networks import Cost
@@ -135,7 +136,7 @@ def _on_images(
         flops=flops,
         source=source,
         row_bytes=images.mean_bytes,
-        groups=1 / sizes.SHARD_ROWS_PER_GROUP,
+        groups=1 / SHARD_ROWS_PER_GROUP,
         dataset=(sizes.shard_bytes(images, recipe) * images.train / images.all, _train_parts(images, recipe)),
         decodes=section.images,
         image_bytes=images.mean_bytes,
@@ -191,7 +192,7 @@ def _trained(
         pool="train" if trains else taken,
         rows=Figure(section.images, f"recipe: {stage}.images"),
         written=Figure((stored - (objective > 0)) * weights + objective, SIZES),
-        reads=Figure(reads + alone_decodes / sizes.SHARD_ROWS_PER_GROUP, how),
+        reads=Figure(reads + alone_decodes / SHARD_ROWS_PER_GROUP, how),
         writes=Figure(
             stored + 1 + MANIFEST_AND_RUN + saves * (files + adversaries + 2), "formula: files of a checkpoint"
         ),

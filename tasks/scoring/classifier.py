@@ -27,12 +27,12 @@ from infra.cluster import connect
 from infra.device import default_device, set_precision
 from infra.progress import Bar
 from tasks.data.images import images
+from tasks.data.portions import CLASSIFIER_GRID
 from tasks.drawing.pictures import to_tensor
 from tasks.loading.loader import Loader
 from tasks.networks import WEIGHTS
 from tasks.stage import Context, Job, Outcome
 
-_SIDE = 4
 """Side of the last feature grid."""
 
 
@@ -47,12 +47,12 @@ class ImageClassifier(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [*_block(3, 2 * width, kernel=6, stride=2, padding=2), nn.MaxPool2d(2)]
         side, channels = size // 4, 2 * width
-        while side > _SIDE:
+        while side > CLASSIFIER_GRID:
             wider = min(2 * channels, 8 * width)
             layers += [*_block(channels, wider), nn.MaxPool2d(2)]
             side, channels = side // 2, wider
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(_SIDE), nn.Flatten())
-        self.head = nn.Linear(channels * _SIDE**2, classes)
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(CLASSIFIER_GRID), nn.Flatten())
+        self.head = nn.Linear(channels * CLASSIFIER_GRID**2, classes)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         return self.head(self.features(images_B3HW.contiguous(memory_format=torch.channels_last)))

@@ -22,7 +22,8 @@ from infra.artifacts import Artifact
 from infra.device import computing, default_device
 from infra.progress import Bar
 from tasks.data.actors import spread
-from tasks.data.images import BATCH, read_images, stretches
+from tasks.data.images import read_images, stretches
+from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
 from tasks.drawing.pictures import Pixels, to_pixels, to_tensor
 from tasks.networks import load_foundation, trained_autoencoder
 from tasks.scoring.classifier import predict, trained_classifier
@@ -30,8 +31,6 @@ from tasks.scoring.gaussian import Gaussian, GaussianAccumulator
 from tasks.scoring.inception import Inception, InceptionFeatures
 from tasks.scoring.lpips import Lpips
 
-_LENGTH = 500
-"""Images per unit of work."""
 _INCEPTION_BATCH = 8
 """On a CPU: it looks at 299 × 299 pixels, so what fills a batch up costs more than a larger batch would gain."""
 
@@ -147,7 +146,7 @@ def extract_features(
     plan: list[dict[str, Any]] = [
         {"name": name, "set": chosen, "stretch": stretch}
         for name, chosen in sets.items()
-        for stretch in stretches(chosen.artifact, chosen.prefix, chosen.limit, _LENGTH)
+        for stretch in stretches(chosen.artifact, chosen.prefix, chosen.limit, SCORED_AT_ONCE)
     ]
     folded = {name: _InOrder(chosen.limit if chosen.keep is None else chosen.keep) for name, chosen in sets.items()}
     with Bar(what, sum(item["stretch"].rows for item in plan)) as bar:
@@ -200,7 +199,7 @@ class FeatureExtractor:
 
     def __call__(self, item: Mapping[str, Any]) -> tuple[str, int, PerImageFeatures]:
         stretch, chosen = item["stretch"], item["set"]
-        batches = read_images(chosen.artifact.storage, stretch, self.size, BATCH)
+        batches = read_images(chosen.artifact.storage, stretch, self.size, SCORING_BATCH)
         found = [self.look(labels, pixels, chosen.reconstruct) for labels, pixels in batches]
         return item["name"], stretch.first, PerImageFeatures.joined(found)
 
@@ -240,7 +239,7 @@ class FeatureExtractor:
         """What Inception finds, in batches of its own fixed size, filled up like the others'."""
         if self.inception is None:
             return {}
-        count, batch = len(pixels_BHW3), _INCEPTION_BATCH if self.device.type == "cpu" else BATCH
+        count, batch = len(pixels_BHW3), _INCEPTION_BATCH if self.device.type == "cpu" else SCORING_BATCH
         filled = np.zeros((-(-count // batch) * batch, *pixels_BHW3.shape[1:]), np.uint8)
         filled[:count] = pixels_BHW3
         images = torch.from_numpy(filled).permute(0, 3, 1, 2).to(self.device)
@@ -250,7 +249,7 @@ class FeatureExtractor:
     def _filled(self, pixels_BHW3: Pixels) -> Tensor:
         """Images in [-1, 1], filled up to the fixed batch with grey."""
         images = to_tensor(pixels_BHW3)
-        missing = BATCH - len(images)
+        missing = SCORING_BATCH - len(images)
         return torch.cat([images, images.new_zeros(missing, *images.shape[1:])]).to(self.device)
 
 

@@ -23,13 +23,11 @@ from infra.artifacts import Artifact
 from infra.device import computing, default_device
 from infra.progress import Bar
 from tasks.data.actors import spread
-from tasks.data.images import BATCH, read_images, stretches
+from tasks.data.images import read_images, stretches
+from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
 from tasks.drawing.pictures import Pixels, to_tensor
 from tasks.networks import load_foundation, trained_autoencoder, trained_semantic_vae
 from tasks.scoring.latent_scores import CellSums, Rows, Usage, one_cell_each, probe, uniformity
-
-_LENGTH = 500
-"""Images per unit of work."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class LatentFeatureExtractor:
 
     def __call__(self, item: Mapping[str, Any]) -> tuple[int, Latents, CellSums | None]:
         stretch, fitted = item["stretch"], item["fitted"]
-        batches = read_images(item["artifact"].storage, stretch, self.size, BATCH)
+        batches = read_images(item["artifact"].storage, stretch, self.size, SCORING_BATCH)
         found, sums = [], None
         for labels, pixels in batches:
             latents, more = self.look(labels, pixels, fitted)
@@ -177,7 +175,7 @@ def extract_latent_features(
     def passed(split: str, limit: int, fitted: Fitted | None) -> tuple[Latents, CellSums | None]:
         plan: list[dict[str, Any]] = [
             {"artifact": shards, "stretch": stretch, "fitted": fitted}
-            for stretch in stretches(shards, f"{split}/", limit, _LENGTH)
+            for stretch in stretches(shards, f"{split}/", limit, SCORED_AT_ONCE)
         ]
         found = []
         with Bar(f"latents of {split}", sum(item["stretch"].rows for item in plan)) as bar:

@@ -15,8 +15,9 @@ from models.autoencoder import AutoencoderKL
 from models.execution import prepare
 from models.flops import decoder_flops, encoder_flops, forward_flops, training_flops_per_image
 from models.groups import SFD
-from models.lightningdit import SIZES, LightningDiT
+from models.lightningdit import LightningDiT
 from models.semantic_vae import SemanticVAE
+from models.sizes import SIZES
 from tests.models.conftest import PAIR
 from tests.models.test_execution import SWITCHES
 

@@ -19,7 +19,7 @@ from models.formats import (
     lightningdit_to_authors,
 )
 from models.groups import SFD, ChannelGroups
-from models.lightningdit import SIZES
+from models.sizes import SIZES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [path.stem for path in GOLDEN.glob("*.json") if "model" in json.loads(path.read_text())]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from models.groups import SFD, ChannelGroups
-from models.lightningdit import SIZES, LightningDiT, parameter_count
+from models.lightningdit import LightningDiT, parameter_count
+from models.sizes import SIZES
 from tests.models.conftest import PAIR, small_batch, small_dit
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -1,0 +1,18 @@
+"""Portions in which stages work. A plan counts with them, so this imports nothing."""
+
+from __future__ import annotations
+
+SHARD_ROWS_PER_GROUP = 64
+"""Images in a row group of a shard."""
+SAMPLE_ROWS_PER_PART = 250
+"""Images in a part of a sample, at least: a part is whole batches."""
+SAMPLE_GRID_COLUMNS, SAMPLE_GRID_ROWS = 10, 8
+"""Classes and images of each that a sample's picture shows."""
+SCORED_AT_ONCE = 500
+"""Images that an actor scores as one unit of work."""
+SCORING_BATCH = 64
+"""Images that scoring networks see at once; the last batch of a unit is filled up."""
+RECONSTRUCTIONS_SHOWN, RECONSTRUCTION_ROWS = 40, 4
+"""Images that a tokenizer's picture shows, above their reconstructions."""
+CLASSIFIER_GRID = 4
+"""Side in cells of what the classifier of class consistency pools to."""
