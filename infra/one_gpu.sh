@@ -79,8 +79,9 @@ here_only=(--set compute.train.workers=1 --set compute.train.gpus_per_worker=1
 
 # ---- the run, which outlives this terminal
 rm -f "$work/status"
+: > "$work/run.log"    # there before anybody follows it
 setsid nohup bash -c '"$@"; echo $? > '"$work"'/status' run \
-  .venv/bin/python -m flows run "$flow" "${here_only[@]}" "$@" --root "$root" > "$work/run.log" 2>&1 < /dev/null &
+  .venv/bin/python -m flows run "$flow" "${here_only[@]}" "$@" --root "$root" >> "$work/run.log" 2>&1 < /dev/null &
 echo $! > "$work/pid"
 echo "running as process $!: Ctrl-C ends only this view, $here/$work/run.log goes on"
 follow $!
