@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from configs.section import Added, Positive, Precision, Section, Share
 
+FirstLabel = Annotated[int, Field(ge=0)]
+"""The number that the source writes for its first class, where labels are numbers: 1 where they run from 1 on."""
+
 
 class FashionMnist(Section):
     """The four idx files of Fashion-MNIST: found locally, from the Debian package, or downloaded."""
@@ -18,7 +21,7 @@ class FashionMnist(Section):
 
 
 class ImageFolder(Section):
-    """A folder of class folders of images, local or any fsspec URL; class names sort to labels."""
+    """A folder of class folders of images, local or any fsspec URL; class names sort to labels (numbers by value)."""
 
     kind: Literal["folder"] = "folder"
     path: str
@@ -45,16 +48,24 @@ class ImageNet(Section):
 
 
 class WebDataset(Section):
-    """WebDataset tars: files of one name form a sample, an image and `.cls` with its label."""
+    """WebDataset tars: files of one name form a sample, an image and its label."""
 
     kind: Literal["webdataset"] = "webdataset"
     path: str
     """A tar, a folder of tars or a glob, local or any fsspec URL."""
     test_path: str | None = None
+    image: Annotated[str | None, Added(None)] = None
+    """Extension of the member that is the picture, e.g. `jpg`; None takes the only one that is one."""
+    label: Annotated[str | None, Added(None)] = None
+    """Extension of the member with the label, or `json.FIELD`; None takes `cls`, else a field of `json` named so."""
+    first_label: Annotated[FirstLabel, Added(0)] = 0
 
 
 class ParquetFiles(Section):
-    """Parquet as the Hugging Face hub serves images: a struct column `bytes`, `path` and an integer label."""
+    """Parquet as the Hugging Face hub serves images: encoded bytes, or a struct with them, and a label.
+
+    Where a column of the given name is missing, the only one that can be meant is taken.
+    """
 
     kind: Literal["parquet"] = "parquet"
     path: str
@@ -62,6 +73,8 @@ class ParquetFiles(Section):
     test_path: str | None = None
     image_column: str = "image"
     label_column: str = "label"
+    """Numbers or names."""
+    first_label: Annotated[FirstLabel, Added(0)] = 0
 
 
 class CsvFile(Section):
@@ -70,6 +83,7 @@ class CsvFile(Section):
     kind: Literal["csv"] = "csv"
     path: str
     """The CSV; paths in it are relative to its folder unless they are absolute or URLs."""
+    first_label: Annotated[FirstLabel, Added(0)] = 0
 
 
 Source = Annotated[
@@ -82,9 +96,12 @@ class Data(Section):
 
     source: Source
     classes: Positive
-    """Number of labels; a source with more is refused."""
+    """Number of labels; a source with more or fewer is refused."""
     revision: str | None = None
-    """A name for this exact content. None identifies the source by its listing (names and sizes)."""
+    """Your own name for this exact content, taken at your word. None identifies the source by what it holds: names
+    and sizes of its files, and all that carries labels."""
+    allow_empty_classes: Annotated[bool, Added(False)] = False
+    """Accept labels of which the source has no images, and which are never learned."""
 
 
 class Image(Section):

@@ -61,6 +61,7 @@ def run(
     from flows.run import preflight
     from flows.sfd_full import sfd_full
     from flows.tokenizer_eval import tokenizer_eval
+    from tasks.sources import one_look
 
     flows_by_name: dict[str, Any] = {
         "sfd-full": sfd_full,
@@ -68,9 +69,10 @@ def run(
         "tokenizer-eval": tokenizer_eval,
     }
     perform, stages = flows_by_name[flow], tuple(load_stage(name) for name in FLOWS[flow])
-    preflight(stages, recipe, overrides, root, start, only, force)
-    _quiet_tracebacks()
-    uri = perform(recipe=recipe, overrides=overrides, root=root, start=start, only=only, force=force)
+    with one_look():
+        preflight(stages, recipe, overrides, root, start, only, force)
+        _quiet_tracebacks()
+        uri = perform(recipe=recipe, overrides=overrides, root=root, start=start, only=only, force=force)
     summary(uri)
 
 

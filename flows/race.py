@@ -28,6 +28,7 @@ from tasks.comparing.comparison import Axis, ComparedRun
 from tasks.comparing.trial import SHEET, Snapshot, TrainingActor, TrialActor, trial_job
 from tasks.data.actors import spread
 from tasks.scoring.real_images import RealImages, ScoringInputs, real_images
+from tasks.sources import one_look
 from tasks.stage import Context, Job
 from tasks.training.metrics import PROCESSOR_SECONDS, SECONDS
 
@@ -289,7 +290,7 @@ def race(
         root: where artifacts live, a folder or a bucket URL; None is this machine's default.
         seeds: instead of the race's own.
     """
-    with open_race(race, overrides or [], root, seeds) as racing:
+    with one_look(), open_race(race, overrides or [], root, seeds) as racing:
         racing.prepare()
         racing.train()
         racing.score()

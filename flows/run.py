@@ -23,6 +23,7 @@ from infra.cluster import disconnect
 from infra.home import default_root
 from infra.logs import Line
 from infra.storage import Storage
+from tasks.sources import one_look
 from tasks.stage import Context, Job, Stage, perform
 
 _RUN_FILE = "run.json"
@@ -212,36 +213,37 @@ def open_run(
     force: Sequence[str] = (),
 ) -> Iterator[Run]:
     """Everything a flow needs around its stages; what can be refused is refused here, before any starts."""
-    loaded, storage = preflight(stages, recipe, overrides, root, start, only, force)
-    context = FlowRunContext.get()
-    flow_run = str(context.flow_run.id) if context and context.flow_run else ""
-    parent = tracking.start_run(
-        loaded.tracking.experiment,
-        f"{flow} {loaded.name}",
-        {
-            "flow": flow,
-            "recipe": loaded.name,
-            "root": storage.url,
-            "overrides": " ".join(overrides),
-            "prefect_flow_run": flow_run,
-        },
-    )
-    parent.params(loaded.model_dump(mode="json"))
-    redone = set(force)
-    if start is not None:
-        names = [stage.name for stage in stages]
-        redone |= set(names[names.index(start) :])
-    run = Run(loaded, storage.url, stages, start, only, frozenset(redone), parent, flow_run)
-    try:
-        yield run
-    except BaseException:
-        with suppress(Exception):
-            parent.finish("FAILED")
-        raise
-    else:
-        parent.finish()
-    finally:
-        disconnect()
+    with one_look():
+        loaded, storage = preflight(stages, recipe, overrides, root, start, only, force)
+        context = FlowRunContext.get()
+        flow_run = str(context.flow_run.id) if context and context.flow_run else ""
+        parent = tracking.start_run(
+            loaded.tracking.experiment,
+            f"{flow} {loaded.name}",
+            {
+                "flow": flow,
+                "recipe": loaded.name,
+                "root": storage.url,
+                "overrides": " ".join(overrides),
+                "prefect_flow_run": flow_run,
+            },
+        )
+        parent.params(loaded.model_dump(mode="json"))
+        redone = set(force)
+        if start is not None:
+            names = [stage.name for stage in stages]
+            redone |= set(names[names.index(start) :])
+        run = Run(loaded, storage.url, stages, start, only, frozenset(redone), parent, flow_run)
+        try:
+            yield run
+        except BaseException:
+            with suppress(Exception):
+                parent.finish("FAILED")
+            raise
+        else:
+            parent.finish()
+        finally:
+            disconnect()
 
 
 def preflight(

@@ -110,8 +110,12 @@ class Storage:
 
     def size(self, name: str) -> int:
         """Bytes of a file. Raises FileNotFoundError where there is none."""
+        return int(self.info(name)["size"])
+
+    def info(self, name: str) -> dict[str, Any]:
+        """What the storage says of one file (see :meth:`listed`). Raises FileNotFoundError where there is none."""
         with self._explained("look for", name):
-            return int(self._retried(lambda: self.fs.info(self.locate(name)))["size"])
+            return dict(self._retried(lambda: self.fs.info(self.locate(name))))
 
     def names(self, prefix: str = "") -> list[str]:
         """Sorted names of all files below `prefix`, relative to this storage; empty if there are none."""
@@ -126,13 +130,20 @@ class Storage:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Size in bytes of every file below `prefix`, by name relative to this storage."""
+        return {name: int(info["size"]) for name, info in self.listed(prefix).items()}
+
+    def listed(self, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """What the storage's one listing says of every file below `prefix`, by name relative to this storage.
+
+        The keys are fsspec's: `size` always, and whatever this kind of storage knows of times and checksums.
+        """
         with self._explained("list", prefix):
             try:
                 found = self._retried(lambda: self.fs.find(self.locate(prefix), detail=True))
             except FileNotFoundError:
                 return {}
         cut = len(self.path.rstrip("/")) + 1
-        return {path[cut:]: int(info["size"]) for path, info in found.items() if not path.endswith(_PARTIAL)}
+        return {path[cut:]: info for path, info in found.items() if not path.endswith(_PARTIAL)}
 
     def open(self, name: str) -> Any:
         """A binary file object for reading with seeks (range requests on object storage)."""

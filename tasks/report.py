@@ -119,6 +119,7 @@ def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int
         ][:100],
         stages=[_stage_row(name, manifest, total) for name, manifest in manifests.items()],
         total=_duration(total),
+        source=manifests["shard"].facts.get("source", {}).get("lines", []),
         quarantined=manifests["shard"].facts.get("quarantine", {}),
         others=_other_scores(manifests),
         yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

@@ -7,6 +7,7 @@ by one Ray Data task, so parts do not depend on the number of workers and a kill
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs import Recipe, UserError
-from configs.data import Data
+from configs.data import Data, FashionMnist
 from configs.data import Shard as ShardSection
+from infra import logs
 from infra.cluster import connect
 from infra.progress import Bar
 from infra.storage import FileEntry, Storage
@@ -36,7 +38,7 @@ from tasks.data.receipts import (
     receipts,
     write_receipt,
 )
-from tasks.sources import Listing, Reader, Refusal, open_source
+from tasks.sources import Account, Listing, Reader, Refusal, listing_of, open_source
 from tasks.sources.duplicates import find_duplicates
 from tasks.sources.unpack import BLOBS, Unpacked, unpack
 from tasks.stage import Context, Outcome, Stage
@@ -55,6 +57,7 @@ SCHEMA = pa.schema(
 )
 """`image` is the encoded file, as it was or as `shard.reencode` wants it; `content` a hash of it, for duplicates."""
 _READERS = 8  # threads that wait for storage while one decodes
+_ENOUGH = 20_000  # images to have seen before a bad source is given up: below, the whole is told
 _BYTES_PER_PIXEL = 8  # no honest file needs more for a pixel (16-bit RGBA, uncompressed)
 
 
@@ -62,29 +65,38 @@ def run(context: Context) -> Outcome:
     """List, plan, write what is missing, and account for every image of the source.
 
     Raises:
-        UserError: the source is missing, has other classes than the recipe says, or too much of it is unusable.
+        UserError: the source is missing, contradicts the recipe, or too much of it is unusable.
     """
     recipe, out = context.recipe, context.out
     source = open_source(recipe.data)
-    listing = _acceptable(source.listing(), recipe.data)
-    splits, refused = plan(listing, recipe.shard)
-    total = len(refused) + sum(table.num_rows for table in splits.values())
+    listing = listing_of(source)
+    account = Account.of(recipe.data, listing, context.job.sections.get("external", {}).get("source", ""))
+    account.check(recipe)
+    _check_unchanged(account, listing, recipe.data)
+    for line in account.lines(recipe):
+        logs.say(line, stage="shard")
+    splits, ruled_out = plan(listing, recipe.shard)
+    _check_learnable(splits, listing.classes, recipe)
+    total = sum(table.num_rows for table in splits.values())
     if hasattr(source, "scan"):
         splits = unpack(out, recipe.data, splits)
     jobs = _write_plan(out, splits, recipe.shard.rows_per_shard)
     done = finished(out, [(job["part"], job["made_from"]) for job in jobs])
     missing = [job for job in jobs if job["part"] not in done]
-    for receipt in done.values():
-        refused += _refusals(receipt)
-    _stop_if_too_bad(refused, total, recipe.shard)
+    refused = [refusal for receipt in done.values() for refusal in _refusals(receipt)]
+    seen = total - sum(job["rows"] for job in missing)
     with Bar("shard", total) as bar:
-        bar.skip(total - sum(job["rows"] for job in missing))
+        bar.skip(seen)
         for receipt in _written(out, recipe, missing):
             done[receipt.entry.path] = receipt
             refused += _refusals(receipt)
-            _stop_if_too_bad(refused, total, recipe.shard)
+            seen += (receipt.entry.rows or 0) + len(receipt.facts["refused"])
+            if _ENOUGH <= seen < total:
+                _stop_if_too_bad(refused, seen, total, recipe.shard)
             bar.advance((receipt.entry.rows or 0) + len(receipt.facts["refused"]))
-    outcome = _outcome(out, listing, [done[job["part"]].entry for job in jobs], sorted(refused))
+    _stop_if_too_bad(refused, total, total, recipe.shard)
+    outcome = _outcome(out, account, recipe, [done[job["part"]].entry for job in jobs], sorted([*ruled_out, *refused]))
+    context.tracker.file("source.txt", "\n".join(account.lines(recipe)).encode())
     for leftover in (BLOBS, f"{RECEIPTS}/{BLOBS}"):
         out.delete(leftover)
     return outcome
@@ -117,20 +129,40 @@ def plan(listing: Listing, section: ShardSection) -> tuple[dict[str, pa.Table], 
 
 
 def external(recipe: Recipe) -> dict[str, str]:
-    """What identifies the source's content in the fingerprint."""
-    return {"source": recipe.data.revision or open_source(recipe.data).identity()}
+    """What identifies the source's content in the fingerprint.
+
+    Raises:
+        UserError: there is no such source, or it contradicts the recipe.
+    """
+    source = open_source(recipe.data)
+    if recipe.data.revision is not None:
+        source.check_there()
+        return {"source": recipe.data.revision}
+    if isinstance(recipe.data.source, FashionMnist):  # one published set: nothing to look for, and maybe not here yet
+        return {"source": source.identity()}
+    listing = listing_of(source)
+    Account.of(recipe.data, listing).check(recipe)
+    return {"source": listing.identity}
 
 
-def _acceptable(listing: Listing, data: Data) -> Listing:
-    if len(listing.classes) > data.classes:
-        shown = ", ".join(repr(name) for name in listing.classes[:3])
+def _check_unchanged(account: Account, listing: Listing, data: Data) -> None:
+    if data.revision is None and listing.identity != account.identity:
         raise UserError(
-            f"the source has {len(listing.classes)} classes ({shown}, …) but data.classes is {data.classes}: "
-            f"set data.classes to {len(listing.classes)}"
+            f"data.source {account.place} is not what it was when this run looked at it: let it come to rest and run "
+            "again"
         )
-    if not listing.images.num_rows:
-        raise UserError("data.source holds no images: expected at least one file in a class")
-    return listing
+
+
+def _check_learnable(splits: dict[str, pa.Table], classes: Sequence[str], recipe: Recipe) -> None:
+    """Refuse splits in which a class that the source has is never learned."""
+    train = splits["train"]["label"].unique().to_pylist() if "train" in splits else []
+    unseen = [name for label, name in enumerate(classes) if label not in set(train)]
+    if unseen and not recipe.data.allow_empty_classes:
+        raise UserError(
+            f"{len(unseen)} of {len(classes)} classes have no image in the train split (such as {unseen[0]!r}) once "
+            f"shard.limit {recipe.shard.limit} and shard.test_share {recipe.shard.test_share:g} are applied: raise the "
+            "limit, lower the share, or set data.allow_empty_classes to true to keep labels that are never learned"
+        )
 
 
 def _unique_keys(listing: Listing) -> tuple[pa.Table, list[Refusal]]:
@@ -248,17 +280,21 @@ def _checked(
     return key, label, data
 
 
-def _stop_if_too_bad(refused: Sequence[Refusal], total: int, section: ShardSection) -> None:
-    """Stop as soon as it is certain that more than the allowed share of the source is unusable."""
+def _stop_if_too_bad(refused: Sequence[Refusal], seen: int, total: int, section: ShardSection) -> None:
+    """Stop where more than the allowed share of the source is unusable, however the unseen images turn out."""
     if len(refused) <= section.max_bad_share * total:
         return
     reasons = Counter(refusal.reason for refusal in refused)
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    examples = {refusal.reason: refusal.key for refusal in reversed(refused)}
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    examples = {
+        refusal.reason: f"{refusal.key!r}{f' ({refusal.detail})' * bool(refusal.detail)}" for refusal in refused
+    }
+    whole = f"{total:,}" if seen == total else f"the first {seen:,} (of {total:,})"
+    share = f" to {math.ceil(100 * len(refused) / seen) / 100:.2f}" if seen == total else ""
     raise UserError(
-        f"{len(refused)} of {total} images are unusable ({counts}; for example "
-        f"{', '.join(repr(key) for key in examples.values())}), more than shard.max_bad_share "
-        f"{section.max_bad_share:g} allows: mend the source or raise shard.max_bad_share"
+        f"{len(refused):,} of {whole} images are unusable ({counts}; for example {', '.join(examples.values())}), "
+        f"more than shard.max_bad_share {section.max_bad_share:g} allows: mend the source or raise "
+        f"shard.max_bad_share{share}"
     )
 
 
@@ -266,7 +302,9 @@ def _refusals(receipt: Receipt) -> list[Refusal]:
     return [Refusal(*refusal) for refusal in receipt.facts["refused"]]
 
 
-def _outcome(out: Storage, listing: Listing, entries: Sequence[FileEntry], refused: Sequence[Refusal]) -> Outcome:
+def _outcome(
+    out: Storage, account: Account, recipe: Recipe, entries: Sequence[FileEntry], refused: Sequence[Refusal]
+) -> Outcome:
     rows = {split: sum(e.rows or 0 for e in entries if e.path.startswith(f"{split}/")) for split in SPLITS}
     if not rows["train"]:
         raise UserError("no image is left for the train split: lower shard.test_share or add images")
@@ -274,12 +312,13 @@ def _outcome(out: Storage, listing: Listing, entries: Sequence[FileEntry], refus
     quarantine = pa.table([pa.array(column, pa.string()) for column in columns], names=["key", "reason", "detail"])
     duplicates, duplicate_counts = find_duplicates(out, [entry.path for entry in entries])
     facts = {
-        "classes": list(listing.classes),
+        "classes": list(account.classes),
         "splits": rows,
         "rows_per_group": SHARD_ROWS_PER_GROUP,
         "quarantine": dict(Counter(refusal.reason for refusal in refused).most_common()),
         "duplicates": duplicate_counts,
-        "notes": list(listing.notes),
+        "notes": list(account.notes),
+        "source": account.facts(recipe),
     }
     return Outcome(
         files=[

@@ -7,15 +7,27 @@ of an animation the first frame counts. Embedded colour profiles are ignored, as
 from __future__ import annotations
 
 import io
+from contextlib import suppress
+from importlib import import_module
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from tasks.data.formats import HEAD_BYTES, what_instead
+
 MAX_ASPECT = 100
 """A strip longer than this many times its width is refused: cropped to a square it would show nothing."""
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
+
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked from the header, before a pixel is decoded
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+for _module, _register in (("pillow_heif", "register_heif_opener"), ("pillow_jxl", "")):
+    with suppress(ImportError):  # formats that Pillow leaves to packages, where they are installed
+        _package = import_module(_module)
+        if _register:
+            getattr(_package, _register)()
 
 
 class Undecodable(Exception):
@@ -41,8 +53,10 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        raise Undecodable("not an image", f"starts with {data[:8]!r}") from None
+        raise Undecodable(*_what_is(data)) from None
     except Exception as error:
+        if (pixels := _without_texts(data)) is not None:
+            return decode(pixels, max_pixels)
         raise Undecodable("corrupt image", _short(error)) from None
     width, height = image.size
     if max_pixels is not None and width * height > max_pixels:
@@ -53,9 +67,35 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders meet broken files with any exception at all
+        if (pixels := _without_texts(data)) is not None:
+            return decode(pixels, max_pixels)
         text = _short(error)
         reason = "truncated image" if "truncated" in text or isinstance(error, EOFError) else "corrupt image"
         raise Undecodable(reason, text) from None
+
+
+def _what_is(data: bytes) -> tuple[str, str]:
+    """Reason and detail for what no decoder knows."""
+    return what_instead(data[:HEAD_BYTES]) or ("not an image", f"starts with {data[:8]!r}")
+
+
+def _without_texts(data: bytes) -> bytes | None:
+    """A PNG without its texts, profile and metadata, whose size and form say nothing about its pixels.
+
+    None where nothing is left out: not a PNG, cut short, or without such chunks.
+    """
+    if not data.startswith(_PNG):
+        return None
+    kept, at, dropped = [_PNG], len(_PNG), False
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        end = at + 12 + length
+        if data[at + 4 : at + 8] in _PNG_METADATA:
+            dropped = True
+        else:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept) if dropped else None
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from configs import Recipe, UserError
-from configs.data import CsvFile, FashionMnist, ParquetFiles, Shard
+from configs.data import FashionMnist, Shard
 
 _SAMPLED = 200
 _JPEG, _ASPECT = 0.6, 4 / 3
@@ -95,10 +95,10 @@ def _listed(recipe: Recipe) -> Images:
     train, test = _split(table["split"].to_pylist(), recipe.shard)
     keys = sum(len(key.encode()) for key in table["key"].to_pylist()) / rows
     lengths = table["length"].to_pylist()
-    if isinstance(section, CsvFile | ParquetFiles) or not all(lengths):
+    if not all(lengths):
         if hasattr(source, "scan"):
-            size, how = Storage.at(path), "size of the Parquet files over their rows"
-            total = sum(size.sizes().values()) or size.size("")
+            how = "size of the Parquet files over their rows"
+            total = sum(Storage.at(file).size("") for file in set(table["file"].to_pylist()))
             return Images(train, test, total / rows, keys, f"listed: {path}", how)
         chosen = table.take(list(range(0, rows, max(1, rows // _SAMPLED)))).to_pylist()
         lengths = [len(source.read(row["file"], row["start"], row["length"])) for row in chosen]

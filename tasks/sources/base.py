@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import pyarrow as pa
@@ -25,8 +25,9 @@ LISTING_SCHEMA = pa.schema(
     ]
 )
 """One row per image. `split` is train, test, or null where the source has no split of its own; `file`, `start`
-and `length` mean what the source's `read` wants them to mean (a byte range wherever the kind allows; length 0 where it
-is not known)."""
+and `length` mean what the source's `read` wants them to mean (a byte range wherever the kind allows;
+length 0 where it is not known)."""
+Row = tuple[str, int, str | None, str, int, int]
 
 
 @dataclass(frozen=True, order=True)
@@ -41,16 +42,22 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of a source."""
+    """All images of a source, and what it holds besides."""
 
     images: pa.Table
     """Rows of :data:`LISTING_SCHEMA`."""
     classes: tuple[str, ...]
     """Class names by label."""
     refused: tuple[Refusal, ...] = ()
-    """What the listing itself already rules out."""
+    """Images that the listing itself already rules out."""
     notes: tuple[str, ...] = ()
-    """Remarks for people, such as a class without images."""
+    """Remarks for people, such as a class that the test split lacks."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Files that are no images of the source, by what they are, e.g. `system leftovers`."""
+    faults: tuple[str, ...] = ()
+    """What makes the source unfit whatever the recipe says, each with the way out."""
+    identity: str = ""
+    """A hash of what was listed: names, sizes and labels; no times, no places."""
 
 
 class Reader(Protocol):
@@ -71,8 +78,12 @@ class Source(Reader, Protocol):
     row; `start` is then the row, and :mod:`tasks.sources.unpack` makes byte ranges of them.
     """
 
+    def check_there(self) -> None:
+        """A cheap look whether anything lies where the recipe says. Raises UserError where nothing does."""
+        ...
+
     def identity(self) -> str:
-        """A cheap name for this exact content, independent of where it lies. Raises UserError if it is missing."""
+        """A name for this exact content, independent of where it lies. Raises UserError if it is missing."""
         ...
 
     def listing(self) -> Listing:
@@ -80,7 +91,7 @@ class Source(Reader, Protocol):
         ...
 
 
-def listing_table(rows: Iterable[tuple[str, int, str | None, str, int, int]]) -> pa.Table:
+def listing_table(rows: Iterable[Row]) -> pa.Table:
     """Rows (key, label, split, file, start, length) as a table of :data:`LISTING_SCHEMA`."""
     columns = list(zip(*rows, strict=True)) or [()] * len(LISTING_SCHEMA)
     return pa.table(
@@ -93,3 +104,18 @@ def identity_of(kind: str, names: Mapping[str, int | str] | Sequence[tuple[str, 
     """A hash of a listing: names with sizes or checksums, in sorted order."""
     pairs = sorted(names.items() if isinstance(names, Mapping) else names)
     return hashlib.sha256(json.dumps([kind, pairs]).encode()).hexdigest()[:32]
+
+
+def identity_of_rows(
+    kind: str, rows: Iterable[Row], classes: Sequence[str], refused: Iterable[Refusal], sizes: Iterable[int] = ()
+) -> str:
+    """A hash of what a listing says: keys, labels, splits and lengths, the classes, and what is ruled out.
+
+    Where images lie (file and start) is not in it. `sizes` are those of the files, where rows have no lengths.
+    """
+    digest = hashlib.sha256(json.dumps([kind, list(classes), sorted(sizes)]).encode())
+    for key, label, split, _, _, length in sorted(rows, key=lambda row: row[0]):
+        digest.update(f"{key}\0{label}\0{split}\0{length}\n".encode())
+    for refusal in sorted(refused):
+        digest.update(f"{refusal.key}\0{refusal.reason}\n".encode())
+    return digest.hexdigest()[:32]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from configs.errors import UserError
 from infra.storage import Storage
-from tasks.sources.base import Listing, Refusal, identity_of, listing_table
-from tasks.sources.files import read_range
+from tasks.sources.base import Listing, Refusal, Row, identity_of_rows, listing_table
+from tasks.sources.files import at, check_there, read_range
+from tasks.sources.labels import NO_LABEL, read_labels, why_not
+from tasks.sources.names import normal
 
 UNKNOWN_LENGTH = 0
+_SPLITS = {"train": "train", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -20,14 +25,53 @@ class CsvSource:
     """Columns `path` and `label`, and `split` where there is one; labels are numbers, or names that sort to numbers."""
 
     path: str
+    first_label: int = 0
+
+    def check_there(self) -> None:
+        check_there(self.path)
 
     def identity(self) -> str:
-        """A hash of the CSV; changed images under the same names need another `data.revision`."""
-        return identity_of("csv", [("content", hashlib.sha256(self._content()).hexdigest())])
+        return self.listing().identity
 
     def listing(self) -> Listing:
+        lines = self._lines()
+        named = [line for line in lines if line["path"]]
+        refused = [Refusal("?", "no path")] * (len(lines) - len(named))
+        labels = read_labels([line["label"] for line in named], self.first_label, where=f"data.source.path {self.path}")
+        sizes = _sizes([self._place(line["path"]) for line in named])
+        rows: list[Row] = []
+        for line, label, size in zip(named, labels.numbers, sizes, strict=True):
+            key, split = normal(line["path"]), line.get("split") or None
+            if split not in (None, *_SPLITS):
+                raise UserError(f"data.source.path {self.path}: split {split!r} of {line['path']}; use train or test")
+            if label == NO_LABEL:
+                refused.append(Refusal(key, *why_not(line["label"])))
+            elif size is None:
+                refused.append(Refusal(key, "no such file", "named by the CSV but not there"))
+            else:
+                rows.append((key, label, split, line["path"], 0, size))
+        identity = identity_of_rows("csv", rows, labels.classes, refused)
+        return Listing(
+            listing_table(rows), labels.classes, tuple(sorted(refused)), faults=labels.faults, identity=identity
+        )
+
+    def read(self, file: str, start: int, length: int) -> bytes:
+        return read_range(self._place(file), 0, length)
+
+    def _place(self, name: str) -> str:
+        if name.startswith("/") or "://" in name:
+            return name
+        folder, _, _ = self.path.rpartition("/")
+        return f"{folder}/{name}" if folder else name
+
+    def _lines(self) -> list[dict[str, str]]:
+        storage, name = at(self.path)
         try:
-            reader = csv.DictReader(io.StringIO(self._content().decode("utf-8-sig")))
+            content = storage.read_bytes(name)
+        except FileNotFoundError:
+            raise UserError(f"data.source.path {self.path} does not exist") from None
+        try:
+            reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), restval="")
             lines = list(reader)
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"data.source.path {self.path} is not a CSV in UTF-8 ({error})") from None
@@ -35,32 +79,30 @@ class CsvSource:
         if missing:
             found = ", ".join(reader.fieldnames or ()) or "nothing"
             raise UserError(f"data.source.path {self.path}: first line has {found}; columns path and label are needed")
-        refused = [Refusal(line["path"] or "?", "no label") for line in lines if not line["label"]]
-        lines = [line for line in lines if line["label"] and line["path"]]
-        numeric = all(line["label"].isdigit() for line in lines)
-        if numeric:
-            classes = tuple(str(n) for n in range(1 + max((int(line["label"]) for line in lines), default=-1)))
-        else:
-            classes = tuple(sorted({line["label"] for line in lines}))
-        labels = {name: label for label, name in enumerate(classes)}
-        rows = []
-        for line in lines:
-            split = line.get("split") or None
-            if split not in (None, "train", "test"):
-                raise UserError(f"data.source.path {self.path}: split {split!r} of {line['path']}; use train or test")
-            label = int(line["label"]) if numeric else labels[line["label"]]
-            rows.append((line["path"], label, split, line["path"], 0, UNKNOWN_LENGTH))
-        return Listing(listing_table(rows), classes, tuple(refused))
+        return [{name: (value or "").strip() for name, value in line.items() if name} for line in lines]
 
-    def read(self, file: str, start: int, length: int) -> bytes:
-        if not file.startswith("/") and "://" not in file:
-            folder, _, _ = self.path.rpartition("/")
-            file = f"{folder}/{file}" if folder else file
-        return read_range(file, 0, length)
 
-    def _content(self) -> bytes:
-        folder, _, name = self.path.rpartition("/")
+def _sizes(places: Sequence[str]) -> list[int | None]:
+    """Bytes of each file, 0 for what has no size of its own, None where there is no such file.
+
+    Remote ones are listed once, from the folder on that all names of one storage have in common.
+    """
+    remote: dict[str, list[str]] = {}
+    for place in places:
+        if "://" in place:
+            remote.setdefault("/".join(place.split("/")[:3]), []).append(place)
+    listed: dict[str, int] = {}
+    for group in remote.values():
+        folder = os.path.commonpath([place.rpartition("/")[0].replace("://", "/\0", 1) for place in group])
+        url = folder.replace("/\0", "://", 1)
+        listed |= {f"{url}/{name}": size for name, size in Storage.at(url).sizes().items()}
+    found: list[int | None] = []
+    for place in places:
+        if "://" in place:
+            found.append(listed.get(place))
+            continue
         try:
-            return Storage.at(folder or ".").read_bytes(name)
-        except FileNotFoundError:
-            raise UserError(f"data.source.path {self.path} does not exist") from None
+            found.append(Path(place).stat().st_size)
+        except OSError:
+            found.append(None)
+    return found

@@ -45,6 +45,10 @@ class FashionMnistSource:
 
     path: str | None = None
 
+    def check_there(self) -> None:
+        if self.path is not None:
+            _trailers(Storage.at(self.path))
+
     def identity(self) -> str:
         chosen = self.path or os.environ.get(ENVIRONMENT)
         return identity_of("fashion-mnist", TRAILERS if chosen is None else _trailers(Storage.at(chosen)))
@@ -56,7 +60,7 @@ class FashionMnistSource:
             for split in SPLITS
             for number, label in enumerate(_labels(folder, split).tolist())
         ]
-        return Listing(listing_table(rows), CLASSES)
+        return Listing(listing_table(rows), CLASSES, identity=self.identity())
 
     def read(self, file: str, start: int, length: int) -> bytes:
         """Image number `start` of the split `file`, as PNG."""

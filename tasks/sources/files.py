@@ -2,49 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from configs.errors import UserError
 from infra.storage import Storage
+from tasks.data.formats import HEAD_BYTES
+from tasks.sources.names import is_leftover, normal, split_in
+
+_READERS = 16  # threads that wait for storage
+_SIGNS = "*?["
 
 
-def expand(path: str, suffix: str) -> list[str]:
-    """The files that a file name, a folder or a glob in the last part of a path names, sorted.
+@dataclass(frozen=True)
+class File:
+    """One file of a source."""
+
+    path: str
+    """A path or URL that :func:`read_range` takes."""
+    name: str
+    """Below the source, in the normal form: what keys are made of."""
+    size: int
+    mark: str
+    """Changes whenever the content may have changed; empty where the storage cannot tell."""
+
+
+def expand(path: str, suffix: str) -> list[File]:
+    """The files that a file's name, a folder or a glob names, in the order of their names; one listing.
 
     Raises:
         UserError: there are none.
     """
-    if path.endswith(suffix) and not any(sign in path for sign in "*?["):
-        return [path]
-    folder, _, pattern = path.rpartition("/") if any(sign in path for sign in "*?[") else (path, "", f"*{suffix}")
-    names = [name for name in Storage.at(folder or ".").names() if fnmatch(name, pattern)]
-    if not names:
+    if path.endswith(suffix) and not any(sign in path for sign in _SIGNS):
+        storage, name = at(path)
+        try:
+            info = storage.info(name)
+        except FileNotFoundError:
+            raise UserError(f"data.source: {path} does not exist; check its name") from None
+        return [File(path, normal(name), int(info["size"]), _mark(storage, name, info))]
+    folder, pattern = _root_of(path, suffix)
+    storage = Storage.at(folder or ".")
+    found = {name: info for name, info in storage.listed().items() if fnmatch(name, pattern)}
+    found = {name: info for name, info in found.items() if not any(map(is_leftover, name.split("/")))}
+    if not found:
         raise UserError(
             f"data.source: no {suffix} files at {path}; name a file, a folder or a glob such as {path}/*{suffix}"
         )
-    return [f"{folder}/{name}" if folder else name for name in names]
+    return [
+        File(_joined(folder, name), normal(name), int(info["size"]), _mark(storage, name, info))
+        for name, info in sorted(found.items())
+    ]
 
 
-def sizes_of(paths: Sequence[str]) -> dict[str, int]:
-    """Bytes of each file. Raises UserError naming one that is missing."""
-    found = {}
+def check_there(*paths: str | None) -> None:
+    """Raises UserError where one of these files, folders or globs cannot be there."""
     for path in paths:
-        storage, name = _at(path)
-        try:
-            found[path] = storage.size(name)
-        except FileNotFoundError:
-            raise UserError(f"data.source: {path} does not exist") from None
-    return found
+        if path is None:
+            continue
+        place = _root_of(path, "")[0] if any(sign in path for sign in _SIGNS) else path
+        storage, name = at(place.rstrip("/"))
+        if not storage.exists(name):
+            raise UserError(f"data.source: {path} does not exist; check its name")
+
+
+def by_split(kind: str, train: str, test: str | None, suffix: str) -> list[tuple[str | None, File]]:
+    """Every file of a source with its split: `train` and `test`, or None where nothing tells them apart.
+
+    With one path the names tell (`train-00000-of-00001.parquet`, `validation/0001.tar`), and a third split stays
+    `validation`: the caller knows which of the two has labels.
+
+    Raises:
+        UserError: the same file is in both splits, or only some names tell a split.
+    """
+    files = expand(train, suffix)
+    if test is not None:
+        held_out = expand(test, suffix)
+        both = {file.path for file in files} & {file.path for file in held_out}
+        if both:
+            raise UserError(
+                f"data.source: {min(both)} is named by both path and test_path ({len(both)} files are): name training "
+                "files in the one and others in the other"
+            )
+        return [*(("train", file) for file in files), *(("test", file) for file in held_out)]
+    told = [split_in(file.name) for file in files]
+    if len(set(told)) == 1:  # all of one split, which is the whole of it as far as this recipe goes
+        return [(None, file) for file in files]
+    loose = [file.name for file, split in zip(files, told, strict=True) if split is None]
+    if loose:
+        seen = ", ".join(sorted({split for split in told if split}))
+        raise UserError(
+            f"data.source.path {train}: names of files tell the splits {seen}, but not that of {loose[0]} "
+            f"({len(loose)} files): name the training files in path and the others in test_path"
+        )
+    if "train" not in told:
+        raise UserError(
+            f"data.source.path {train} holds the splits {', '.join(sorted(set(map(str, told))))} and no training "
+            "files: name the training files in path and the others in test_path"
+        )
+    splits: list[str | None] = list(told)
+    if len(set(told)) == 2:
+        splits = ["train" if split == "train" else "test" for split in told]
+    return list(zip(splits, files, strict=True))
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
-    storage, name = _at(path)
+    storage, name = at(path)
     return storage.read_range(name, start, length)
 
 
+def read_heads(storage: Storage, names: Sequence[str]) -> Mapping[str, bytes]:
+    """How these files begin; empty where one cannot be read."""
+
+    def head(name: str) -> bytes:
+        try:
+            return storage.read_range(name, 0, HEAD_BYTES)
+        except (OSError, UserError):
+            return b""
+
+    if not names:
+        return {}
+    with ThreadPoolExecutor(_READERS) as readers:
+        return dict(zip(names, readers.map(head, names), strict=True))
+
+
 @lru_cache(maxsize=4096)
-def _at(path: str) -> tuple[Storage, str]:
+def at(path: str) -> tuple[Storage, str]:
+    """Storage of the folder that a file is in, and its name there."""
     folder, _, name = path.rpartition("/")
     return Storage.at(folder or ("/" if path.startswith("/") else ".")), name
+
+
+def _root_of(path: str, suffix: str) -> tuple[str, str]:
+    """The folder to list and the pattern below it."""
+    if not any(sign in path for sign in _SIGNS):
+        return path.rstrip("/") or "/", f"*{suffix}"
+    parts = path.split("/")
+    first = next(number for number, part in enumerate(parts) if any(sign in part for sign in _SIGNS))
+    return "/".join(parts[:first]) or ("/" if path.startswith("/") else ""), "/".join(parts[first:])
+
+
+def _joined(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if folder else name
+
+
+def _mark(storage: Storage, name: str, info: Mapping[str, Any]) -> str:
+    if storage.local:
+        found = Path(storage.locate(name)).stat()
+        return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+    known = [str(info[key]) for key in ("ETag", "etag", "LastModified", "updated", "md5Hash") if info.get(key)]
+    return " ".join([str(info.get("size")), *known]) if known else ""

@@ -1,56 +1,83 @@
-"""Parquet files with an image struct and an integer label, as the Hugging Face hub serves them."""
+"""Parquet files with encoded images and labels, as the Hugging Face hub serves them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import UserError
-from infra.storage import Storage
-from tasks.sources.base import Listing, Refusal, identity_of, listing_table
-from tasks.sources.files import expand, sizes_of
+from tasks.data.formats import HEAD_BYTES, looks_like_picture
+from tasks.sources.base import Listing, Refusal, Row, identity_of_rows, listing_table
+from tasks.sources.files import File, at, by_split, check_there
+from tasks.sources.labels import NO_LABEL, read_labels, why_not
+from tasks.sources.memory import remembered
+from tasks.sources.splits import held_out
+
+_IMAGE, _LABEL = "image", "label"
 
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Rows have no byte range of their own, so this source is read file by file (:meth:`scan`) and never by row."""
+    """Rows have no byte range of their own, so this source is read file by file (:meth:`scan`) and never by row.
+
+    Where a column of the usual name is missing, the only one that can be meant is taken.
+    """
 
     path: str
     test_path: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
+    image_column: str = _IMAGE
+    label_column: str = _LABEL
+    first_label: int = 0
+
+    def check_there(self) -> None:
+        check_there(self.path, self.test_path)
 
     def identity(self) -> str:
-        found = {f"{s}/{PurePosixPath(f).name}": n for s, files in self._files() for f, n in sizes_of(files).items()}
-        return identity_of("parquet", found)
+        return self.listing().identity
 
     def listing(self) -> Listing:
-        rows: list[tuple[str, int, str | None, str, int, int]] = []
-        refused: list[Refusal] = []
+        files = by_split("parquet", self.path, self.test_path, ".parquet")
+        texts: list[str | int | None] = []
+        places: list[tuple[str, str | None, str, int]] = []
         names: list[str] = []
-        for split, files in self._files():
-            for path in files:
-                with _opened(path) as file:
-                    self._check(file.schema_arrow, path)
-                    names = names or _class_names(file.schema_arrow, self.label_column)
-                    labels = file.read(columns=[self.label_column])[self.label_column].to_pylist()
-                name = f"{split}/{PurePosixPath(path).name}"
-                for row, label in enumerate(labels):
-                    key = f"{name}/{row:07d}"
-                    if label is None or label < 0:
-                        refused.append(Refusal(key, "no label"))
-                    else:
-                        rows.append((key, int(label), split if self.test_path else None, path, row, 0))
-        count = 1 + max((row[1] for row in rows), default=-1)
-        if names and count > len(names):
-            raise UserError(f"data.source.path {self.path}: label {count - 1} but the files name {len(names)} classes")
-        return Listing(listing_table(rows), tuple(names or map(str, range(count))), tuple(refused))
+        faults = []
+        for split, file in files:
+            found = remembered(file, f"labels {self.image_column} {self.label_column}", partial(self._look, file))
+            own = json.loads((found.schema.metadata or {}).get(b"names", b"[]"))
+            if names and own and own != names:
+                faults.append(f"data.source: {file.path} names other classes than the files before it: use one set")
+            names = names or own
+            prefix = f"{split or 'train'}/{file.name}"
+            texts += found["label"].to_pylist()
+            places += [(f"{prefix}/{row:07d}", split, file.path, row) for row in range(found.num_rows)]
+        labels = read_labels(texts, self.first_label, names, f"data.source.path {self.path}")
+        rows: list[Row] = []
+        unlabelled: list[tuple[str | None, Refusal]] = []
+        for (key, split, path, row), label, text in zip(places, labels.numbers, texts, strict=True):
+            if label == NO_LABEL:
+                unlabelled.append((split, Refusal(key, *why_not(text))))
+            else:
+                rows.append((key, label, split, path, row, 0))
+        kept = held_out(rows, unlabelled)
+        folders = sorted({file.name.rpartition("/")[0] for _, file in files})
+        pooled = (f"files of {len(folders)} folders are pooled: {', '.join(folders[:5])}",) if len(folders) > 1 else ()
+        return Listing(
+            listing_table(kept.rows),
+            labels.classes,
+            tuple(sorted(kept.refused)),
+            notes=(*kept.notes, *pooled),
+            left_out=kept.left_out,
+            faults=(*faults, *labels.faults, *kept.faults),
+            identity=identity_of_rows(
+                "parquet", kept.rows, labels.classes, kept.refused, (file.size for _, file in files)
+            ),
+        )
 
     def read(self, file: str, start: int, length: int) -> bytes:
         raise UserError(f"{file}: rows of Parquet are read by scanning, not one by one")
@@ -58,46 +85,97 @@ class ParquetSource:
     def scan(self, file: str) -> Iterator[bytes]:
         """The encoded images of one file, row by row; empty where a row has none."""
         with _opened(file) as opened:
-            for batch in opened.iter_batches(batch_size=64, columns=[self.image_column]):
+            column = self._image_column(opened, file)
+            for batch in opened.iter_batches(batch_size=64, columns=[column]):
                 for image in batch.column(0).to_pylist():
-                    yield (image or {}).get("bytes") or b""
+                    yield _bytes(image)
 
-    def _files(self) -> list[tuple[str, list[str]]]:
-        found = [("train", expand(self.path, ".parquet"))]
-        return found if self.test_path is None else [*found, ("test", expand(self.test_path, ".parquet"))]
+    def _look(self, file: File) -> pa.Table:
+        """The labels of one file, with the names of classes it gives as metadata."""
+        with _opened(file.path) as opened:
+            schema = opened.schema_arrow
+            self._image_column(opened, file.path)
+            column = self._label_column(schema, file.path)
+            labels = opened.read(columns=[column])[column].combine_chunks()
+        if pa.types.is_dictionary(labels.type):
+            labels = labels.dictionary_decode()
+        wanted = pa.string() if _is_text(labels.type) else pa.int64()
+        names = json.dumps(_class_names(schema, column))
+        return pa.table({"label": labels.cast(wanted)}).replace_schema_metadata({"names": names})
 
-    def _check(self, schema: pa.Schema, path: str) -> None:
-        wanted = {self.image_column: "a struct with bytes", self.label_column: "an integer"}
-        for name, what in wanted.items():
-            if name not in schema.names:
-                raise UserError(f"{path} has no column {name!r} ({what}); it has {', '.join(schema.names)}")
-        image, label = schema.field(self.image_column).type, schema.field(self.label_column).type
-        if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
-            raise UserError(f"{path}: column {self.image_column!r} is {image}, expected a struct with bytes and path")
-        if not pa.types.is_integer(label):
-            raise UserError(f"{path}: column {self.label_column!r} is {label}, expected an integer")
+    def _image_column(self, opened: pq.ParquetFile, path: str) -> str:
+        schema = opened.schema_arrow
+        if self.image_column in schema.names:
+            kind = schema.field(self.image_column).type
+            if not _can_hold_images(kind):
+                raise UserError(
+                    f"{path}: column {self.image_column!r} is {kind}, expected bytes, or a struct with bytes and path"
+                )
+            return self.image_column
+        candidates = _candidates(schema, _can_hold_images) if self.image_column == _IMAGE else []
+        found = [name for name in candidates if _has_pictures(opened, name)]
+        return self._only(found, "image", self.image_column, "encoded images", schema, path)
+
+    def _label_column(self, schema: pa.Schema, path: str) -> str:
+        if self.label_column in schema.names:
+            kind = schema.field(self.label_column).type
+            if not _can_be_label(kind):
+                raise UserError(f"{path}: column {self.label_column!r} is {kind}, expected an integer or a name")
+            return self.label_column
+        candidates = _candidates(schema, _can_be_label) if self.label_column == _LABEL else []
+        named = [name for name in candidates if _class_names(schema, name)]
+        whole = [name for name in candidates if "label" in name or "class" in name]
+        return self._only(named or whole, "label", self.label_column, "labels", schema, path)
+
+    def _only(self, found: Sequence[str], what: str, wanted: str, meaning: str, schema: pa.Schema, path: str) -> str:
+        if len(found) == 1:
+            return found[0]
+        several = f"; {', '.join(found)} could be meant" if found else f"; it has {', '.join(schema.names)}"
+        raise UserError(f"{path} has no column {wanted!r} ({meaning}){several}: name it in data.source.{what}_column")
 
 
-class _opened:
+@contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file for reading; damage and absence are told by its name."""
+    storage, name = at(path)
+    try:
+        with storage.open(name) as file:
+            yield pq.ParquetFile(file)
+    except FileNotFoundError:
+        raise UserError(f"data.source: {path} does not exist") from None
+    except (OSError, pa.ArrowException) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"data.source: {path} is not a whole Parquet file, or damaged ({text})") from None
 
-    def __init__(self, path: str) -> None:
-        self._path = path
 
-    def __enter__(self) -> pq.ParquetFile:
-        folder, _, name = self._path.rpartition("/")
-        try:
-            self._file: Any = Storage.at(folder or ".").open(name)
-            return pq.ParquetFile(self._file)
-        except FileNotFoundError:
-            raise UserError(f"data.source: {self._path} does not exist") from None
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"data.source: {self._path} is not a whole Parquet file ({error})") from None
+def _bytes(image: object) -> bytes:
+    value = image.get("bytes") if isinstance(image, dict) else image
+    return value if isinstance(value, bytes) else b""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        self._file.close()
-        if isinstance(error, (OSError, pa.ArrowException)):
-            raise UserError(f"data.source: {self._path} is damaged ({' '.join(str(error).split())[:200]})") from None
+
+def _has_pictures(opened: pq.ParquetFile, column: str) -> bool:
+    batch = next(opened.iter_batches(batch_size=8, columns=[column]), None)
+    heads = [_bytes(image)[:HEAD_BYTES] for image in batch.column(0).to_pylist()] if batch is not None else []
+    return any(map(looks_like_picture, heads))
+
+
+def _candidates(schema: pa.Schema, fits: object) -> list[str]:
+    return [field.name for field in schema if fits(field.type)]  # type: ignore[operator]
+
+
+def _can_hold_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _can_be_label(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_integer(kind) or _is_text(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _class_names(schema: pa.Schema, label: str) -> list[str]:

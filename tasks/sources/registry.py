@@ -7,8 +7,9 @@ from tasks.sources.base import Source
 from tasks.sources.csv_file import CsvSource
 from tasks.sources.fashion_mnist import FashionMnistSource
 from tasks.sources.folder import FolderSource
+from tasks.sources.imagenet import ImageNetSource
 from tasks.sources.parquet import ParquetSource
-from tasks.sources.tars import ImageNetSource, WebDatasetSource
+from tasks.sources.webdataset import WebDatasetSource
 
 
 def open_source(data: Data) -> Source:
@@ -22,8 +23,10 @@ def open_source(data: Data) -> Source:
         case ImageNet():
             return ImageNetSource(section.path, section.test_path, section.test_labels_path)
         case WebDataset():
-            return WebDatasetSource(section.path, section.test_path)
+            return WebDatasetSource(section.path, section.test_path, section.image, section.label, section.first_label)
         case ParquetFiles():
-            return ParquetSource(section.path, section.test_path, section.image_column, section.label_column)
+            return ParquetSource(
+                section.path, section.test_path, section.image_column, section.label_column, section.first_label
+            )
         case CsvFile():
-            return CsvSource(section.path)
+            return CsvSource(section.path, section.first_label)

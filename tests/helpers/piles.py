@@ -45,7 +45,10 @@ def folder_of_classes(root: Path, classes: dict[str, int]) -> Path:
 
 
 def folder_recipe(path: Path | str, *overrides: str) -> Recipe:
-    return load_recipe("demo_tiny", [f"data.source={{kind: folder, path: '{path}'}}", *overrides])
+    """`demo_tiny` on a folder, for as many classes as that has."""
+    classes = sum(each.is_dir() for each in Path(path).iterdir()) if Path(path).is_dir() else 10
+    own = [f"data.classes={max(1, classes)}", "sample.labels=random"]
+    return load_recipe("demo_tiny", [f"data.source={{kind: folder, path: '{path}'}}", *own, *overrides])
 
 
 def run_stage(stage: Stage, recipe: Recipe, root: str, *inputs: Artifact) -> Artifact:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +13,16 @@ from PIL import Image
 
 from configs import Recipe, UserError
 from configs.data import Shard
+from flows import run
+from infra import tracking
 from infra.artifacts import MANIFEST
 from infra.storage import FileEntry, Storage
 from tasks import shard
+from tasks.data.receipts import Receipt
 from tasks.shard import STAGE, plan
-from tasks.sources import Listing, listing_table, open_source
+from tasks.sources import Listing, folder, listing_table, one_look, open_source
 from tasks.sources.csv_file import UNKNOWN_LENGTH, CsvSource
+from tasks.stage import Job, perform
 from tests.helpers.piles import encoded, folder_of_classes, folder_recipe, picture, read_rows, run_stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -44,17 +50,23 @@ def _odd_pile(root: Path) -> Path:
 def test_an_odd_pile_end_to_end(tmp_path: Path) -> None:
     pile = _odd_pile(tmp_path / "my pile")
     recipe = folder_recipe(
-        pile, "shard.max_bad_share=0.2", "shard.max_pixels=1000000", "shard.rows_per_shard=10", "shard.limit=null"
+        pile,
+        "data.allow_empty_classes=true",
+        "shard.max_bad_share=0.2",
+        "shard.max_pixels=1000000",
+        "shard.rows_per_shard=10",
+        "shard.limit=null",
     )
     artifact = run_stage(STAGE, recipe, str(tmp_path / "root"))
     facts = artifact.manifest.facts
     assert facts["classes"] == ["b", "größe 1", "no images"]
-    assert facts["notes"] == [f"class 'no images' has no images in {pile}"]
-    reasons = {"empty file": 1, "not an image": 1, "too many pixels": 1, "truncated image": 1}
+    assert facts["source"]["left_out"] == {"no picture (.txt)": 1}
+    assert facts["source"]["counts"] == {"all": [28, 20, 0]} and facts["source"]["splits"] == {"all": 48}
+    reasons = {"empty file": 1, "too many pixels": 1, "truncated image": 1}
     assert facts["quarantine"] == reasons
     assert sum(facts["splits"].values()) == 45 and 1 <= facts["splits"]["test"] <= 5
     quarantine = pq.read_table(pa.BufferReader(artifact.read("quarantine.parquet"))).to_pylist()
-    assert [row["key"] for row in quarantine] == ["b/empty.png", "b/huge.png", "b/notes.txt", "b/truncated.jpg"]
+    assert [row["key"] for row in quarantine] == ["b/empty.png", "b/huge.png", "b/truncated.jpg"]
     rows = read_rows(artifact, "train") + read_rows(artifact, "test")
     assert len({row["key"] for row in rows}) == 45
     for row in rows:  # original bytes, right labels
@@ -139,9 +151,11 @@ def test_too_many_bad_files_fail_and_leave_nothing_complete(tmp_path: Path) -> N
         (pile / "a" / name).write_bytes(b"")
     (pile / "b" / "words.txt").write_text("words and words")
     with pytest.raises(UserError) as caught:
-        run_stage(STAGE, folder_recipe(pile, "shard.max_bad_share=0.05"), str(tmp_path / "root"))
+        recipe = folder_recipe(pile, "shard.max_bad_share=0.05", "shard.rows_per_shard=4")
+        run_stage(STAGE, recipe, str(tmp_path / "root"))
     message = str(caught.value)
-    assert "of 23 images are unusable" in message and "shard.max_bad_share 0.05" in message
+    assert "2 of 22 images are unusable (2 empty file" in message, "the whole, though the first bad part is enough"
+    assert "shard.max_bad_share 0.05" in message and "raise shard.max_bad_share to 0.10" in message
     assert "empty file" in message and "'a/" in message
     assert not list((tmp_path / "root").rglob(MANIFEST))
 
@@ -162,7 +176,7 @@ def test_duplicates_are_reported(tmp_path: Path) -> None:
 
 def test_more_classes_than_the_recipe_says(tmp_path: Path) -> None:
     pile = folder_of_classes(tmp_path / "pile", {"a": 1, "b": 1, "c": 1})
-    with pytest.raises(UserError, match=r"3 classes \('a', 'b', 'c', …\) but data.classes is 2"):
+    with pytest.raises(UserError, match=r"3 classes \('a', 'b', 'c'\) but data.classes is 2"):
         run_stage(STAGE, folder_recipe(pile, "data.classes=2", "sample.images=4"), str(tmp_path / "root"))
 
 
@@ -203,8 +217,75 @@ def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
     assert isinstance(refusal, shard.Refusal) and refusal.reason == "file too large"
 
 
-def test_the_revision_stands_for_the_listing(tmp_path: Path) -> None:
-    recipe = folder_recipe(tmp_path / "not there yet", "data.revision=v1")
-    assert shard.external(recipe) == {"source": "v1"}
-    with pytest.raises(UserError, match="does not exist"):
-        STAGE.fingerprint(folder_recipe(tmp_path / "nowhere"), {})
+def test_a_large_source_is_given_up_early_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = [shard.Refusal(f"{number}.jpg", "truncated image") for number in range(300)]
+    with pytest.raises(UserError, match=r"300 of the first 1,000 \(of 20,000\) images are unusable"):
+        shard._stop_if_too_bad(refused, 1_000, 20_000, Shard())
+    shard._stop_if_too_bad(refused[:199], 1_000, 20_000, Shard())
+
+
+def test_the_revision_stands_for_the_content_of_what_is_there(tmp_path: Path) -> None:
+    folder_of_classes(tmp_path / "there", {"a": 1})
+    assert shard.external(folder_recipe(tmp_path / "there", "data.revision=v1")) == {"source": "v1"}
+    for overrides in ((), ("data.revision=v1",)):
+        with pytest.raises(UserError, match="does not exist"):
+            STAGE.fingerprint(folder_recipe(tmp_path / "nowhere", *overrides), {})
+
+
+def test_other_images_under_the_same_recipe_are_another_artifact(tmp_path: Path) -> None:
+    names = {
+        STAGE.fingerprint(folder_recipe(folder_of_classes(tmp_path / name, classes)), {})[0]
+        for name, classes in (("first", {"a": 2, "b": 2}), ("copy", {"a": 2, "b": 2}), ("second", {"a": 2, "c": 2}))
+    }
+    assert len(names) == 2
+
+
+def test_a_class_that_no_part_of_the_training_split_has_is_refused(tmp_path: Path) -> None:
+    splits = {"train": listing_table([(f"{n}", 0, None, "f", n, 1) for n in range(5)])}
+    recipe = folder_recipe(tmp_path, "data.classes=2", "shard.limit=5")
+    with pytest.raises(UserError, match=r"1 of 2 classes have no image in the train split \(such as 'y'\).*limit 5"):
+        shard._check_learnable(splits, ("x", "y"), recipe)
+    shard._check_learnable(splits, ("x", "y"), folder_recipe(tmp_path, "data.allow_empty_classes=true"))
+
+
+def test_a_source_that_changes_under_a_run_is_told(tmp_path: Path) -> None:
+    pile = folder_of_classes(tmp_path / "pile", {"a": 2, "b": 2})
+    recipe = folder_recipe(pile)
+    name, sections = STAGE.fingerprint(recipe, {})
+    (pile / "a" / "new.png").write_bytes(encoded(picture(9)))
+    job = Job("shard", name, str(tmp_path / "root"), recipe.model_dump(mode="json"), {}, sections)
+    with pytest.raises(UserError, match="is not what it was when this run looked at it"):
+        perform(STAGE, job)
+
+
+def _written_here(out: Storage, recipe: Recipe, jobs: list[dict[str, Any]]) -> Iterator[Receipt]:
+    return (shard.write_part(job, out, recipe.data, recipe.shard) for job in jobs)
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_run_lists_its_source_once(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The command's preflight, the flow's, the fingerprint and the stage."""
+    pile = folder_of_classes(tmp_path / "pile", {"a": 4, "b": 4})
+    where = str(pile)
+    if place == "bucket":
+        where = f"{request.getfixturevalue('s3_root')}/pile"
+        for file in pile.rglob("*.png"):
+            Storage.at(where).upload(str(file), str(file.relative_to(pile)))
+    listings: list[str] = []
+    entries = folder._entries
+    monkeypatch.setattr(folder, "_entries", lambda at, *rest: (listings.append(at.url), entries(at, *rest))[1])
+    monkeypatch.setattr(tracking, "start_run", lambda *arguments, **named: tracking.Tracker())
+    monkeypatch.setattr(run, "disconnect", lambda: None)
+    monkeypatch.setattr(shard, "_written", _written_here)  # workers of Ray have no keys of this bucket
+    source = f"data.source={{kind: folder, path: '{where}'}}"
+    wanted = ("demo_tiny", [source, "data.classes=2", "sample.labels=random"], str(tmp_path / "root"))
+    with one_look():
+        run.preflight((STAGE,), *wanted)
+        with run.open_run("sfd-full", (STAGE,), *wanted, only="shard") as opened:
+            artifact = perform(STAGE, opened.plan(STAGE, [])[1])
+    assert artifact.manifest.rows == 8
+    assert listings == [Storage.at(where).url]
+    run.preflight((STAGE,), *wanted)
+    assert len(listings) == 2, "what another run sees is looked at again"

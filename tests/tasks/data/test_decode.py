@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tasks.data.decode import Undecodable, center_crop, decode, load, reencoded
 from tests.helpers.piles import encoded, picture
@@ -141,3 +144,79 @@ def test_reencoded_at_the_crop_size_is_what_the_crop_would_have_seen() -> None:
 def test_what_jpeg_cannot_hold_is_refused() -> None:
     with pytest.raises(Undecodable, match="too elongated"):
         reencoded(Image.new("RGB", (66_000, 700)), 700, quality=50)
+
+
+def _with_segment(data: bytes, marker: int, payload: bytes) -> bytes:
+    return data[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(payload) + 2) + payload + data[2:]
+
+
+def _exif(*entries: bytes) -> bytes:
+    header = b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + struct.pack("<H", len(entries))
+    return header + b"".join(entries) + bytes(4)
+
+
+_ORIENTATION = struct.pack("<HHII", 0x0112, 3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"http://ns.adobe.com/xap/1.0/\x00<x:xmpmeta><t>caf\xa8\xff</t></x:xmpmeta>",
+        b"Exif\x00\x00",
+        b"Exif\x00\x00" + bytes(range(200)),
+        _exif(struct.pack("<HHII", 0x0112, 2, 4, 0x00363636)),
+        _exif(struct.pack("<HHII", 0x0112, 3, 0, 0)),
+        _exif(_ORIENTATION, struct.pack("<HHII", 0x011A, 5, 1, 38)) + struct.pack("<II", 72, 0),
+        _exif(_ORIENTATION, struct.pack("<HHII", 0x8769, 4, 1, 0x7FFFFFF0)),
+        _exif(_ORIENTATION, _ORIENTATION)[:30],
+    ],
+    ids=["xmp", "empty", "noise", "text", "no value", "division by zero", "past the end", "cut"],
+)
+def test_broken_metadata_of_a_jpeg_spoils_no_pixels(payload: bytes) -> None:
+    plain = encoded(picture(), "JPEG", quality=95)
+    image = decode(_with_segment(plain, 0xE1, payload))
+    assert np.array_equal(np.asarray(image), np.asarray(decode(plain)))
+
+
+def _png(**options: object) -> bytes:
+    return encoded(picture(), "PNG", **options)
+
+
+def _texts(count: int, length: int) -> bytes:
+    info = PngInfo()
+    for number in range(count):
+        info.add_text(f"k{number}", "y" * length, zip=True)
+    return _png(pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: _texts(1, 3_000_000), lambda: _texts(70, 1_000_000), lambda: _png(icc_profile=bytes(2_000_000))],
+    ids=["long text", "many texts", "long profile"],
+)
+def test_texts_and_profiles_of_a_png_spoil_no_pixels(make: Callable[[], bytes]) -> None:
+    assert np.array_equal(np.asarray(decode(make())), np.asarray(picture()))
+
+
+def test_damage_of_a_png_with_a_long_text_is_still_damage() -> None:
+    whole = _texts(1, 3_000_000)
+    with pytest.raises(Undecodable, match=r"truncated image|corrupt image"):
+        decode(whole[: len(whole) - 2000])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "remedy"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90405\n", "Git LFS pointer", "git lfs pull"),
+        (b"/annex/objects/SHA256E-s90405--0.jpg\n", "git-annex pointer", "git annex get"),
+        (b"\n<!DOCTYPE html><html><body>404</body>", "HTML page", "fetch the image again"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "XML or SVG, not pixels", "fetch"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image", "pillow-heif"),
+        (b"\xff\x0a\x00\x00", "JPEG XL image", "pillow-jxl-plugin"),
+        (b"words and words", "not an image", "starts with b'words an'"),
+    ],
+)
+def test_what_is_no_picture_is_named_with_the_way_out(data: bytes, reason: str, remedy: str) -> None:
+    with pytest.raises(Undecodable) as caught:
+        decode(data)
+    assert caught.value.reason == reason and remedy in caught.value.detail

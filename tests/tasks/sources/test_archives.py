@@ -14,8 +14,9 @@ import pytest
 from configs import UserError, load_recipe
 from tasks.shard import STAGE
 from tasks.sources.csv_file import CsvSource
+from tasks.sources.imagenet import ImageNetSource
 from tasks.sources.parquet import ParquetSource
-from tasks.sources.tars import ImageNetSource, WebDatasetSource
+from tasks.sources.webdataset import WebDatasetSource
 from tests.helpers.piles import encoded, picture, read_rows, run_stage
 
 
@@ -85,7 +86,7 @@ def test_imagenet_validation_labels_by_name(imagenet: dict[str, str]) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_imagenet_through_the_stage(imagenet: dict[str, str], tmp_path: Path) -> None:
     source = "data.source=" + json.dumps({"kind": "imagenet", **imagenet})
-    artifact = run_stage(STAGE, load_recipe("demo_tiny", [source]), str(tmp_path / "root"))
+    artifact = run_stage(STAGE, load_recipe("demo_tiny", [source, "data.classes=2"]), str(tmp_path / "root"))
     assert artifact.manifest.facts["splits"] == {"train": 12, "test": 4}
     assert {row["key"] for row in read_rows(artifact, "test")} == {f"test/val_{i}.JPEG" for i in range(4)}
 
@@ -124,10 +125,7 @@ def test_webdataset_samples(tmp_path: Path) -> None:
     row = listing.images.to_pylist()[5]
     assert row["key"] == "data-1.tar/001" and row["label"] == 1 and row["split"] is None
     assert source.read(row["file"], row["start"], row["length"]) == _images(range(5, 6), "PNG")[0]
-    assert (
-        sorted(refusal.reason for refusal in listing.refused)
-        == ["label is not a number"] * 2 + ["no .cls label in the sample"] * 2
-    )
+    assert sorted(refusal.reason for refusal in listing.refused) == ["label is not a number"] * 2 + ["no label"] * 2
     globbed = WebDatasetSource(str(tmp_path / "data-0*.tar"), str(tmp_path / "data-1*.tar")).listing()
     assert sorted(set(globbed.images["split"].to_pylist())) == ["test", "train"]
 
@@ -149,7 +147,7 @@ def test_hub_parquet_through_the_stage(tmp_path: Path) -> None:
         _hub_parquet(data / f"train-{number}-of-3.parquet", range(10 * number, 10 * number + 10), ["cat", "dog"])
     _hub_parquet(data / "validation-0-of-1.parquet", range(30, 36), ["cat", "dog"])
     source = {"kind": "parquet", "path": f"{data}/train-*.parquet", "test_path": f"{data}/validation-*.parquet"}
-    recipe = load_recipe("demo_tiny", ["data.source=" + json.dumps(source), "shard.rows_per_shard=7"])
+    recipe = load_recipe("demo_tiny", ["data.source=" + json.dumps(source), "data.classes=2", "shard.rows_per_shard=7"])
     artifact = run_stage(STAGE, recipe, str(tmp_path / "root"))
     assert artifact.manifest.facts["classes"] == ["cat", "dog"]
     assert artifact.manifest.facts["splits"] == {"train": 30, "test": 6}
@@ -164,8 +162,8 @@ def test_parquet_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \.parquet files at"):
         ParquetSource(str(tmp_path)).identity()
     path = tmp_path / "x.parquet"
-    pq.write_table(pa.table({"image": [b"bytes"], "label": [1]}), path)
-    with pytest.raises(UserError, match="column 'image' is binary, expected a struct"):
+    pq.write_table(pa.table({"image": ["a name"], "label": [1]}), path)
+    with pytest.raises(UserError, match="column 'image' is string, expected bytes, or a struct"):
         ParquetSource(str(path)).listing()
     with pytest.raises(UserError, match="no column 'img'"):
         ParquetSource(str(path), image_column="img").listing()
@@ -188,9 +186,10 @@ def test_csv(tmp_path: Path) -> None:
     }
     row = listing.images.to_pylist()[1]
     assert source.read(row["file"], row["start"], row["length"] or 1 << 20) == _images(range(1, 2))[0]
-    csv.write_text("path,label\na.jpg,3\nb.jpg,\n")
+    csv.write_text("path,label\nbild 0.jpg,3\nbild 1.jpg,\nbild 9.jpg,3\n")
     listing = CsvSource(str(csv)).listing()
-    assert listing.classes == ("0", "1", "2", "3") and [r.reason for r in listing.refused] == ["no label"]
+    assert listing.classes == ("0", "1", "2", "3") and listing.images["key"].to_pylist() == ["bild 0.jpg"]
+    assert [(r.key, r.reason) for r in listing.refused] == [("bild 1.jpg", "no label"), ("bild 9.jpg", "no such file")]
     csv.write_text("file;class\na;b\n")
     with pytest.raises(UserError, match="columns path and label are needed"):
         CsvSource(str(csv)).listing()

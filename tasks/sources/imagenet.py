@@ -1,0 +1,102 @@
+"""ImageNet's own archives: a tar of one tar per class, a flat validation tar and the file with its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from configs.errors import UserError
+from tasks.sources.base import Listing, Refusal, Row, identity_of_rows, listing_table
+from tasks.sources.files import at, check_there, expand, read_range
+from tasks.sources.names import class_order
+from tasks.sources.tars import Member, archives
+
+
+@dataclass(frozen=True)
+class ImageNetSource:
+    """A tar of one tar per class for training, a flat tar and its label file for the test split."""
+
+    path: str
+    test_path: str | None = None
+    test_labels_path: str | None = None
+
+    def check_there(self) -> None:
+        check_there(self.path, self.test_path, self.test_labels_path)
+
+    def identity(self) -> str:
+        return self.listing().identity
+
+    def listing(self) -> Listing:
+        (file,) = expand(self.path, ".tar")
+        train = archives([file], nested=True)[file.path]
+        inner = {PurePosixPath(member.name).stem for member in train.members if member.name.endswith(".tar")}
+        if not inner:
+            raise UserError(f"data.source.path {self.path} holds no tars: expected a tar of one tar per class")
+        classes = tuple(class_order(inner))
+        labels = {name: label for label, name in enumerate(classes)}
+        refused, left_out = list(train.refused), 0
+        rows: list[Row] = []
+        split = "train" if self.test_path is not None else None
+        for member in train.members:
+            archive, _, name = member.name.partition("/")
+            wnid = PurePosixPath(archive).stem
+            if member.picture and name:
+                key = f"train/{wnid}/{name}"
+                rows.append((key, labels[wnid], split, self.path, member.start, member.length))
+            elif name:
+                left_out += 1
+        if self.test_path is not None:
+            rows += self._test_rows(labels, refused)
+        return Listing(
+            listing_table(rows),
+            classes,
+            tuple(sorted(refused)),
+            left_out={"no picture": left_out} if left_out else {},
+            identity=identity_of_rows("imagenet", rows, classes, refused),
+        )
+
+    def read(self, file: str, start: int, length: int) -> bytes:
+        return read_range(file, start, length)
+
+    def _test_rows(self, labels: dict[str, int], refused: list[Refusal]) -> list[Row]:
+        assert self.test_path is not None and self.test_labels_path is not None
+        (file,) = expand(self.test_path, ".tar")
+        archive = archives([file])[file.path]
+        members = sorted((m for m in archive.members if m.picture), key=lambda member: member.name)
+        named = classes_of_files(self.test_labels_path, [PurePosixPath(m.name).name for m in members])
+        unknown = sorted(set(named) - set(labels))
+        if unknown:
+            raise UserError(
+                f"data.source.test_labels_path {self.test_labels_path}: {unknown[0]!r} is not a class of the training "
+                f"archive (such as {next(iter(labels))!r}); give class names, not numbers"
+            )
+        refused += archive.refused
+        return [self._test_row(member, labels[name]) for member, name in zip(members, named, strict=True)]
+
+    def _test_row(self, member: Member, label: int) -> Row:
+        assert self.test_path is not None
+        return f"test/{member.name}", label, "test", self.test_path, member.start, member.length
+
+
+def classes_of_files(path: str, files: Sequence[str]) -> list[str]:
+    """Class names of files in their order, from lines of `name class`, or of one class each.
+
+    Raises:
+        UserError: there is no such file of labels, or it lacks some.
+    """
+    storage, name = at(path)
+    try:
+        text = storage.read_bytes(name).decode()
+    except FileNotFoundError:
+        raise UserError(f"data.source.test_labels_path {path} does not exist") from None
+    lines = [line.replace(",", " ").split() for line in text.splitlines() if line.strip()]
+    if lines and len(lines[0]) == 1 and len(lines) == len(files):
+        return [words[0] for words in lines]
+    table = {PurePosixPath(words[0]).stem: words[1] for words in lines if len(words) > 1}
+    missing = [name for name in files if PurePosixPath(name).stem not in table]
+    if missing:
+        raise UserError(
+            f"data.source.test_labels_path {path} has no class for {missing[0]} and {len(missing) - 1} more"
+        )
+    return [table[PurePosixPath(name).stem] for name in files]

@@ -1,0 +1,81 @@
+"""Labels as sources write them, and as the pipeline counts them: numbers from 0 on, or names in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tasks.sources.names import class_order, normal
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a source's labels come to."""
+
+    numbers: list[int]
+    """One per text given, counted from 0; :data:`NO_LABEL` where there is none."""
+    classes: tuple[str, ...]
+    faults: tuple[str, ...] = field(default=())
+
+
+def read_labels(
+    texts: Sequence[str | int | None], first: int = 0, names: Sequence[str] = (), where: str = "data.source"
+) -> Labels:
+    """Numbers for labels of one source.
+
+    Args:
+        texts: whole numbers (hub data sets write -1 where a label is hidden), or names of classes; None is no label.
+        first: the number of the first class, `data.source.first_label`.
+        names: of the classes, where the source has a list of them.
+        where: the source, for messages.
+    """
+    given = [None if text is None or text == "" else text for text in texts]
+    values = [number_in(text) for text in given]
+    numeric = sum(value is not None for value in values)
+    if 2 * numeric >= sum(text is not None for text in given):  # names among them are mistakes
+        return _numbers(values, first, names, where)
+    words = [None if text is None else normal(str(text)) for text in given]
+    classes = tuple(names) or tuple(class_order(word for word in words if word is not None))
+    places = {name: label for label, name in enumerate(classes)}
+    strangers = sorted({word for word in words if word is not None and word not in places})
+    faults = (f"{where}: labels {strangers[:3]} are not among its own {len(classes)} classes",) if strangers else ()
+    return Labels([NO_LABEL if word is None else places.get(word, NO_LABEL) for word in words], classes, faults)
+
+
+def why_not(text: str | int | None) -> tuple[str, str]:
+    """Reason and detail for an image whose label came to :data:`NO_LABEL`."""
+    number = number_in(text)
+    if text is None or text == "" or (number is not None and number < 0):
+        return "no label", "" if text is None or text == "" else str(text)
+    return ("label is not a number" if number is None else "label out of range"), str(text)[:100]
+
+
+def number_in(text: str | int | None) -> int | None:
+    """A whole number, as such or in digits."""
+    if isinstance(text, bool) or text is None:
+        return None
+    if isinstance(text, int):
+        return text
+    digits = text.removeprefix("-")
+    return int(text) if digits.isascii() and digits.isdigit() else None
+
+
+def _numbers(values: Sequence[int | None], first: int, names: Sequence[str], where: str) -> Labels:
+    shifted = [NO_LABEL if value is None or value < 0 else value - first for value in values]
+    faults = []
+    early = sum(number < 0 <= (value or 0) for number, value in zip(shifted, values, strict=True) if value is not None)
+    if early:
+        faults.append(f"{where}: {early:,} labels are below data.source.first_label {first}")
+    used = [number for number in shifted if number >= 0]
+    count = 1 + max(used, default=-1)
+    if used and min(used) == 1 and first == 0:
+        faults.append(
+            f"{where}: labels run from 1 to {max(used)} and none is 0: set data.source.first_label to 1 (and "
+            f"data.classes to {max(used)})"
+        )
+    if names and count > len(names):
+        faults.append(f"{where}: label {count - 1 + first}, but the files name {len(names)} classes")
+    classes = tuple(names) if names and count <= len(names) else tuple(str(n + first) for n in range(count))
+    return Labels([max(number, NO_LABEL) for number in shifted], classes, tuple(faults))
