@@ -16,6 +16,8 @@ from configs.errors import UserError
 from configs.recipe import Recipe
 from configs.section import recorded
 
+BASES = "bases"
+"""Folder of incomplete files that others extend: one for each data set."""
 RECIPES = Path(__file__).parent / "recipes"
 M = TypeVar("M", bound=BaseModel)
 
@@ -87,11 +89,17 @@ def checked(model: type[M], values: Mapping[str, Any], origin: str) -> M:
 def resolve(kind: str, folder: Path, name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """The plain values of a recipe, race or cluster (`kind`) laid upon those of what it extends.
 
-    name: of a file in `folder`, or a path to a YAML file. Raises UserError where there is none, or it extends itself.
+    name: of a file in `folder`, or a path to a YAML file; what extends may also name one of the bases beside it,
+        which are listed nowhere and cannot be run. Raises UserError where there is none, or it extends itself.
     """
     if name in seen:
         raise UserError(f"{kind} {name} extends itself: {' → '.join((*seen, name))}")
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    base = folder / BASES / f"{name}.yaml"
+    if base.is_file() and not path.is_file():
+        if not seen:
+            raise UserError(f"{kind} {name} is a base and incomplete: extend it, or take one of those that do")
+        path = base
     if not path.is_file():
         known = sorted(each.stem for each in folder.glob("*.yaml"))
         close = difflib.get_close_matches(name, known, n=1)

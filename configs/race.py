@@ -62,6 +62,7 @@ class Race(Section):
         Raises UserError where it is impossible.
         """
         plain = load_recipe(self.recipe, overrides, [self.common, self.variants[variant]], self._origin(variant))
+        plain.require(("train_dit", "sample", "evaluate"), f"race {self.name}")
         images, batch = plain.train_dit.images, plain.train_dit.batch
         if images % (self.points * batch):
             whole = self.points * batch

@@ -1,22 +1,31 @@
-"""A recipe: all sections together, and the rules that hold between them."""
+"""A recipe: all sections together. The rules that hold between them are in `configs/rules.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import model_validator
 
 from configs.compute import Compute, Tracking
 from configs.data import Data, Encode, Foundation, Image, Shard
-from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, TrainDit, UnetModel
-from configs.sampling import AutoGuidance, ClassifierFree, Sample, SampleResolution
+from configs.diffusion import TrainDit
+from configs.errors import UserError
+from configs.rules import check
+from configs.sampling import Sample, SampleResolution
 from configs.scores import Evaluate, Report
-from configs.section import Section, fingerprinted
+from configs.section import NOTHING, LeftOut, Section, fingerprinted
 from configs.tokenizers import EvaluateTokenizer, TrainSemvae, TrainVavae
+
+LEFT_OUT = ("train_dit", "sample", "evaluate")
+"""Sections that a recipe may do without where its flow does."""
 
 
 class Recipe(Section):
-    """One complete experiment. Sizes that follow from other sections are properties, never fields."""
+    """One complete experiment. Sizes that follow from other sections are properties, never fields.
+
+    Sections that a flow does not read may be left out: a tokenizer's recipe needs no `train_dit` and no `sample`.
+    """
 
     name: str
     data: Data
@@ -26,9 +35,9 @@ class Recipe(Section):
     train_vavae: TrainVavae
     train_semvae: TrainSemvae | None = None
     encode: Encode = Encode()
-    train_dit: TrainDit
-    sample: Sample
-    evaluate: Evaluate
+    train_dit: LeftOut[TrainDit] = NOTHING
+    sample: LeftOut[Sample] = NOTHING
+    evaluate: LeftOut[Evaluate] = NOTHING
     evaluate_tokenizer: EvaluateTokenizer = EvaluateTokenizer()
     report: Report = Report()
     compute: Compute = Compute()
@@ -64,233 +73,23 @@ class Recipe(Section):
 
     def section(self, name: str) -> Any:
         """The plain values of one section, as they enter fingerprints; None where the recipe has none."""
+        self.require([name], f"stage {name}")
         section = getattr(self, name)
         return None if section is None else fingerprinted(section)
 
+    def lacks(self, section: str) -> bool:
+        """Whether a section is left out that stages cannot do without."""
+        return section in LEFT_OUT and getattr(self, section) is None
+
+    def require(self, sections: Iterable[str], reader: str) -> None:
+        """Raises UserError where one of these sections is left out. reader: what reads them, for the message."""
+        for section in filter(self.lacks, sections):
+            raise UserError(
+                f"recipe {self.name} has no section {section}, which {reader} reads: add it, or take a flow that does "
+                "without (tokenizer-eval needs neither train_dit nor sample)"
+            )
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
-        checks = (_sizes, _pixels, _cascade, _stored, _semantics, _alignment, _guidance, _labels, _averages, _batches)
-        for check in checks:
-            check(self)
+        check(self)
         return self
-
-
-def _sizes(recipe: Recipe) -> None:
-    downscale = recipe.train_vavae.model.downscale
-    if recipe.image.size % downscale:
-        raise ValueError(
-            f"image.size {recipe.image.size} is not a multiple of {downscale}, the tokenizer's downscale "
-            f"({len(recipe.train_vavae.model.channel_multipliers)} levels): use "
-            f"{max(1, recipe.image.size // downscale) * downscale} or another number of levels"
-        )
-    models: list[tuple[str, DiffusionModel]] = [("train_dit.model", recipe.train_dit.model)]
-    for field, section in _sampled(recipe):
-        if isinstance(section.guidance, AutoGuidance):
-            models.append((f"{field}.guidance.model", section.guidance.model))
-    for field, model in models:
-        if not isinstance(model, DitModel):
-            continue
-        if recipe.latent_size % model.patch_size:
-            raise ValueError(
-                f"{field}.patch_size {model.patch_size} does not divide the latent side {recipe.latent_size} "
-                f"(image.size {recipe.image.size} / {downscale}): use a divisor"
-            )
-        for side in recipe.sides:
-            if side % model.patch_size:
-                raise ValueError(
-                    f"{field}.patch_size {model.patch_size} does not divide {side}, one of train_dit.cascade.sides: "
-                    "use a divisor, or other sides"
-                )
-
-
-def _sampled(recipe: Recipe) -> list[tuple[str, Sample]]:
-    """The sample section, and as it holds at every stage that says otherwise, with their fields' names."""
-    stages = enumerate(recipe.sample.stages)
-    return [
-        ("sample", recipe.sample),
-        *((f"sample.stages.{number}", recipe.sample.at(stage)) for number, stage in stages if stage.guidance),
-    ]
-
-
-def _cascade(recipe: Recipe) -> None:
-    cascade, stages = recipe.train_dit.cascade, recipe.sample.stages
-    if cascade is None:
-        if stages:
-            raise ValueError(
-                "sample.stages is set but train_dit.cascade is not: leave the stages out, or add a cascade"
-            )
-        return
-    whole = recipe.latent_size
-    for side in cascade.sides:
-        factor, rest = divmod(whole, side)
-        if rest or factor & (factor - 1):
-            raise ValueError(
-                f"train_dit.cascade.sides names {side}, but only halvings of the latents' side {whole} (image.size "
-                f"{recipe.image.size} / {recipe.train_vavae.model.downscale}) have statistics: use "
-                f"{', '.join(str(whole >> halving) for halving in range(whole.bit_length()) if not whole % 2**halving)}"
-            )
-    if cascade.sides[-1] != whole:
-        raise ValueError(
-            f"train_dit.cascade.sides ends at {cascade.sides[-1]}: it must end at the latents' side {whole}"
-        )
-    sampled = [stage.side for stage in stages] or list(cascade.sides)
-    if sampled != list(cascade.sides[len(cascade.sides) - len(sampled) :]):
-        raise ValueError(
-            f"sample.stages goes through {sampled}: name the last sides of train_dit.cascade.sides "
-            f"{list(cascade.sides)} in their order, since each one is trained on the one before it"
-        )
-    if len(sampled) < len(cascade.sides) and recipe.train_dit.images and cascade.condition_dropout == 0.0:
-        raise ValueError(
-            f"sample.stages begins at {sampled[0]} but train_dit.cascade.condition_dropout is 0, so that side is never "
-            "trained without a condition: raise it, or begin at the coarsest side"
-        )
-
-
-def _pixels(recipe: Recipe) -> None:
-    model, identity = recipe.train_dit.model, recipe.train_vavae.model.identity
-    models = [("train_dit.model", model)]
-    for field, section in _sampled(recipe):
-        if isinstance(section.guidance, AutoGuidance):
-            models.append((f"{field}.guidance.model", section.guidance.model))
-    for field, each in models:
-        if isinstance(each, UnetModel) != identity:
-            raise ValueError(
-                f"{field}.kind is {each.kind} but train_vavae.model.identity is {str(identity).lower()}: a UNet "
-                "denoises pixels (identity: true), a LightningDiT latents"
-            )
-    if not isinstance(model, UnetModel):
-        return
-    if recipe.train_semvae is not None or recipe.train_dit.clock.kind != "synchronous":
-        raise ValueError(
-            "train_semvae and train_dit.clock have no place beside a UNet: pixels have no semantic channels"
-        )
-    if recipe.train_dit.cascade is None:
-        raise ValueError(
-            f"train_dit.cascade is not set: name the sides of the UNet, or one for none, sides: [{recipe.latent_size}]"
-        )
-    for stage in recipe.sampled_resolutions:
-        own = recipe.sample.at(stage)
-        if own.solver not in ("euler", "heun") or own.shift or own.off_by_one or own.steps < 2:
-            raise ValueError(
-                f"sample at side {stage.side} asks for solver {own.solver}, {own.steps} steps, shift {own.shift:g}, "
-                f"off_by_one {str(own.off_by_one).lower()}: a UNet is sampled by heun or euler in at least 2 steps "
-                "over the noise levels of its own section, without shift and off_by_one"
-            )
-
-
-def _stored(recipe: Recipe) -> None:
-    reencode = recipe.shard.reencode
-    if reencode is not None and reencode.size < recipe.image.size:
-        raise ValueError(
-            f"shard.reencode.size {reencode.size} is below image.size {recipe.image.size}, so encode would enlarge "
-            f"what shard has shrunk: use {recipe.image.size} or more"
-        )
-    if recipe.encode.posterior == "moments" and recipe.train_dit.images:
-        raise ValueError(
-            "encode.posterior is moments but train_dit takes latents as they are stored and would train on means: "
-            "use sample, or train_dit.images: 0 with train_dit.pretrained to store moments for another trainer"
-        )
-
-
-def _semantics(recipe: Recipe) -> None:
-    semantic = recipe.train_semvae is not None
-    if semantic and recipe.foundation is None:
-        raise ValueError("train_semvae needs foundation: name the network whose features it compresses")
-    if isinstance(recipe.train_dit.clock, SemanticFirstClock) and not semantic:
-        raise ValueError(
-            "train_dit.clock.kind is semantic_first but train_semvae is not set, so there are no semantic "
-            "channels: add train_semvae or use kind: synchronous"
-        )
-    if recipe.train_dit.objective.semantic_weight != 1.0 and not semantic:
-        raise ValueError(
-            f"train_dit.objective.semantic_weight is {recipe.train_dit.objective.semantic_weight} but train_semvae "
-            "is not set, so there are no semantic channels: add train_semvae or leave the weight at 1"
-        )
-
-
-def _alignment(recipe: Recipe) -> None:
-    aligned = {
-        "train_vavae.objective.align_weight": max(each.align_weight for _, each in recipe.train_vavae.objectives),
-        "train_dit.objective.align_weight": recipe.train_dit.objective.align_weight,
-    }
-    for field, weight in aligned.items():
-        if weight > 0 and recipe.foundation is None:
-            raise ValueError(f"{field} is {weight} but foundation is not set: name the network to align with")
-    if recipe.train_dit.objective.align_weight > 0 and recipe.train_dit.images and not recipe.encode.align_features:
-        raise ValueError(
-            "train_dit.objective.align_weight is above 0 but encode.align_features is false: "
-            "set it to true so that the alignment targets are stored"
-        )
-    if recipe.train_dit.align_depth is not None and recipe.foundation is None:
-        raise ValueError("train_dit.model.align_depth is set but foundation is not: name the network to align with")
-
-
-def _guidance(recipe: Recipe) -> None:
-    for field, section in _sampled(recipe):
-        guidance = section.guidance
-        channels = getattr(guidance, "channels", None)
-        if channels is not None and channels > recipe.latent_channels:
-            raise ValueError(
-                f"{field}.guidance.channels is {channels} but the latent has {recipe.latent_channels} channels"
-            )
-        if isinstance(guidance, AutoGuidance) and guidance.semantic_scale is not None and recipe.train_semvae is None:
-            raise ValueError(
-                f"{field}.guidance.semantic_scale is set but there are no semantic channels (train_semvae)"
-            )
-    if recipe.sample.labels == "balanced" and recipe.sample.images % recipe.data.classes:
-        raise ValueError(
-            f"sample.images {recipe.sample.images} cannot be balanced over data.classes {recipe.data.classes}: "
-            f"use {max(1, round(recipe.sample.images / recipe.data.classes)) * recipe.data.classes} "
-            "or labels: random"
-        )
-
-
-def _labels(recipe: Recipe) -> None:
-    plan, classes = recipe.sample.labels, recipe.data.classes
-    if plan == "unconditional":
-        for field, section in _sampled(recipe):
-            if isinstance(section.guidance, ClassifierFree):
-                raise ValueError(
-                    f"sample.labels is unconditional but {field}.guidance.method is classifier_free, whose two passes "
-                    "would be the same: use method: none, or labels that name classes"
-                )
-        if recipe.train_dit.images and recipe.train_dit.objective.label_dropout == 0.0:
-            raise ValueError(
-                "sample.labels is unconditional but train_dit.objective.label_dropout is 0, so the model never learns "
-                "to do without a label: raise it, or use labels that name classes"
-            )
-    if isinstance(plan, str):
-        return
-    if not plan:
-        raise ValueError("sample.labels is empty: name labels, or use balanced")
-    if max(plan) >= classes:
-        raise ValueError(f"sample.labels names {max(plan)}; data.classes {classes} has labels 0 to {classes - 1}")
-    if isinstance(plan, dict) and sum(plan.values()) != recipe.sample.images:
-        raise ValueError(
-            f"sample.labels asks for {sum(plan.values())} images in all but sample.images is {recipe.sample.images}: "
-            "make them equal"
-        )
-
-
-def _averages(recipe: Recipe) -> None:
-    wanted, trained = recipe.sample.ema_sigma, recipe.train_dit
-    if wanted is not None and trained.images and trained.snapshot_every is None:
-        raise ValueError(
-            f"sample.ema_sigma is {wanted}, but train_dit.snapshot_every stores no snapshots to make that average of: "
-            "set it, and two train_dit.ema_sigmas, or leave ema_sigma out"
-        )
-
-
-def _batches(recipe: Recipe) -> None:
-    compute = recipe.compute.train
-    for field in ("train_vavae", "train_semvae", "train_dit"):
-        section = getattr(recipe, field)
-        if section is None or section.images == 0:
-            continue
-        step = compute.workers * (compute.micro_batch or 1)
-        if section.batch % step:
-            raise ValueError(
-                f"{field}.batch {section.batch} does not divide over compute.train.workers {compute.workers}"
-                + (f" × micro_batch {compute.micro_batch}" if compute.micro_batch else "")
-                + f": use a multiple of {step}"
-            )

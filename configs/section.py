@@ -19,11 +19,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    LeftOut = Annotated[T, "may be left out"]
+else:
+    LeftOut = Optional
+"""A field that is None where nothing reads it. To type checkers it is there: whoever reads it runs only after a check
+that it is (a section's own rules, or the preflight of a flow for the sections of its stages)."""
+NOTHING: Any = None
+"""The default of such a field."""
 
 
 class Section(BaseModel):

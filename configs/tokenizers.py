@@ -139,7 +139,7 @@ class TrainVavae(Training):
         total = sum(stage.images for stage in self.stages)
         if self.stages and self.images and total != self.images:
             raise ValueError(f"images is {self.images} but stages have {total} images in all: make them equal")
-        for number, stage in enumerate(self.stages):
+        for number, stage in enumerate(self.stages if self.images else ()):
             if stage.images % self.batch:
                 raise ValueError(
                     f"stages.{number}.images {stage.images} is not a multiple of batch {self.batch}, so a batch would "

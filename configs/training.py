@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Positive, Section, Share, SigmaRel, Weight
+from configs.section import NOTHING, LeftOut, Positive, Section, Share, SigmaRel, Weight
 
 
 class Guard(Section):
@@ -35,9 +35,9 @@ class Training(Section):
     """What all trained stages share. Durations are images seen, over all workers."""
 
     images: Annotated[int, Field(ge=0)]
-    batch: Positive
-    """Global batch, over all workers and accumulation steps."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    batch: LeftOut[Positive] = NOTHING
+    """Global batch, over all workers and accumulation steps. With `images: 0` this and the rate may be left out."""
+    learning_rate: LeftOut[Annotated[float, Field(gt=0)]] = NOTHING
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: Weight = 0.0
     warmup_images: Annotated[int, Field(ge=0)] = 0
@@ -72,6 +72,12 @@ class Training(Section):
     def _something_to_do(self) -> Training:
         if self.images == 0 and self.pretrained is None and not self.weightless:
             raise ValueError("images is 0 and pretrained is not set: train some images or name weights to use")
+        missing = [name for name in ("batch", "learning_rate") if getattr(self, name) is None]
+        if self.images and missing:
+            raise ValueError(
+                f"images is {self.images} but {' and '.join(missing)} {'are' if missing[1:] else 'is'} not set: "
+                "training needs both; only a network that is used as it is (images: 0) does without"
+            )
         if self.snapshot_every is not None and len(self.ema_sigmas) < 2:
             raise ValueError(
                 f"snapshot_every is set but ema_sigmas has {len(self.ema_sigmas)} entries: name two widths, e.g. "

@@ -261,6 +261,8 @@ def preflight(
         UserError: naming the parameter, what was found and what would be right.
     """
     loaded = load_recipe(recipe, overrides)
+    for stage in stages:
+        loaded.require(stage.sections, f"stage {stage.name}")
     names = [stage.name for stage in stages]
     for option, chosen in (("--from", start), ("--only", only), *(("--force", name) for name in force)):
         if chosen is not None and chosen not in names:

@@ -17,6 +17,7 @@ from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, SIZES, Figure,
 
 STAGES = frozenset(stage for stages in FLOWS.values() for stage in stages)
 """All that the plan knows."""
+_READ_BESIDE = {"evaluate_tokenizer": ("evaluate",)}
 _HELD_BY_DRIVER = 300
 """Bytes an image in the driver of `shard`: names, places and order (docs/scale.md)."""
 
@@ -24,6 +25,8 @@ _HELD_BY_DRIVER = 300
 def works(recipe: Recipe, images: Images, evaluations: int, flow: str = "sfd-full") -> list[Work]:
     """Every stage of a flow that the recipe has, in order. Arguments as :func:`work_of`'s."""
     there = [stage for stage in FLOWS[flow] if stage != "train_semvae" or recipe.train_semvae is not None]
+    for stage in there:
+        recipe.require((stage, *_READ_BESIDE.get(stage, ())), f"stage {stage}")
     return [work_of(stage, recipe, images, evaluations) for stage in there]
 
 

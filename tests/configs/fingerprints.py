@@ -26,17 +26,18 @@ UNNAMED = {"name", "compute", "tracking"}
 def sections(recipe: Recipe) -> dict[str, str]:
     """A digest of each section as fingerprints see it, 16 hex digits."""
     names = (name for name in type(recipe).model_fields if name not in UNNAMED)
-    return {name: _digest(recipe.section(name)) for name in names if recipe.section(name) is not None}
+    return {name: _digest(recipe.section(name)) for name in names if getattr(recipe, name) is not None}
 
 
 def stages(recipe: Recipe, dag: Sequence[Stage]) -> dict[str, str]:
     """The fingerprint of each stage's artifact, each fed with those before it, in the order of `dag`.
 
-    What a stage reads from outside the recipe counts as one fixed identity: no source and no file is opened.
+    Stages that the recipe lacks a section for are left out. What a stage reads from outside counts as one fixed
+    identity: no source and no file is opened.
     """
     found: dict[str, str] = {}
     for stage in dag:
-        if stage.present(recipe):
+        if stage.present(recipe) and not any(recipe.lacks(section) for section in stage.sections):
             fixed = replace(stage, external=None if stage.external is None else lambda recipe: {"outside": "fixed"})
             inputs = {name: found[name] for name in stage.inputs if name in found}
             found[stage.name] = fixed.fingerprint(recipe, inputs)[0]

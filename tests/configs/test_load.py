@@ -177,3 +177,46 @@ def test_impossible_pixel_recipes_are_refused(override: str, words: list[str]) -
 def test_a_transformer_needs_latents() -> None:
     with pytest.raises(UserError, match=r"train_dit\.model\.kind is lightningdit"):
         load_recipe("lightningdit_xl_64ep", ["train_vavae.model={identity: true, z_channels: 3}"])
+
+
+def test_networks_used_as_they_are_need_no_batch_and_no_rate() -> None:
+    unneeded = "batch: null, learning_rate: null"
+    given = load_recipe("demo", [f"train_vavae={{images: 0, pretrained: mine.safetensors, {unneeded}}}"])
+    assert given.train_vavae.batch is None and given.train_vavae.learning_rate is None
+    assert load_recipe("sfd_xl_80ep").train_vavae.batch is None
+    with pytest.raises(UserError, match=r"train_vavae: images is 16000 but batch and learning_rate are not set"):
+        load_recipe("demo", ["train_vavae.batch=null", "train_vavae.learning_rate=null"])
+    with pytest.raises(UserError, match=r"train_dit: images is 32000 but learning_rate is not set"):
+        load_recipe("demo", ["train_dit.learning_rate=null"])
+
+
+def test_a_base_is_extended_and_neither_listed_nor_run(tmp_path: Path) -> None:
+    assert "imagenet256" not in recipe_names()
+    with pytest.raises(UserError, match="imagenet256 is a base"):
+        load_recipe("imagenet256")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: imagenet256\ntrain_vavae: {images: 0, pretrained: mine.safetensors}\n")
+    recipe = load_recipe(str(mine))
+    assert recipe.data.classes == 1000 and recipe.image.size == 256
+    with pytest.raises(UserError, match="no recipe 'imagenet'"):
+        load_recipe("imagenet")
+
+
+def test_sections_that_no_stage_reads_may_be_left_out(tmp_path: Path) -> None:
+    tokenizer = load_recipe("vavae_f16d32")
+    assert tokenizer.lacks("train_dit") and tokenizer.lacks("sample") and not tokenizer.lacks("evaluate")
+    with pytest.raises(UserError, match="recipe vavae_f16d32 has no section sample, which stage sample reads"):
+        tokenizer.section("sample")
+    assert not any(load_recipe("demo").lacks(name) for name in ("train_dit", "sample", "foundation"))
+    only_training = load_recipe("lowdiff_tiny", ["sample=null", "evaluate=null"])
+    assert only_training.sides == (2, 4) and only_training.lacks("evaluate")
+    with pytest.raises(UserError, match=r"train_dit\.cascade\.sides ends at 2"):  # its own rules hold
+        load_recipe("lowdiff_tiny", ["sample=null", "train_dit.cascade.sides=[1, 2]"])
+
+
+def test_large_numbers_are_written_with_underscores(tmp_path: Path) -> None:
+    assert load_recipe("demo", ["train_dit.images=102_400_000"]).train_dit.images == 102_400_000
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: demo\ntrain_dit: {images: 1_024_000, learning_rate: 1_0.5e-4}\n")
+    recipe = load_recipe(str(mine))
+    assert (recipe.train_dit.images, recipe.train_dit.learning_rate) == (1_024_000, 10.5e-4)

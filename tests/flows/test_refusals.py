@@ -38,6 +38,8 @@ def command(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (["--recipe", "dmeo"], "did you mean demo"),
         (["--set", "train_dit.imagse=3"], "did you mean images"),
         (["--set", "data.source={kind: folder, path: /no/such/folder}"], "/no/such/folder"),
+        (["--recipe", "vavae_f16d32"], "has no section train_dit"),
+        (["--recipe", "imagenet256"], "is a base"),
         (["--from", "encoed"], "no such stage"),
         (["--only", "sample", "--from", "sample"], "exclude each other"),
     ],

@@ -1,0 +1,287 @@
+"""The rules that hold between the sections of a recipe.
+
+Each is a function that raises ValueError with the fields, what was found and what would be right. A rule is told
+which sections it is about and does not look where a recipe leaves one of them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, UnetModel
+from configs.sampling import AutoGuidance, ClassifierFree, Sample
+
+if TYPE_CHECKING:
+    from configs.recipe import Recipe
+
+
+def check(recipe: Recipe) -> None:
+    """Raises ValueError where sections do not fit each other."""
+    for rule, sections in _RULES.items():
+        if not any(recipe.lacks(section) for section in sections):
+            rule(recipe)
+
+
+def _sizes(recipe: Recipe) -> None:
+    downscale = recipe.train_vavae.model.downscale
+    if recipe.image.size % downscale:
+        raise ValueError(
+            f"image.size {recipe.image.size} is not a multiple of {downscale}, the tokenizer's downscale "
+            f"({len(recipe.train_vavae.model.channel_multipliers)} levels): use "
+            f"{max(1, recipe.image.size // downscale) * downscale} or another number of levels"
+        )
+
+
+def _patches(recipe: Recipe) -> None:
+    for field, model in _models(recipe):
+        if not isinstance(model, DitModel):
+            continue
+        if recipe.latent_size % model.patch_size:
+            raise ValueError(
+                f"{field}.patch_size {model.patch_size} does not divide the latent side {recipe.latent_size} "
+                f"(image.size {recipe.image.size} / {recipe.train_vavae.model.downscale}): use a divisor"
+            )
+        for side in recipe.sides:
+            if side % model.patch_size:
+                raise ValueError(
+                    f"{field}.patch_size {model.patch_size} does not divide {side}, one of train_dit.cascade.sides: "
+                    "use a divisor, or other sides"
+                )
+
+
+def _models(recipe: Recipe) -> list[tuple[str, DiffusionModel]]:
+    """The network that is trained and those that guide it, with their fields' names."""
+    guides = ((field, section.guidance) for field, section in _sampled(recipe))
+    return [
+        ("train_dit.model", recipe.train_dit.model),
+        *((f"{field}.guidance.model", each.model) for field, each in guides if isinstance(each, AutoGuidance)),
+    ]
+
+
+def _sampled(recipe: Recipe) -> list[tuple[str, Sample]]:
+    """The sample section, and as it holds at every stage that says otherwise, with their fields' names."""
+    if recipe.lacks("sample"):
+        return []
+    stages = enumerate(recipe.sample.stages)
+    return [
+        ("sample", recipe.sample),
+        *((f"sample.stages.{number}", recipe.sample.at(stage)) for number, stage in stages if stage.guidance),
+    ]
+
+
+def _cascade(recipe: Recipe) -> None:
+    cascade = recipe.train_dit.cascade
+    if cascade is None:
+        return
+    whole = recipe.latent_size
+    for side in cascade.sides:
+        factor, rest = divmod(whole, side)
+        if rest or factor & (factor - 1):
+            raise ValueError(
+                f"train_dit.cascade.sides names {side}, but only halvings of the latents' side {whole} (image.size "
+                f"{recipe.image.size} / {recipe.train_vavae.model.downscale}) have statistics: use "
+                f"{', '.join(str(whole >> halving) for halving in range(whole.bit_length()) if not whole % 2**halving)}"
+            )
+    if cascade.sides[-1] != whole:
+        raise ValueError(
+            f"train_dit.cascade.sides ends at {cascade.sides[-1]}: it must end at the latents' side {whole}"
+        )
+
+
+def _stages(recipe: Recipe) -> None:
+    cascade, stages = recipe.train_dit.cascade, recipe.sample.stages
+    if cascade is None:
+        if stages:
+            raise ValueError(
+                "sample.stages is set but train_dit.cascade is not: leave the stages out, or add a cascade"
+            )
+        return
+    sampled = [stage.side for stage in stages] or list(cascade.sides)
+    if sampled != list(cascade.sides[len(cascade.sides) - len(sampled) :]):
+        raise ValueError(
+            f"sample.stages goes through {sampled}: name the last sides of train_dit.cascade.sides "
+            f"{list(cascade.sides)} in their order, since each one is trained on the one before it"
+        )
+    if len(sampled) < len(cascade.sides) and recipe.train_dit.images and cascade.condition_dropout == 0.0:
+        raise ValueError(
+            f"sample.stages begins at {sampled[0]} but train_dit.cascade.condition_dropout is 0, so that side is never "
+            "trained without a condition: raise it, or begin at the coarsest side"
+        )
+
+
+def _pixels(recipe: Recipe) -> None:
+    model, identity = recipe.train_dit.model, recipe.train_vavae.model.identity
+    for field, each in _models(recipe):
+        if isinstance(each, UnetModel) != identity:
+            raise ValueError(
+                f"{field}.kind is {each.kind} but train_vavae.model.identity is {str(identity).lower()}: a UNet "
+                "denoises pixels (identity: true), a LightningDiT latents"
+            )
+    if not isinstance(model, UnetModel):
+        return
+    if recipe.train_semvae is not None or recipe.train_dit.clock.kind != "synchronous":
+        raise ValueError(
+            "train_semvae and train_dit.clock have no place beside a UNet: pixels have no semantic channels"
+        )
+    if recipe.train_dit.cascade is None:
+        raise ValueError(
+            f"train_dit.cascade is not set: name the sides of the UNet, or one for none, sides: [{recipe.latent_size}]"
+        )
+    for stage in () if recipe.lacks("sample") else recipe.sampled_resolutions:
+        own = recipe.sample.at(stage)
+        if own.solver not in ("euler", "heun") or own.shift or own.off_by_one or own.steps < 2:
+            raise ValueError(
+                f"sample at side {stage.side} asks for solver {own.solver}, {own.steps} steps, shift {own.shift:g}, "
+                f"off_by_one {str(own.off_by_one).lower()}: a UNet is sampled by heun or euler in at least 2 steps "
+                "over the noise levels of its own section, without shift and off_by_one"
+            )
+
+
+def _stored(recipe: Recipe) -> None:
+    reencode = recipe.shard.reencode
+    if reencode is not None and reencode.size < recipe.image.size:
+        raise ValueError(
+            f"shard.reencode.size {reencode.size} is below image.size {recipe.image.size}, so encode would enlarge "
+            f"what shard has shrunk: use {recipe.image.size} or more"
+        )
+
+
+def _moments(recipe: Recipe) -> None:
+    if recipe.encode.posterior == "moments" and recipe.train_dit.images:
+        raise ValueError(
+            "encode.posterior is moments but train_dit takes latents as they are stored and would train on means: "
+            "use sample, or train_dit.images: 0 with train_dit.pretrained to store moments for another trainer"
+        )
+
+
+def _semantics(recipe: Recipe) -> None:
+    if recipe.train_semvae is not None and recipe.foundation is None:
+        raise ValueError("train_semvae needs foundation: name the network whose features it compresses")
+
+
+def _semantic_channels(recipe: Recipe) -> None:
+    semantic = recipe.train_semvae is not None
+    if isinstance(recipe.train_dit.clock, SemanticFirstClock) and not semantic:
+        raise ValueError(
+            "train_dit.clock.kind is semantic_first but train_semvae is not set, so there are no semantic "
+            "channels: add train_semvae or use kind: synchronous"
+        )
+    if recipe.train_dit.objective.semantic_weight != 1.0 and not semantic:
+        raise ValueError(
+            f"train_dit.objective.semantic_weight is {recipe.train_dit.objective.semantic_weight} but train_semvae "
+            "is not set, so there are no semantic channels: add train_semvae or leave the weight at 1"
+        )
+
+
+def _tokenizer_alignment(recipe: Recipe) -> None:
+    weight = max(each.align_weight for _, each in recipe.train_vavae.objectives)
+    _aligned_with_something(recipe, "train_vavae.objective.align_weight", weight)
+
+
+def _aligned_with_something(recipe: Recipe, field: str, weight: float) -> None:
+    if weight > 0 and recipe.foundation is None:
+        raise ValueError(f"{field} is {weight} but foundation is not set: name the network to align with")
+
+
+def _alignment(recipe: Recipe) -> None:
+    weight = recipe.train_dit.objective.align_weight
+    _aligned_with_something(recipe, "train_dit.objective.align_weight", weight)
+    if recipe.train_dit.objective.align_weight > 0 and recipe.train_dit.images and not recipe.encode.align_features:
+        raise ValueError(
+            "train_dit.objective.align_weight is above 0 but encode.align_features is false: "
+            "set it to true so that the alignment targets are stored"
+        )
+    if recipe.train_dit.align_depth is not None and recipe.foundation is None:
+        raise ValueError("train_dit.model.align_depth is set but foundation is not: name the network to align with")
+
+
+def _guidance(recipe: Recipe) -> None:
+    for field, section in _sampled(recipe):
+        guidance = section.guidance
+        channels = getattr(guidance, "channels", None)
+        if channels is not None and channels > recipe.latent_channels:
+            raise ValueError(
+                f"{field}.guidance.channels is {channels} but the latent has {recipe.latent_channels} channels"
+            )
+        if isinstance(guidance, AutoGuidance) and guidance.semantic_scale is not None and recipe.train_semvae is None:
+            raise ValueError(
+                f"{field}.guidance.semantic_scale is set but there are no semantic channels (train_semvae)"
+            )
+    if recipe.sample.labels == "balanced" and recipe.sample.images % recipe.data.classes:
+        raise ValueError(
+            f"sample.images {recipe.sample.images} cannot be balanced over data.classes {recipe.data.classes}: "
+            f"use {max(1, round(recipe.sample.images / recipe.data.classes)) * recipe.data.classes} "
+            "or labels: random"
+        )
+
+
+def _labels(recipe: Recipe) -> None:
+    plan, classes = recipe.sample.labels, recipe.data.classes
+    if plan == "unconditional":
+        for field, section in _sampled(recipe):
+            if isinstance(section.guidance, ClassifierFree):
+                raise ValueError(
+                    f"sample.labels is unconditional but {field}.guidance.method is classifier_free, whose two passes "
+                    "would be the same: use method: none, or labels that name classes"
+                )
+        if recipe.train_dit.images and recipe.train_dit.objective.label_dropout == 0.0:
+            raise ValueError(
+                "sample.labels is unconditional but train_dit.objective.label_dropout is 0, so the model never learns "
+                "to do without a label: raise it, or use labels that name classes"
+            )
+    if isinstance(plan, str):
+        return
+    if not plan:
+        raise ValueError("sample.labels is empty: name labels, or use balanced")
+    if max(plan) >= classes:
+        raise ValueError(f"sample.labels names {max(plan)}; data.classes {classes} has labels 0 to {classes - 1}")
+    if isinstance(plan, dict) and sum(plan.values()) != recipe.sample.images:
+        raise ValueError(
+            f"sample.labels asks for {sum(plan.values())} images in all but sample.images is {recipe.sample.images}: "
+            "make them equal"
+        )
+
+
+def _averages(recipe: Recipe) -> None:
+    wanted, trained = recipe.sample.ema_sigma, recipe.train_dit
+    if wanted is not None and trained.images and trained.snapshot_every is None:
+        raise ValueError(
+            f"sample.ema_sigma is {wanted}, but train_dit.snapshot_every stores no snapshots to make that average of: "
+            "set it, and two train_dit.ema_sigmas, or leave ema_sigma out"
+        )
+
+
+def _batches(recipe: Recipe) -> None:
+    compute = recipe.compute.train
+    for field in ("train_vavae", "train_semvae", "train_dit"):
+        section = getattr(recipe, field)
+        if section is None or section.images == 0:
+            continue
+        step = compute.workers * (compute.micro_batch or 1)
+        if section.batch % step:
+            raise ValueError(
+                f"{field}.batch {section.batch} does not divide over compute.train.workers {compute.workers}"
+                + (f" × micro_batch {compute.micro_batch}" if compute.micro_batch else "")
+                + f": use a multiple of {step}"
+            )
+
+
+_RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
+    _sizes: (),
+    _patches: ("train_dit",),
+    _pixels: ("train_dit",),
+    _cascade: ("train_dit",),
+    _stages: ("train_dit", "sample"),
+    _stored: (),
+    _moments: ("train_dit",),
+    _semantics: (),
+    _semantic_channels: ("train_dit",),
+    _tokenizer_alignment: (),
+    _alignment: ("train_dit",),
+    _guidance: ("sample",),
+    _labels: ("train_dit", "sample"),
+    _averages: ("train_dit", "sample"),
+    _batches: (),
+}
+"""Each rule with the sections that it cannot do without."""
