@@ -63,7 +63,7 @@ def load_recipe(
     for layer in layers:
         values = merge(values, layer)
     for override in overrides:
-        _apply(values, override)
+        assign(values, override)
     return validate(values, origin or f"recipe {name}")
 
 
@@ -138,7 +138,8 @@ def _changes_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return any(tag in new and new[tag] != old.get(tag) for tag in ("kind", "method"))
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def assign(values: dict[str, Any], override: str) -> None:
+    """Lay a `section.field=value` upon plain values. Raises UserError where it is none."""
     path, separator, text = override.partition("=")
     if not separator or not path.strip():
         raise UserError(f"--set {override!r}: expected section.field=value, for example train_dit.images=50000")

@@ -217,6 +217,27 @@ def numbers(option: str, text: str) -> list[int]:
 
 
 @app.command()
+def look(
+    source: Annotated[str, typer.Argument(help="A folder, archive, list, glob or URL of labelled images.")],
+    test_path: Annotated[str | None, typer.Option("--test-path", help="Where the test split lies, if apart.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Of the source; by default told by what lies there.")
+    ] = None,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="FIELD=VALUE", help="A field of data.source; repeatable.")
+    ] = [],  # noqa: B006
+    images: Annotated[int, typer.Option("--images", min=1, help="So many are drawn.")] = 40,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other images.")] = 0,
+    output: Annotated[Path, typer.Option("--output", help="The picture to write.")] = Path("look.png"),
+) -> None:
+    """Say what a source of images holds, draw some of it, and print the `data:` section for a recipe."""
+    from flows import look as looking
+
+    data = looking.section_of(source, test_path, kind, overrides)
+    print("\n".join(looking.look(data, images, seed, output)))
+
+
+@app.command()
 def doctor() -> None:
     """Look at this machine and what its environment names; paste what this prints into a bug report."""
     from flows.doctor import report

@@ -73,7 +73,7 @@ def run(context: Context) -> Outcome:
     account = Account.of(recipe.data, listing, context.job.sections.get("external", {}).get("source", ""))
     account.check(recipe)
     _check_unchanged(account, listing, recipe.data)
-    for line in account.lines(recipe):
+    for line in account.lines(recipe.data, recipe.shard):
         logs.say(line, stage="shard")
     splits, ruled_out = plan(listing, recipe.shard)
     _check_learnable(splits, listing.classes, recipe)
@@ -96,7 +96,7 @@ def run(context: Context) -> Outcome:
             bar.advance((receipt.entry.rows or 0) + len(receipt.facts["refused"]))
     _stop_if_too_bad(refused, total, total, recipe.shard)
     outcome = _outcome(out, account, recipe, [done[job["part"]].entry for job in jobs], sorted([*ruled_out, *refused]))
-    context.tracker.file("source.txt", "\n".join(account.lines(recipe)).encode())
+    context.tracker.file("source.txt", "\n".join(account.lines(recipe.data, recipe.shard)).encode())
     for leftover in (BLOBS, f"{RECEIPTS}/{BLOBS}"):
         out.delete(leftover)
     return outcome

@@ -81,20 +81,20 @@ class Account:
         parts = [counts for split, counts in self.splits.items() if split != "test"]
         return [sum(numbers) for numbers in zip(*parts, strict=True)] if parts else [0] * len(self.classes)
 
-    def lines(self, recipe: Recipe) -> list[str]:
+    def lines(self, data: Data, shard: Shard) -> list[str]:
         """Five lines for people."""
         size = f", {_size(self.bytes)}" if self.bytes else ""
         kinds = _listed([f".{name} {count:,}" for name, count in self.suffixes.items()])
         out = [f"{count:,} {what}" for what, count in (*self.refused.items(), *self.left_out.items())]
         empty = [name for name, count in zip(self.classes, self.counts(), strict=True) if not count]
         remarks = [*self.notes, *([f"classes without images: {_listed(list(map(repr, empty)))}"] if empty else [])]
-        if len(self.classes) < recipe.data.classes:
+        if len(self.classes) < data.classes:
             remarks.append(
-                f"labels {len(self.classes)} to {recipe.data.classes - 1} have no class: what is sampled for them was "
+                f"labels {len(self.classes)} to {data.classes - 1} have no class: what is sampled for them was "
                 "never learned"
             )
         if set(self.splits) <= {"all"}:
-            splits = f"none of its own: {recipe.shard.test_share:g} of the images are set aside for testing"
+            splits = f"none of its own: {shard.test_share:g} of the images are set aside for testing"
         else:
             splits = " · ".join(f"{split} {sum(counts):,}" for split, counts in self.splits.items())
         return [
@@ -108,7 +108,7 @@ class Account:
     def facts(self, recipe: Recipe) -> dict[str, Any]:
         """For the manifest."""
         return {
-            "lines": self.lines(recipe),
+            "lines": self.lines(recipe.data, recipe.shard),
             "identity": self.identity,
             "images": self.images,
             "bytes": self.bytes,
@@ -122,12 +122,18 @@ class Account:
 
     def check(self, recipe: Recipe) -> None:
         """Raises UserError that tells all in which this source and the recipe do not agree."""
-        faults = [*self.faults, *self._nothing_there(), *self._too_much_refused(recipe.shard)]
-        if self.images:
-            faults += [*self._classes_disagree(recipe), *self._nothing_to_test_on(recipe.shard)]
+        faults = self.disagreements(recipe.data, recipe.shard, recipe)
         if faults:
             told = faults[0] if len(faults) == 1 else " ".join(f"({n}) {each};" for n, each in enumerate(faults, 1))
             raise UserError(told.removesuffix(";"))
+
+    def disagreements(self, data: Data, shard: Shard, recipe: Recipe | None = None) -> list[str]:
+        """All that is wrong with the source for these sections, each with the way out; with a recipe, also what
+        its own rules say next."""
+        faults = [*self.faults, *self._nothing_there(), *self._too_much_refused(shard)]
+        if self.images:
+            faults += [*self._classes_disagree(data, recipe), *self._nothing_to_test_on()]
+        return faults
 
     # ------------------------------------------------------------------------------------------------ faults
 
@@ -151,12 +157,13 @@ class Account:
             f"{_above(count / whole)}"
         ]
 
-    def _classes_disagree(self, recipe: Recipe) -> list[str]:
-        data, found = recipe.data, len(self.classes)
+    def _classes_disagree(self, data: Data, recipe: Recipe | None) -> list[str]:
+        found = len(self.classes)
         faults = []
         if found > data.classes or (found < data.classes and not data.allow_empty_classes):
             hint = f"; {self.notes[0]}" if found == 1 and self.notes else ""
-            after = "" if hint else "".join(f"; then {fault}" for fault in _with_classes(recipe, found))
+            next_ones = _with_classes(recipe, found) if recipe is not None and not hint else []
+            after = "".join(f"; then {fault}" for fault in next_ones)
             faults.append(
                 f"data.source has {found} {'class' if found == 1 else 'classes'} ({self._names()}) but data.classes is "
                 f"{data.classes}: set data.classes to {found}{after}{hint}"
@@ -170,7 +177,7 @@ class Account:
             )
         return faults
 
-    def _nothing_to_test_on(self, section: Shard) -> list[str]:
+    def _nothing_to_test_on(self) -> list[str]:
         if "all" in self.splits or self.faults:
             return []
         missing = [split for split in ("train", "test") if not sum(self.splits.get(split, []))]

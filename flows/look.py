@@ -1,0 +1,139 @@
+"""`look`: what a source of images holds, a sheet of some of it, and the section that names it. Makes no artifact."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+
+from configs.data import Data, Shard
+from configs.load import assign, checked
+from tasks.data.decode import Undecodable, decode
+from tasks.sources import Account, Listing, Source, listing_of, one_look, open_source
+from tasks.sources.guess import guess
+
+_TILE, _LINE, _GAP = 128, 14, 8
+_COLUMNS = 8
+_READ_BYTES = 1 << 28
+"""No picture that is worth a tile is larger."""
+_SCANNED_FILES = 3
+"""Files of a source that is read file by file from which images are drawn."""
+
+
+def section_of(path: str, test_path: str | None, kind: str | None, overrides: Sequence[str]) -> Data:
+    """The `data` section for a source, with as many classes as it has.
+
+    Args:
+        kind: None tells it by what lies there.
+        overrides: `field=value` strings for `data.source`.
+
+    Raises:
+        UserError: nothing is there, or it is not of this kind.
+    """
+    apart = {} if test_path is None else {"test_path": test_path}
+    values: dict[str, Any] = {"kind": kind, "path": path, **apart} if kind else guess(path, test_path)
+    for override in overrides:
+        assign(values, override)
+    return checked(Data, {"source": values, "classes": 1}, "data")
+
+
+def look(data: Data, images: int, seed: int, output: Path) -> list[str]:
+    """Lines for people, and the picture of so many random images at `output`.
+
+    Raises:
+        UserError: the source is missing or not of its kind.
+    """
+    source = open_source(data)
+    with one_look():
+        listing = listing_of(source)
+    data = data.model_copy(update={"classes": max(1, len(listing.classes))})
+    account = Account.of(data, listing, source.identity() if not listing.identity else "")
+    lines = account.lines(data, Shard())
+    lines += [f"to mend   {fault}" for fault in account.disagreements(data, Shard())]
+    if listing.images.num_rows:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(_sheet(source, listing, images, seed))
+        lines.append(f"picture   {output}")
+    plain = data.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    plain["source"] = {"kind": data.source.kind, **plain["source"]}
+    return [*lines, "", yaml.safe_dump({"data": plain}, sort_keys=False, allow_unicode=True).rstrip()]
+
+
+def _sheet(source: Source, listing: Listing, count: int, seed: int) -> bytes:
+    """A PNG of random images, each with its label, class, size and mode."""
+    font = ImageFont.load_default(11)
+    tiles = [
+        _tile(data, f"{row['label']} {listing.classes[row['label']]}", font)
+        for row, data in _some(source, listing.images, count, seed)
+    ]
+    columns = min(_COLUMNS, len(tiles))
+    width, height = _TILE + _GAP, _TILE + 2 * _LINE + _GAP
+    sheet = Image.new("RGB", (columns * width + _GAP, -(-len(tiles) // columns) * height + _GAP), "white")
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        sheet.paste(tile, (_GAP + column * width, _GAP + row * height))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _some(source: Source, table: pa.Table, count: int, seed: int) -> list[tuple[dict[str, Any], bytes]]:
+    """Random rows in their order, with what is stored of them; nothing where it cannot be read."""
+    random = np.random.default_rng(seed)
+    if hasattr(source, "scan"):
+        files = sorted(set(table["file"].to_pylist()))
+        some = random.choice(files, min(_SCANNED_FILES, len(files)), replace=False).tolist()
+        table = table.filter(pyarrow.compute.is_in(table["file"], pa.array(some)))
+    chosen = np.sort(random.choice(table.num_rows, min(count, table.num_rows), replace=False))
+    rows = table.take(pa.array(chosen)).to_pylist()
+    if not hasattr(source, "scan"):
+        return [(row, _read(source, row)) for row in rows]
+    found = {}
+    for file in sorted({row["file"] for row in rows}):
+        wanted = {row["start"] for row in rows if row["file"] == file}
+        for number, data in enumerate(source.scan(file)):
+            if number in wanted:
+                found[file, number] = data
+            if number >= max(wanted):
+                break
+    return [(row, found[row["file"], row["start"]]) for row in rows]
+
+
+def _read(source: Source, row: dict[str, Any]) -> bytes:
+    try:
+        return source.read(row["file"], row["start"], row["length"] or _READ_BYTES)
+    except Exception:  # a sheet shows what can be shown; `shard` says what cannot
+        return b""
+
+
+def _tile(data: bytes, label: str, font: Any) -> Image.Image:
+    """An image made to fit, above its label and what it is: `500 × 375 RGB`, or why there is none."""
+    tile = Image.new("RGB", (_TILE, _TILE + 2 * _LINE), "white")
+    draw = ImageDraw.Draw(tile)
+    try:
+        image, what = decode(data), Image.open(io.BytesIO(data))
+        text = f"{what.width} × {what.height} {what.mode}"
+        image.thumbnail((_TILE, _TILE))
+        if max(image.size) < _TILE // 2:  # small ones by whole pixels
+            times = _TILE // max(image.size)
+            image = image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
+        tile.paste(image, ((_TILE - image.width) // 2, (_TILE - image.height) // 2))
+    except Undecodable as error:
+        text = error.reason
+        draw.rectangle((0, 0, _TILE - 1, _TILE - 1), fill="#eeeeee")
+    for number, line in enumerate((label, text)):
+        draw.text((0, _TILE + number * _LINE), _fitting(draw, line, font), fill="black", font=font)
+    return tile
+
+
+def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Any) -> str:
+    while text and draw.textlength(text, font=font) > _TILE:
+        text = text[:-2] + "…"
+    return text
