@@ -1,7 +1,10 @@
-# Two commands from nothing: `make demo` and `make test`. Both need Python 3.11, a C++ compiler and a network
-# on their first run, and nothing else.
+# Two commands from nothing: `make demo` and `make test`. Both need Python 3.11, 3.12 or 3.13, a C++ compiler and a
+# network on their first run, and nothing else.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# The first that starts and is of a supported version: a name on the path may be a launcher of something missing.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	$$name -c '$(SUPPORTED)' 2>/dev/null && echo $$name && break; done)
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
@@ -9,10 +12,11 @@ ARGS   ?=
 BENCHMARKS := $(filter-out s3_server,$(notdir $(basename $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check serve bench clean
+.PHONY: help demo quick test test-all check serve bench clean
 
 help:
 	@echo "make demo      the main job on Fashion-MNIST: images to scored samples and a report"
+	@echo "make quick     tests of models and recipes, within 90 seconds"
 	@echo "make test      the tests (make test-all adds the slow ones)"
 	@echo "make check     ruff and mypy"
 	@echo "make serve     Prefect server and worker, MLflow UI, on loopback"
@@ -20,7 +24,10 @@ help:
 	@echo "make clean     forget local artifacts, runs and servers' databases"
 
 demo: $(VENV)/.ready
-	$(BIN)/python -m flows run sfd-full --recipe demo $(ARGS)
+	$(BIN)/latentforge run sfd-full --recipe demo $(ARGS)
+
+quick: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/models tests/configs $(ARGS)
 
 test: $(VENV)/.ready check
 	$(BIN)/python -m pytest $(ARGS)
@@ -34,7 +41,7 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 
 serve: $(VENV)/.ready
-	$(BIN)/python -m flows serve $(ARGS)
+	$(BIN)/latentforge serve $(ARGS)
 
 bench: $(VENV)/.ready
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
@@ -43,8 +50,8 @@ clean:
 	rm -rf .latentforge
 
 $(VENV)/.ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "latentforge needs Python 3.11; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(or $(PYTHON),false) -c '$(SUPPORTED)' || { echo "latentforge needs Python 3.11, 3.12 or 3.13, found \
+		$$($(or $(PYTHON),python3) --version 2>&1). Say where it is: make PYTHON=/path/to/python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .

@@ -1,4 +1,4 @@
-"""The command line: `python -m flows --help`."""
+"""The command line: `latentforge --help`, or `python -m flows --help`."""
 
 from __future__ import annotations
 

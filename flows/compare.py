@@ -1,4 +1,4 @@
-"""`python -m flows compare RUN RUN …`: finished runs side by side, in a table, charts and one page."""
+"""`latentforge compare RUN RUN …`: finished runs side by side, in a table, charts and one page."""
 
 from __future__ import annotations
 

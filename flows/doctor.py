@@ -1,4 +1,4 @@
-"""`python -m flows doctor`: what a command would find here, in a form to paste into a bug report. No secrets."""
+"""`latentforge doctor`: what a command would find here, in a form to paste into a bug report. No secrets."""
 
 from __future__ import annotations
 

@@ -34,5 +34,5 @@ def needs(artifact: Artifact, recipe: str) -> None:
     if not artifact.is_complete():
         raise UserError(
             f"{artifact.uri} is not complete, so there is nothing to sample from: run the recipe first, for example "
-            f"python -m flows run sfd-full --recipe {recipe}, with the same --set and --root"
+            f"latentforge run sfd-full --recipe {recipe}, with the same --set and --root"
         )

@@ -1,4 +1,4 @@
-"""`python -m flows sample`: a few images of chosen classes from a trained recipe in one line, or its sample as files.
+"""`latentforge sample`: a few images of chosen classes from a trained recipe in one line, or its sample as files.
 
 Nothing is trained and no artifact is made: the recipe's artifacts must be there.
 """

@@ -1,4 +1,4 @@
-"""`python -m flows plan`: what a run will take, stage by stage, before anything runs; afterwards, plan against actual.
+"""`latentforge plan`: what a run will take, stage by stage, before anything runs; afterwards, plan against actual.
 
 Imports nothing that computes (no torch, no Ray), so that a plan of any size prints at once.
 """

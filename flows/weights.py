@@ -1,4 +1,4 @@
-"""`python -m flows weights`: published checkpoints in, ours out, and back."""
+"""`latentforge weights`: published checkpoints in, ours out, and back."""
 
 from __future__ import annotations
 

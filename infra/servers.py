@@ -80,7 +80,7 @@ def check_prefect(url: str | None) -> str:
     if not url:
         return "a temporary server, started with the command"
     refuse_credentials(PREFECT, url, "put them into PREFECT_API_AUTH_STRING or PREFECT_API_KEY")
-    way_out = "unset it for a temporary server, or start one with `python -m flows serve`"
+    way_out = "unset it for a temporary server, or start one with `latentforge serve`"
     status, _ = _ask(f"{url.rstrip('/')}/health", f"{PREFECT} is {url}", way_out)
     if status == 404 and not (urlsplit(url).hostname or "").endswith("prefect.cloud"):
         raise UserError(f"{PREFECT} is {url}, which has no Prefect API: its address ends in /api; or {way_out}")

@@ -185,7 +185,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, where: str, which: Which
     if problems:
         raise ValueError(
             f"{where} does not fit this {type(model).__name__}: {'; '.join(problems)}. Make the model section "
-            f"match the file: `python -m flows weights inspect` shows what it holds"
+            f"match the file: `latentforge weights inspect` shows what it holds"
         )
     model.load_state_dict({name: source.get(name, value) for name, value in expected.items()})
 

@@ -34,7 +34,7 @@ class Workplace:
         return f"{self.root}-undisturbed"
 
     def run(self, *arguments: str, root: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`python -m flows run sfd-full --recipe demo_tiny` with further arguments."""
+        """`latentforge run sfd-full --recipe demo_tiny` with further arguments."""
         command = ["run", "sfd-full", "--recipe", "demo_tiny", "--root", root or self.root, *arguments]
         return self.flows(*command, check=check)
 

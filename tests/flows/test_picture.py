@@ -1,4 +1,4 @@
-"""`python -m flows sample`: a picture of chosen classes, or the sample's files, from what is trained already."""
+"""`latentforge sample`: a picture of chosen classes, or the sample's files, from what is trained already."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_a_wrong_token_is_refused_before_anything_starts(nodes: RayNodes, monkey
 
 
 def start(workplace: Workplace, *arguments: str, log: Path = Path(os.devnull)) -> subprocess.Popen[bytes]:
-    """`python -m flows run`, not waited for."""
+    """`latentforge run`, not waited for."""
     command = ["run", "sfd-full", "--recipe", "demo_tiny", "--root", workplace.root, *arguments]
     with log.open("wb") as sink:
         return subprocess.Popen(

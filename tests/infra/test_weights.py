@@ -1,4 +1,4 @@
-"""Fetching weights, and `python -m flows weights`."""
+"""Fetching weights, and `latentforge weights`."""
 
 from __future__ import annotations
 
