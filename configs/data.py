@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Added, Positive, Precision, Section, Share
+from configs.section import Added, Positive, Precision, Section, Seed, Share
 
 FirstLabel = Annotated[int, Field(ge=0)]
 """The number that the source writes for its first class, where labels are numbers: 1 where they run from 1 on."""
@@ -131,7 +131,7 @@ class Shard(Section):
     """None keeps the original bytes."""
     limit: Positive | None = None
     """Keep this many images of each split (the first by key hash); None keeps all."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Foundation(Section):
@@ -160,4 +160,4 @@ class Encode(Section):
     rows_per_group: Positive = 256
     precision: Annotated[Precision, Added(before="tf32")] = "tf32"
     """Of all networks that make latents and features."""
-    seed: int = 0
+    seed: Seed = 0

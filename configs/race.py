@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from configs.errors import UserError
 from configs.load import checked, load_recipe, resolve
 from configs.recipe import Recipe
-from configs.section import Positive, Section
+from configs.section import Positive, Section, Seed
 
 RACES = Path(__file__).parent / "races"
 _SECOND_WIDTH = 0.5
@@ -37,7 +37,7 @@ class Race(Section):
     """Laid upon it for all variants; `train_dit.images` is the budget, `sample` and `evaluate` say how it is scored."""
     variants: dict[str, dict[str, Any]]
     """What each one lays upon that, in the order of the table."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Of `train_dit`; every variant trains once with each."""
     points: Positive = 4
     """Moments of the training, evenly apart, at which it is scored."""

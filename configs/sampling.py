@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from configs.diffusion import DiffusionModel
-from configs.section import Added, Positive, Precision, Section, Share, SigmaRel, Weight
+from configs.section import Added, Positive, Precision, Section, Seed, Share, SigmaRel, Weight
 
 
 class NoGuidance(Section):
@@ -80,7 +80,7 @@ class Sample(Section):
     through all of `train_dit.cascade`."""
     precision: Annotated[Precision, Added(before="tf32")] = "tf32"
     """Of the diffusion network and its guide. The decoder, whose output are levels of 8 bits, knows no `bf16`."""
-    seed: int = 0
+    seed: Seed = 0
 
     def at(self, stage: SampleResolution) -> Sample:
         """The section as it holds at one resolution."""

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from configs.data import Foundation
-from configs.section import Added, Positive, Precision, Section, Share
+from configs.section import Added, Positive, Precision, Section, Seed, Share
 
 
 class Classifier(Section):
@@ -19,7 +19,7 @@ class Classifier(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     min_accuracy: Share = 0.9
     """The stage fails when the judge itself is worse than this on the test split."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Inception(Section):
@@ -50,7 +50,7 @@ class Evaluate(Section):
     bootstrap: Annotated[int, Field(ge=0)] = 50
     """Resamplings of the generated images for confidence intervals; 0 gives none. Each one of a Fréchet distance
     costs a covariance and an eigenvalue problem: 0.03 s at 320 dimensions, about 10 s at 2048 and 50,000 images."""
-    seed: int = 0
+    seed: Seed = 0
     """Of subsets and resampling."""
     precision: Annotated[Precision, Added(before="fp32")] = "fp32"
     """Of all networks that look at images; scores that are compared with published ones are made in `fp32`."""

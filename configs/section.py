@@ -98,6 +98,8 @@ def _recorded(value: Any) -> Any:
 
 
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Where random numbers begin. All integers outside of this range would share the numbers of one."""
 Precision = Literal["fp32", "tf32", "bf16"]
 """Of networks' arithmetic: float32 throughout, float32 whose products and convolutions tensor cores round to TF32 (on a
 CPU the same as `fp32`), or bfloat16 by autocast. Weights are float32 in any case."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Added, Positive, Precision, Section, Weight
+from configs.section import Added, Positive, Precision, Section, Seed, Weight
 from configs.training import Training
 
 
@@ -196,5 +196,5 @@ class EvaluateTokenizer(Section):
     """At most this many training images to fit linear probes, lines and principal components to."""
     density_points: Annotated[int, Field(ge=16)] = 1_000
     """Images of whose latents a cell each is a point of the density estimate."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the cells drawn and of the embeddings."""

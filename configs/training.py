@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import NOTHING, LeftOut, Positive, Section, Share, SigmaRel, Weight
+from configs.section import NOTHING, LeftOut, Positive, Section, Seed, Share, SigmaRel, Weight
 
 
 class Guard(Section):
@@ -59,7 +59,7 @@ class Training(Section):
     """Images between stored snapshots of the `ema_sigmas`, from which any other width is had after training."""
     validation: Validation | None = None
     guard: Guard = Guard()
-    seed: int = 0
+    seed: Seed = 0
     pretrained: str | None = None
     """Path, fsspec URL or hub name of weights: with `images: 0` used as they are, else trained further."""
 

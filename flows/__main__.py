@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,8 +74,8 @@ def run(
     perform, stages = flows_by_name[flow], tuple(load_stage(name) for name in FLOWS[flow])
     with one_look():
         preflight(stages, recipe, overrides, root, start, only, force)
-        _quiet_tracebacks()
-        uri = perform(recipe=recipe, overrides=overrides, root=root, start=start, only=only, force=force)
+        with _running():
+            uri = perform(recipe=recipe, overrides=overrides, root=root, start=start, only=only, force=force)
     summary(uri)
 
 
@@ -93,8 +96,9 @@ def race(
 
     chosen = None if seeds is None else numbers("--seeds", seeds)
     entries_of(name, overrides, chosen)
-    _quiet_tracebacks()
-    summary(flow(race=name, overrides=overrides, root=root, seeds=chosen))
+    with _running():
+        uri = flow(race=name, overrides=overrides, root=root, seeds=chosen)
+    summary(uri)
 
 
 @app.command()
@@ -113,8 +117,9 @@ def sweep(
     from flows.sweep import sweep as flow
 
     settings_of(recipe, over, overrides, root)
-    _quiet_tracebacks()
-    summary(flow(over=over, recipe=recipe, overrides=overrides, root=root))
+    with _running():
+        uri = flow(over=over, recipe=recipe, overrides=overrides, root=root)
+    summary(uri)
 
 
 @app.command()
@@ -254,6 +259,36 @@ def _check_environment(*names: str) -> None:
 
     for note in environment.require(*names):
         print(f"note: {note.text}", file=sys.stderr)
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """What a flow needs around it: Prefect's server, quiet libraries, and an end in one line when it is stopped."""
+    from infra import prefect_server, progress, stopping
+
+    def farewell(number: int) -> None:
+        from infra import open_runs
+
+        open_runs.note_cancelled()
+        redo = [option for option in ("--force", "--from") if option in sys.argv]
+        without = f" without {' and '.join(redo)}" if redo else ""
+        place = stopping.where() or progress.where()
+        os.write(2, f"stopped{f' at {place}' if place else ''}; the same command{without} goes on\n".encode())
+
+    stopping.take_signals(farewell)
+    try:
+        prefect_server.start()
+        _quiet_tracebacks()
+        yield
+    except BaseException:
+        if not stopping.asked():
+            raise
+    if stopping.asked():  # Prefect gives other exceptions for it, or takes it for an end
+        with suppress(Exception):
+            from prefect.events.worker import EventsWorker
+
+            EventsWorker.drain_all(timeout=2.0)  # states of tasks that its server has not seen yet
+        stopping.leave()
 
 
 class _OneLine(logging.Filter):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 from prefect import flow, task
-from prefect.context import FlowRunContext
 
 from configs import Recipe, UserError
 from configs.compute import ActorCompute
@@ -18,9 +17,9 @@ from configs.section import fingerprinted
 from flows.publish import publish
 from flows.run import Run, preflight_storage
 from flows.stages import STAGES, encode, shard, train_dit, train_semvae, train_vavae
-from infra import tracking
+from flows.tracked import flow_run_id, tracked
+from infra import stopping, tracking
 from infra.artifacts import Artifact
-from infra.cluster import disconnect
 from infra.progress import Bar
 from tasks import snapshots
 from tasks.comparing import comparison
@@ -160,7 +159,8 @@ class Racing:
     def abandon(self) -> None:
         """Entries are not left as if they still ran."""
         for run in self._runs.values():
-            run.finish("FAILED")
+            with suppress(Exception):  # MLflow may be what failed
+                run.finish("KILLED" if stopping.asked() else "FAILED")
 
     # ------------------------------------------------------------------------------------------------ parts
 
@@ -230,22 +230,15 @@ def open_race(
         for stage in STAGES:
             if stage.external is not None and stage.present(entry.recipe) and entry.seed == entries[0].seed:
                 stage.external(entry.recipe)
-    context = FlowRunContext.get()
-    flow_run = str(context.flow_run.id) if context and context.flow_run else ""
-    tags = {"flow": "race", "race": race.name, "root": storage.url, "prefect_flow_run": flow_run}
-    parent = tracking.start_run(first.tracking.experiment, f"race {race.name}", tags)
-    parent.params({"race": race.model_dump(mode="json", exclude={"variants", "common"}), "common": race.common})
-    racing = Racing(race, entries, storage.url, parent, flow_run)
-    try:
-        yield racing
-    except BaseException:
-        racing.abandon()
-        parent.finish("FAILED")
-        raise
-    else:
-        parent.finish()
-    finally:
-        disconnect()
+    tags = {"flow": "race", "race": race.name, "root": storage.url}
+    with tracked(first.tracking.experiment, f"race {race.name}", tags) as parent:
+        parent.params({"race": race.model_dump(mode="json", exclude={"variants", "common"}), "common": race.common})
+        racing = Racing(race, entries, storage.url, parent, flow_run_id())
+        try:
+            yield racing
+        except BaseException:
+            racing.abandon()
+            raise
 
 
 def entries_of(name: str, overrides: Sequence[str], seeds: Sequence[int] | None) -> tuple[Race, list[Entry]]:

@@ -8,18 +8,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import CacheKeyFnPolicy
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import TaskRunContext
+from prefect.states import Cancelled
 from prefect.tasks import exponential_backoff
+from prefect.transactions import get_transaction
 
 from configs import Recipe, UserError, load_recipe
-from infra import jobs, tracking
+from flows.tracked import STOPS, flow_run_id, tracked
+from infra import jobs, stopping, tracking
 from infra.artifacts import Artifact
-from infra.cluster import disconnect
 from infra.home import default_root
 from infra.logs import Line
 from infra.storage import Storage
@@ -50,11 +53,27 @@ def _may_help(task: Any, run: Any, state: Any) -> bool:
 )
 def _perform(stage: Stage, job: dict[str, Any]) -> str:
     """Prefect's view of a stage: cached under the artifact's fingerprint, which is also its result."""
-    context = Context(Job(**job))
+    try:
+        return _made(stage, Context(Job(**job)))
+    except STOPS as stop:
+        if not stopping.asked():  # Prefect's worker knows whether it cancelled or lost this process
+            raise
+        transaction = get_transaction()
+        if transaction is not None:
+            transaction.write_on_commit = False  # else the state would be what the cache remembers
+        _stops.append(stop)
+        return Cancelled(message="It was asked to stop.")  # type: ignore[return-value]  # the task's state
+
+
+_stops: list[BaseException] = []
+"""The interruption of a task, which tells Prefect that it is cancelled, for its flow to raise."""
+
+
+def _made(stage: Stage, context: Context) -> str:
     artifact, cluster = context.artifact, context.recipe.compute.cluster
     if jobs.address(cluster) is None or artifact.is_complete():
         return perform(stage, context.job).fingerprint
-    jobs.run(artifact, json.dumps(job).encode(), cluster, _Teller())
+    jobs.run(artifact, json.dumps(asdict(context.job)).encode(), cluster, _Teller())
     return artifact.manifest.fingerprint
 
 
@@ -102,6 +121,8 @@ class Run:
         An input that the recipe has no stage for is None and left out; a stage that the recipe does not have
         gives None itself.
         """
+        if stopping.asked():  # while the last stage was just ending
+            raise stopping.Stopped(stopping.asked(), f"the end of {Path(self.uri).parent.name}")
         if not stage.present(self.recipe):
             return None  # type: ignore[return-value]  # flows read as if every recipe had every stage
         given = [artifact for artifact in inputs if artifact is not None]
@@ -159,10 +180,12 @@ class Run:
         )
         try:
             perform_stage(stage, asdict(job))
-        except BaseException:
+            if _stops:
+                raise _stops.pop()
+        except BaseException as error:
             if child is not None:
                 with suppress(Exception):  # MLflow may be what failed; the first error is the one to tell
-                    child.finish("FAILED")
+                    child.finish("KILLED" if isinstance(error, STOPS) else "FAILED")
             raise
         if child is not None:
             if complete:  # its job outlived the flow, or died between the manifest and MLflow
@@ -215,35 +238,15 @@ def open_run(
     """Everything a flow needs around its stages; what can be refused is refused here, before any starts."""
     with one_look():
         loaded, storage = preflight(stages, recipe, overrides, root, start, only, force)
-        context = FlowRunContext.get()
-        flow_run = str(context.flow_run.id) if context and context.flow_run else ""
-        parent = tracking.start_run(
-            loaded.tracking.experiment,
-            f"{flow} {loaded.name}",
-            {
-                "flow": flow,
-                "recipe": loaded.name,
-                "root": storage.url,
-                "overrides": " ".join(overrides),
-                "prefect_flow_run": flow_run,
-            },
-        )
-        parent.params(loaded.model_dump(mode="json"))
         redone = set(force)
         if start is not None:
             names = [stage.name for stage in stages]
             redone |= set(names[names.index(start) :])
-        run = Run(loaded, storage.url, stages, start, only, frozenset(redone), parent, flow_run)
-        try:
-            yield run
-        except BaseException:
-            with suppress(Exception):
-                parent.finish("FAILED")
-            raise
-        else:
-            parent.finish()
-        finally:
-            disconnect()
+        tags = {"flow": flow, "recipe": loaded.name, "root": storage.url, "overrides": " ".join(overrides)}
+        on_cluster = jobs.address(loaded.compute.cluster) is not None
+        with tracked(loaded.tracking.experiment, f"{flow} {loaded.name}", tags, on_cluster) as parent:
+            parent.params(loaded.model_dump(mode="json"))
+            yield Run(loaded, storage.url, stages, start, only, frozenset(redone), parent, flow_run_id())
 
 
 def preflight(

@@ -67,6 +67,8 @@ def running(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iter
         "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{prefect_port}/api",
         "MLFLOW_TRACKING_URI": f"http://{listen}:{mlflow_port}",
+        # Who died while the server was away is looked at when it is back (infra/prefect/automations.yaml).
+        "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P1D",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for features that nobody here calls
         "LATENTFORGE_HOME": str(folder),
         "PWD": str(_REPOSITORY),
@@ -87,6 +89,7 @@ def running(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iter
         _await("the Prefect server", f"http://127.0.0.1:{prefect_port}/api/health", folder / "prefect-server.log")
         _run(environment, "prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _run(environment, "prefect", "--no-prompt", "deploy", "--all")
+        _run(environment, sys.executable, "-c", "from infra import heartbeat; heartbeat.install()")
         _await("the MLflow UI", f"{environment['MLFLOW_TRACKING_URI']}/health", folder / "mlflow.log")
         start("worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
         yield environment

@@ -8,16 +8,15 @@ from itertools import product
 
 import yaml
 from prefect import flow
-from prefect.context import FlowRunContext
 
 from configs import Recipe, UserError, load_recipe
 from flows.inputs import sample_job
 from flows.publish import publish
 from flows.race import run_jobs
 from flows.run import preflight_storage
+from flows.tracked import tracked
 from infra import tracking
 from infra.artifacts import Artifact
-from infra.cluster import disconnect
 from tasks.comparing import comparison
 from tasks.comparing.comparison import Axis, ComparedRun
 from tasks.comparing.trial import SHEET, TrialActor, trial_job
@@ -39,20 +38,10 @@ def sweep(over: list[str], recipe: str = "demo", overrides: list[str] | None = N
     """
     settings, jobs = settings_of(recipe, over, overrides or [], root)
     first, storage = next(iter(settings.values())), preflight_storage(root)
-    context = FlowRunContext.get()
-    flow_run = str(context.flow_run.id) if context and context.flow_run else ""
-    tags = {"flow": "sweep", "recipe": first.name, "root": storage.url, "prefect_flow_run": flow_run}
-    tracker = tracking.start_run(first.tracking.experiment, f"sweep {first.name}", tags)
-    tracker.params({"over": over, "overrides": " ".join(overrides or [])})
-    try:
-        artifact = _run(settings, jobs, over, tracker)
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
-    finally:
-        disconnect()
-    tracker.finish()
-    return artifact.uri
+    tags = {"flow": "sweep", "recipe": first.name, "root": storage.url}
+    with tracked(first.tracking.experiment, f"sweep {first.name}", tags) as tracker:
+        tracker.params({"over": over, "overrides": " ".join(overrides or [])})
+        return _run(settings, jobs, over, tracker).uri
 
 
 def settings_of(

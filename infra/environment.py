@@ -57,7 +57,7 @@ def checks() -> dict[str, Check]:
     found: dict[str, Check] = {
         "home": check_home,
         "temporary folder": lambda: check_temporary(local),
-        "Prefect": partial(check_prefect, *_prefect_settings()),  # its import must not count as waiting
+        "Prefect": _prefect(),
         "MLflow": check_mlflow,
         "disk": check_disk,
     }
@@ -97,6 +97,8 @@ def require(*names: str) -> list[Finding]:
     """
     found = look({name: check for name, check in checks().items() if not names or name in names})
     refused = [finding.text for finding in found if finding.level == "refused"]
+    if "home" in {finding.name for finding in found if finding.level == "refused"}:
+        refused = refused[:1]  # whatever else is wrong in it follows from that
     if refused:
         raise UserError("\nerror: ".join(refused))
     return [finding for finding in found if finding.level == "note"]
@@ -130,6 +132,19 @@ def check_temporary(local_ray: bool) -> str:
                 f"room for {most}: set RAY_TMPDIR to a shorter folder, for example /tmp"
             )
     return folder
+
+
+def _prefect() -> Check:
+    """The check of Prefect. Its settings are read here, as their import must not count as waiting."""
+    try:
+        return partial(check_prefect, *_prefect_settings())
+    except OSError as error:
+        folder = os.environ.get("PREFECT_HOME") or "~/.prefect"
+        return partial(_refuse, f"PREFECT_HOME is {folder}, which cannot be read ({error.strerror}): set it elsewhere")
+
+
+def _refuse(text: str) -> str:
+    raise UserError(text)
 
 
 def check_prefect(url: str | None, base: Path | None) -> str:

@@ -11,7 +11,6 @@ import logging
 import os
 import queue
 import re
-import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from infra import logs
 from infra.addresses import refuse_credentials
 from infra.artifacts import Artifact
 from infra.cluster import SETTINGS
+from infra.entrypoint import cannot_begin, entrypoint
 from infra.logs import Line
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
@@ -200,7 +200,7 @@ def _submit(client: Any, artifact: Artifact, compute: ClusterCompute) -> str:
     """Submit the next attempt. Where somebody else was faster, theirs is the job."""
     tried = [int(job.rpartition("-")[2]) for job in _attempts(client, artifact)]
     job = submission_id(artifact, max(tried, default=0) + 1)
-    command = ["python", "-m", "tasks.job", artifact.root, artifact.stage, artifact.fingerprint]
+    command = entrypoint("tasks.job", [artifact.root, artifact.stage, artifact.fingerprint])
     environment: dict[str, Any] = {"env_vars": _variables(compute)}
     if compute.code is not None:
         environment["working_dir"] = f"local://{compute.code}"
@@ -209,7 +209,7 @@ def _submit(client: Any, artifact: Artifact, compute: ClusterCompute) -> str:
     metadata = {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "artifact": artifact.uri}
     try:
         client.submit_job(
-            entrypoint=f"exec {shlex.join(command)}",
+            entrypoint=command,
             submission_id=job,
             runtime_env=environment,
             metadata=metadata,
@@ -355,6 +355,11 @@ def _judge(details: Any, job: str) -> None:
             raise UserError(line.message)
     told = [line.message for line in lines if line.level == "error"]
     reason = _short(told[-1] if told else message)  # else Ray's own words, with the last lines
+    if cannot_begin(details.driver_exit_code, message):
+        raise UserError(
+            f"job {job} cannot begin (exit status {details.driver_exit_code}): {reason}; build the cluster's image "
+            "from this requirements.lock (infra/container/Dockerfile)"
+        )
     ours = details.error_type == "JOB_ENTRYPOINT_COMMAND_ERROR" and details.driver_exit_code == FAULT
     kind = RuntimeError if ours else JobLost
     raise kind(f"job {job} failed ({details.error_type}, exit status {details.driver_exit_code}): {reason}")

@@ -12,17 +12,21 @@ from infra.home import home
 
 
 @contextmanager
-def alone(uri: str) -> Iterator[None]:
-    """Nobody else who asks for this address, on this machine and in this home folder, goes on meanwhile.
+def alone(what: str, does: str = "makes") -> Iterator[None]:
+    """Nobody else who asks for this address or name, on this machine and in this home folder, goes on meanwhile.
 
     The lock ends with the process, however that ends.
+
+    Args:
+        what: what is made or used.
+        does: what is done with it, for whoever has to wait.
     """
     folder = home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / hashlib.sha256(uri.encode()).hexdigest()[:16]).open("w") as file:
+    with (folder / hashlib.sha256(what.encode()).hexdigest()[:16]).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logs.say(f"another process makes {uri}: waiting for it", "warning")
+            logs.say(f"another process {does} {what}: waiting for it", "warning")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -14,6 +14,15 @@ _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FIGURES = 2.0
 
 
+_bars: list[Bar] = []
+"""Those under way, the innermost last."""
+
+
+def where() -> str:
+    """How far the work is that this process shows now, for a person; empty where it shows none."""
+    return _bars[-1].said if _bars else ""
+
+
 class Bar:
     """Use as `with Bar("encode", total=70_000, unit="images") as bar: bar.advance(256)`."""
 
@@ -51,6 +60,10 @@ class Bar:
         self._skipped += amount
         self.advance(amount)
 
+    @property
+    def said(self) -> str:
+        return f"{self._done:,} {self._unit} of {self._what}"
+
     def move_to(self, done: int, note: str = "") -> None:
         self.advance(done - self._done, note)
 
@@ -74,6 +87,7 @@ class Bar:
         self._told, self._measured = self._done, now
 
     def __enter__(self) -> Bar:
+        _bars.append(self)
         if self._rich is not None:
             self._rich.start()
         return self
@@ -81,6 +95,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self in _bars and error is None:  # else it says how far the work came
+            _bars.remove(self)
         if self._rich is not None:
             self._rich.stop()
         elif time.monotonic() - self._started > _SECONDS_BETWEEN_LINES:

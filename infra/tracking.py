@@ -112,6 +112,12 @@ class Tracker:
             return False
         return True
 
+    def running_children(self) -> list[Tracker]:
+        """Runs of its stages that have not ended."""
+        experiment = self._client.get_run(self.run).info.experiment_id
+        mine = f"tags.`mlflow.parentRunId` = '{self.run}' and attributes.status = 'RUNNING'"
+        return [Tracker(self.uri, found.info.run_id) for found in self._client.search_runs([experiment], mine)]
+
     def finish(self, status: str = "FINISHED") -> None:
         if self.run:
             self._client.set_terminated(self.run, status)

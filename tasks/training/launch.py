@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from configs.training import Training
-from infra import logs
+from infra import stopping
 from infra.cluster import connect, require_gpus
 from infra.device import default_device, set_precision
 from infra.storage import FileEntry, Storage
@@ -183,6 +182,11 @@ def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, cu
     context.out.write_bytes(RESULT, json.dumps(result).encode())
 
 
+def _saved_at(context: Context) -> str:
+    """How far the newest whole checkpoint is, for a person."""
+    return f"{max(checkpoints.whole(context.out), default=0):,} images"
+
+
 def _load(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """An average of trained weights, or nothing; the rest stays as it is."""
     lost = [name for name in weights if name not in module.state_dict()]
@@ -249,9 +253,12 @@ def _fit(context: Context) -> None:
             callbacks=[Mistakes()],  # type: ignore[list-item]  # the annotation is of Ray Tune's
         ),
     )
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]  # Ctrl-C is the command's
     try:
-        with _leaving_on_sigterm(context.out) as told:
+        with stopping.saving_first(lambda: requests.ask(context.out, requests.LEAVE)) as told:
             trainer.fit()
+    except stopping.Stopped as stop:
+        raise stopping.Stopped(stop.number, _saved_at(context)) from None
     except ray.train.ControllerError as error:
         if isinstance(error.controller_failure, UserError):
             raise error.controller_failure from None
@@ -259,31 +266,11 @@ def _fit(context: Context) -> None:
     finally:
         context.out.delete(_RAY)
     if not context.out.exists(RESULT):
+        if told() and stopping.asked():
+            raise stopping.Stopped(stopping.asked(), _saved_at(context))
         if told():
             raise SystemExit(128 + signal.SIGTERM)
         raise UserError(
             f"training was asked to leave ({context.out.url}/{requests.FOLDER}/{requests.LEAVE}) and saved what it "
             "had: the same command goes on (without --from and --force, which begin anew)"
         )
-
-
-@contextmanager
-def _leaving_on_sigterm(out: Storage) -> Iterator[Callable[[], bool]]:
-    """Take a first SIGTERM to this process as the request to save and leave; gives whether it came."""
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told.is_set
-        return
-    usual = signal.getsignal(signal.SIGTERM)
-
-    def note(number: int, frame: Any) -> None:
-        told.set()
-        signal.signal(signal.SIGTERM, usual)
-        logs.say("SIGTERM: saving and leaving", "warning")
-        requests.ask(out, requests.LEAVE)
-
-    signal.signal(signal.SIGTERM, note)
-    try:
-        yield told.is_set
-    finally:
-        signal.signal(signal.SIGTERM, usual)

@@ -12,9 +12,16 @@ from ray.train.torch.config import _TorchBackend
 from configs.errors import Unreachable, UserError
 from tasks.training.requests import heed_signals
 
+_DEFECTS = {
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, NameError, ImportError, ModuleNotFoundError),
+    *(NotImplementedError, AssertionError, ZeroDivisionError, RecursionError),
+}
+"""What Python raises for code and values that do not fit. Kinds derived from them (a library's own) may be of a read
+that was cut short, as RuntimeError and OSError may be of a machine: those start anew."""
+
 
 class Mistakes(UserCallback):
-    """A UserError of a worker would come again at every start: it fails the run instead of starting anew.
+    """A UserError of a worker, or a defect of ours, would come again at every start: it fails the run at once.
 
     Storage that cannot be reached is no such mistake: workers start anew and go on, as after any other failure.
     """
@@ -22,7 +29,7 @@ class Mistakes(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             found = getattr(error, "_base_exc", error)
-            if isinstance(found, UserError) and not isinstance(found, Unreachable):
+            if type(found) in _DEFECTS or (isinstance(found, UserError) and not isinstance(found, Unreachable)):
                 # The message is for the driver to say, without the controller's own traceback before it.
                 logging.getLogger("ray.train.v2._internal.execution.controller.controller").disabled = True
                 raise found

@@ -220,3 +220,13 @@ def test_large_numbers_are_written_with_underscores(tmp_path: Path) -> None:
     mine.write_text("extends: demo\ntrain_dit: {images: 1_024_000, learning_rate: 1_0.5e-4}\n")
     recipe = load_recipe(str(mine))
     assert (recipe.train_dit.images, recipe.train_dit.learning_rate) == (1_024_000, 10.5e-4)
+
+
+@pytest.mark.parametrize(
+    "section", ["shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate"]
+)
+def test_seeds_outside_their_range_are_refused(section: str) -> None:
+    for seed in (-1, 2**63, 2**63 + 5):
+        with pytest.raises(UserError, match=rf"{section}\.seed.*{seed}"):
+            load_recipe("demo_tiny", [f"{section}.seed={seed}"])
+    assert getattr(load_recipe("demo_tiny", [f"{section}.seed={2**63 - 1}"]), section).seed == 2**63 - 1

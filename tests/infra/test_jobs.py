@@ -110,6 +110,7 @@ def test_no_cluster_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", 75, "passing", jobs.JobLost, r"exit status 75\): storage is away$"),
         ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", -9, "", jobs.JobLost, "exit status -9"),
         ("FAILED", "JOB_SUPERVISOR_ACTOR_DIED", None, "node died", jobs.JobLost, "node died"),
+        ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", 1, "No module named 'fsspec'", UserError, "cannot begin.*image"),
     ],
 )
 def test_an_end_is_judged(

@@ -1,0 +1,175 @@
+"""Ctrl-C in a real terminal: back in seconds, one line, cancelled in Prefect and MLflow, nothing left running."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import REPOSITORY, Workplace
+
+_LIMIT = 600.0
+_BACK = 30.0
+"""Seconds after which a command counts as not back: it promises 10, and other processes may share its cores."""
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command in a terminal ended after it was told to stop."""
+
+    status: int
+    seconds: float
+    lines: list[str]
+    """What it said after the signal, but for bars."""
+    left: list[str]
+    """Command lines of its processes that are still there."""
+
+
+def stopped(
+    arguments: list[str], environment: Mapping[str, str], begun: Callable[[], bool], number: int | None = None
+) -> Ended:
+    """Run the command in a terminal of its own, and stop it once it has begun: by Ctrl-C, or by this signal."""
+    mark = f"latentforge-test-{os.getpid()}-{time.monotonic_ns()}"
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(REPOSITORY)
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "flows", *arguments],
+            {**os.environ, **environment, "LATENTFORGE_TEST_MARK": mark},
+        )
+    said, told, deadline = b"", 0.0, time.monotonic() + _LIMIT
+    seen, gone, status = 0, 0, 0
+    while not gone:
+        ready, _, _ = select.select([terminal], [], [], 0.1)
+        if ready:
+            try:
+                fresh = os.read(terminal, 65536)
+            except OSError:  # the last of its processes has closed the terminal
+                fresh = b""
+            said += fresh
+        if not told and begun():
+            if number is None:
+                os.write(terminal, b"\x03")
+            else:
+                os.kill(process, number)
+            told, seen = time.monotonic(), len(said)
+        if time.monotonic() > deadline or (told and time.monotonic() - told > _BACK):
+            os.kill(process, signal.SIGKILL)
+        gone, status = os.waitpid(process, os.WNOHANG)
+    seconds = time.monotonic() - told
+    said += _rest(terminal)
+    os.close(terminal)
+    text = _ESCAPES.sub("", said[seen:].decode(errors="replace")).replace("\r", "\n")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "━" not in line]
+    assert told, said[-3000:].decode(errors="replace")
+    return Ended(os.waitstatus_to_exitcode(status), seconds, lines, _left(mark))
+
+
+def _rest(terminal: int) -> bytes:
+    """What lies in the terminal still."""
+    found = b""
+    while select.select([terminal], [], [], 0.2)[0]:
+        try:
+            fresh = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not fresh:
+            break
+        found += fresh
+    return found
+
+
+def _left(mark: str) -> list[str]:
+    """Processes with this mark in their environment, a few seconds later."""
+    found: list[str] = []
+    for _ in range(50):
+        found = []
+        for folder in Path("/proc").iterdir():
+            try:
+                if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            except OSError:
+                continue
+        if not found:
+            break
+        time.sleep(0.2)
+    return found
+
+
+def _states(place: Workplace) -> tuple[str, list[str]]:
+    """The newest flow run's state in Prefect, and the statuses of the newest runs in MLflow."""
+    code = (
+        "from prefect.client.orchestration import get_client\n"
+        "from prefect.client.schemas.sorting import FlowRunSort\n"
+        "with get_client(sync_client=True) as client:\n"
+        "    found = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]\n"
+        "print(found.state.name)\n"
+        "from mlflow import MlflowClient\n"
+        "client = MlflowClient()\n"
+        "experiments = [each.experiment_id for each in client.search_experiments()]\n"
+        "runs = client.search_runs(experiments, f\"tags.prefect_flow_run = '{found.id}'\")\n"
+        "print(*sorted({run.info.status for run in runs}))\n"
+    )
+    environment = {**os.environ, **place.environment}
+    environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place.home / 'mlflow.db'}")
+    environment["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+    command = [sys.executable, "-c", f"import flows\n{code}"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    state, statuses = done.stdout.splitlines()[-2:]
+    return state, statuses.split()
+
+
+def _has(place: Workplace, pattern: str) -> Callable[[], bool]:
+    return lambda: any(Path(place.root).glob(pattern))
+
+
+def _check(ended: Ended, place: Workplace, number: int = signal.SIGINT) -> None:
+    assert ended.status == 128 + number, ended
+    assert ended.seconds < _BACK
+    said = [line for line in ended.lines if line != "^C"]
+    assert len(said) == 1 and re.fullmatch(r"(\^C)?stopped.*; the same command( without --\w+)* goes on", said[0]), said
+    assert not ended.left
+    assert _states(place) == ("Cancelled", ["KILLED"])
+
+
+def _arguments(place: Workplace, *further: str) -> list[str]:
+    return ["run", "sfd-full", "--recipe", "demo_tiny", "--root", place.root, *further]
+
+
+def test_a_stopped_command_with_servers_is_back_and_cancelled(finished: Workplace) -> None:
+    """`sample` of the finished workplace, with more steps than anybody waits for."""
+    arguments = _arguments(finished, "--set", "sample.steps=100000", "--only", "sample")
+    ended = stopped(arguments, finished.environment, _new(finished, "sample/*/run.json"))
+    _check(ended, finished)
+
+
+def _new(place: Workplace, pattern: str) -> Callable[[], bool]:
+    before = set(Path(place.root).glob(pattern))
+    return lambda: bool(set(Path(place.root).glob(pattern)) - before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+def test_without_servers_nothing_stays_behind(alone: Workplace, number: int | None) -> None:
+    """`shard`, then `train_dit`, which saves before it leaves and goes on where it was."""
+    begun = _has(alone, "shard/*/run.json")
+    _check(stopped(_arguments(alone), alone.environment, begun, number), alone, number or signal.SIGINT)
+    long = _arguments(alone, "--set", "train_dit.images=4000000")
+    begun = _has(alone, "train_dit/*/checkpoints/00000000001*")
+    ended = stopped(long, alone.environment, begun, number)
+    _check(ended, alone, number or signal.SIGINT)
+    (saved,) = re.findall(r"stopped at ([\d,]+) images", ended.lines[-1])
+    newest = max(int(path.name) for path in Path(alone.root).glob("train_dit/*/checkpoints/*"))
+    assert int(saved.replace(",", "")) == newest >= 1

@@ -1,0 +1,79 @@
+"""What the dead leave open is closed by the next; what lives is left alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from infra import open_runs, tracking
+from infra.open_runs import OpenRun
+
+
+@pytest.fixture
+def mlflow(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.getbasetemp() / 'open_runs.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+def _hold(opened: OpenRun, listed: Event, cancelled: bool) -> None:
+    with open_runs.listed(opened):
+        if cancelled:
+            open_runs.note_cancelled()
+        listed.set()
+        signal.pause()
+
+
+def _status(run: tracking.Tracker) -> str:
+    return str(run._client.get_run(run.run).info.status)
+
+
+@pytest.mark.parametrize(("cancelled", "status"), [(False, "FAILED"), (True, "KILLED")])
+def test_runs_of_a_killed_process_are_closed_by_the_next(mlflow: str, home: Path, cancelled: bool, status: str) -> None:
+    parent = tracking.start_run("open runs", "flow", {})
+    child = tracking.start_run("open runs", "stage", {}, parent)
+    ended = tracking.start_run("open runs", "another stage", {}, parent)
+    ended.finish()
+    context = multiprocessing.get_context("spawn")
+    listed = context.Event()
+    opened = OpenRun(uri=parent.uri, run=parent.run)
+    process = context.Process(target=_hold, args=(opened, listed, cancelled), daemon=True)
+    process.start()
+    assert listed.wait(60)
+
+    assert open_runs.close_abandoned() == 0, "it lives"
+    assert _status(parent) == "RUNNING"
+
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    assert open_runs.close_abandoned() == 1
+    assert [_status(run) for run in (parent, child, ended)] == [status, status, "FINISHED"]
+    assert open_runs.close_abandoned() == 0 and not list((home / "open").iterdir())
+
+
+def test_stages_that_go_on_as_jobs_are_left_alone(mlflow: str, home: Path) -> None:
+    parent = tracking.start_run("open runs", "flow", {})
+    child = tracking.start_run("open runs", "stage", {}, parent)
+    with open_runs.listed(OpenRun(uri=parent.uri, run=parent.run, jobs=True)):
+        (listed,) = (home / "open").iterdir()
+        text = listed.read_text()
+    assert not listed.exists(), "a run that ends takes itself off the list"
+    listed.write_text(text)
+    assert open_runs.close_abandoned() == 1
+    assert [_status(run) for run in (parent, child)] == ["FAILED", "RUNNING"]
+
+
+def test_a_server_that_is_away_keeps_nobody_from_starting(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (home / "open").mkdir()
+    damaged, away = home / "open" / "damaged.json", home / "open" / "away.json"
+    damaged.write_text("{")
+    away.write_text('{"uri": "nonsense://nowhere", "run": "1"}')
+    assert open_runs.close_abandoned() == 0
+    assert "cannot be closed yet" in capfd.readouterr().out
+    assert away.exists() and not damaged.exists()
