@@ -40,6 +40,7 @@ from models.autoencoder import AutoencoderKL
 from models.lightningdit import LightningDiT
 from models.sizes import SIZES
 from models.solvers import time_grid
+from tasks.compiling import ready
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import (
@@ -49,7 +50,7 @@ from tasks.networks import (
     build_network,
     channel_groups,
 )
-from tasks.sampling.sampler import Decoder, Sampler, ready
+from tasks.sampling.sampler import Decoder, Sampler
 
 ONE_CLOCK = ("train_semvae=null", "train_dit.clock={kind: synchronous}", "train_dit.objective.semantic_weight=1.0")
 UNALIGNED = ("train_dit.model.align_depth=null", "train_dit.objective.align_weight=0.0")

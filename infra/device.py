@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import torch
 
+from infra.attention import fastest_attention
+
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The precisions that torch.autocast brings, beside which what stays float32 may use TF32."""
 
@@ -45,7 +47,7 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     set_precision(precision)
     try:
-        with autocast(precision, device):
+        with fastest_attention(device), autocast(precision, device):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -7,12 +7,13 @@ cascaded diffusion (CDM) and are our choices, see docs/lowdiff.md. Nothing here 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.objectives import TrainableVelocity
 
@@ -68,7 +69,7 @@ class Conditioned:
     condition_BCHW, level_B: as for `CascadeDiT.forward`; None at the coarsest resolution.
     """
 
-    model: nn.Module
+    model: Callable[..., Any]
     condition_BCHW: Tensor | None = None
     level_B: Tensor | None = None
 

@@ -28,7 +28,7 @@ def compiled(forward: Callable[..., Any], tell: Tell) -> Callable[..., Any]:
     graphs: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def call(module: nn.Module, *given: Any, **named: Any) -> Any:
-        kind = (module.training, *_surroundings(), *(_kind(each) for each in given), *_named(named))
+        kind = (module.training, *surroundings(), *(_kind(each) for each in given), *_named(named))
         graph = graphs.get(kind)
         if graph is not None:
             return graph(module, *given, **named)
@@ -53,8 +53,8 @@ def _of_its_own(forward: Callable[..., Any]) -> Callable[..., Any]:
     return FunctionType(code, through.__globals__, through.__name__, through.__defaults__, through.__closure__)
 
 
-def _surroundings() -> tuple[Any, ...]:
-    """What torch compiles for beside the arguments."""
+def surroundings() -> tuple[Any, ...]:
+    """What, beside its arguments, decides how a network computes: gradients or not, and autocast."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),

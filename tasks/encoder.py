@@ -17,6 +17,7 @@ from torch import Tensor
 from configs import UserError
 from infra.device import computing, default_device
 from models.posterior import DiagonalGaussian
+from tasks.compiling import ready
 from tasks.data.receipts import Receipt, from_text, receipt_row, write_receipt
 from tasks.data.statistics import ChannelSums
 from tasks.data.tensors import FLIP, WRITE_OPTIONS, latent_table
@@ -68,7 +69,10 @@ class Encoder:
         if self.device.type == "cuda":
             self.uploads = torch.cuda.Stream(self.device)
             torch.backends.cudnn.deterministic = True  # a part is the same bytes whenever it is made
-        self.autoencoder = self._placed(trained_autoencoder(self.context.input("train_vavae")))
+        autoencoder = trained_autoencoder(self.context.input("train_vavae"))
+        self._layout = layout(self.device, compute.compile)
+        autoencoder.to(self.device, memory_format=self._layout)
+        self.autoencoder = ready(autoencoder, compute.compile)
         self.foundation: Any = None
         self.semantic_vae: Any = None
         if self.recipe.train_semvae is not None:
@@ -76,6 +80,7 @@ class Encoder:
         if self.recipe.foundation is not None and (self.semantic_vae or self.recipe.encode.align_features):
             self.foundation = self._placed(load_foundation(self.recipe.foundation))
             self._check_grids()
+            self.foundation = ready(self.foundation, compute.compile)
 
     def write_part(self, row: dict[str, Any]) -> Receipt:
         """Encode one decoded shard and write its part.
@@ -135,7 +140,9 @@ class Encoder:
             return self._found(images_B3HW, keys, suffix)
 
     def _found(self, images_B3HW: Tensor, keys: Sequence[str], suffix: str) -> dict[str, Tensor]:
-        found = self._posterior("z", self.autoencoder.encode(images_B3HW), keys, suffix)
+        found = self._posterior(
+            "z", self.autoencoder.encode(images_B3HW.contiguous(memory_format=self._layout)), keys, suffix
+        )
         if self.foundation is not None:
             features = self.foundation(images_B3HW)
             if self.semantic_vae is not None:
@@ -186,6 +193,12 @@ class Encoder:
                 f"foundation features form a {grid} × {grid} grid but latents are {latent} × {latent}: set "
                 "foundation.input_size or foundation.layer so that the two agree"
             )
+
+
+def layout(device: torch.device, compiled: bool) -> torch.memory_format:
+    """Of the autoencoder's activations. Channels lie side by side for tensor cores and for a CPU; but on CUDA a group
+    norm answers with channels apart, so that every block would turn them twice, unless a compiler fuses it."""
+    return torch.contiguous_format if device.type == "cuda" and not compiled else torch.channels_last
 
 
 def key_noise(seed: int, keys: Sequence[str], column: str, shape: Sequence[int]) -> np.ndarray:

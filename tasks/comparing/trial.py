@@ -20,12 +20,13 @@ from configs import Recipe
 from infra.artifacts import Artifact
 from infra.device import default_device
 from tasks import train_dit
+from tasks.compiling import ready
 from tasks.data.portions import SCORING_BATCH
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, trained_dit
 from tasks.sample import external
 from tasks.sampling.per_image import shown_per_class
-from tasks.sampling.sampler import Decoder, Sampler, ready
+from tasks.sampling.sampler import Decoder, Sampler
 from tasks.scoring import reference as references
 from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageFeatures, PerImageFeatures
 from tasks.scoring.real_images import RealImages, on_record, scored, with_statistics
@@ -94,7 +95,7 @@ def run(context: Context) -> Outcome:
     threads = recipe.compute.actors.cpus_per_actor
     if device.type == "cpu":
         torch.set_num_threads(threads)
-    decoder = _decoder(context.input("train_vavae"), context.input("encode"))
+    decoder = _decoder(context.input("train_vavae"), context.input("encode"), recipe.compute.actors.compile)
     trained = context.input("train_dit")
     decoder.statistics.check(trained.manifest.facts["statistics_hash"], trained.uri)
     at = None if context.job.sections["trial"] is None else Snapshot(**context.job.sections["trial"])
@@ -162,8 +163,8 @@ def _sheet(shown: list[tuple[NDArray[np.int64], pictures.Pixels]]) -> pictures.P
 
 
 @lru_cache(maxsize=1)
-def _decoder(tokenizer: Artifact, latents: Artifact) -> Decoder:
-    return Decoder.of(tokenizer, latents, default_device())
+def _decoder(tokenizer: Artifact, latents: Artifact, compiled: bool) -> Decoder:
+    return Decoder.of(tokenizer, latents, default_device(), compiled)
 
 
 @lru_cache(maxsize=1)

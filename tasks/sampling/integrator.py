@@ -51,6 +51,7 @@ class Integrator:
     recipe: of the sample; `train_dit` and the sizes must be those that the model was trained with.
     model: frozen, on its device. Weak guides are built and loaded here, each once.
     ready: what is done to a weak guide before it is used, such as compiling it.
+    captured: gives what runs a network's passes in its place, such as recorded ones; None runs it as it is.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Integrator:
         recipe: Recipe,
         model: DiffusionNetwork,
         ready: Callable[[DiffusionNetwork], DiffusionNetwork] = lambda model: model,
+        captured: Callable[[DiffusionNetwork], Callable[..., Tensor]] | None = None,
     ) -> None:
         self.recipe, self.model = recipe, model
         self.groups, self.clock = channel_groups(recipe), build_clock(recipe)
@@ -78,6 +80,8 @@ class Integrator:
                     weak[found] = ready(_weak_guide(recipe, own.guidance, model))
                 guide = weak[found]
             self.stages.append(_Resolution(stage.side, own, stage.augment, guide, {"main": 0, "guide": 0}))
+        networks = [model, *weak.values()]
+        self._runs = {id(each): each if captured is None else captured(each) for each in networks}
         self._batches = 0
 
     def __call__(self, labels_B: Tensor, noise: Noise) -> Tensor:
@@ -146,7 +150,8 @@ class Integrator:
             condition = self.cascade.condition(lower, noise, level, stage.side)
 
         def counted(name: str, model: nn.Module) -> Velocity:
-            given: Velocity = model if condition is None else Conditioned(model, condition, level)
+            run = self._runs[id(model)]
+            given: Velocity = run if condition is None else Conditioned(run, condition, level)
 
             def velocity(x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> Tensor:
                 stage.passes[name] += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs import Recipe
+from infra import logs
 from infra.artifacts import Artifact
 from infra.device import computing, default_device, uploaded
 from models.autoencoder import AutoencoderKL
-from models.execution import prepare
+from models.captured import Captured
+from tasks.compiling import ready
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, trained_autoencoder, trained_dit
@@ -38,10 +40,10 @@ class Decoder:
     statistics: LatentStatistics
 
     @classmethod
-    def of(cls, tokenizer: Artifact, latents: Artifact, device: torch.device) -> Decoder:
+    def of(cls, tokenizer: Artifact, latents: Artifact, device: torch.device, compiled: bool = False) -> Decoder:
         """Of a `train_vavae` and an `encode` artifact."""
         statistics = LatentStatistics.from_facts(latents.manifest.facts, latents.uri)
-        return cls(trained_autoencoder(tokenizer).to(device), statistics)
+        return cls(ready(trained_autoencoder(tokenizer).to(device), compiled), statistics)
 
     def __call__(self, texture_BCHW: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) on the latents' device."""
@@ -52,13 +54,15 @@ class Sampler:
     """Makes the images that a recipe's `sample` section describes, from given networks.
 
     recipe: of the sample; `train_dit` and the sizes must be those that the model was trained with.
-    model: frozen, on `device`; `compute.actors.compile` compiles its blocks in place.
+    model: frozen, on `device`, compiled where that is wanted (`compiling.ready`).
     """
 
     def __init__(self, recipe: Recipe, model: DiffusionNetwork, decoder: Decoder, device: torch.device) -> None:
         self.recipe, self.decoder, self.device = recipe, decoder, device
         self._decoding = "fp32" if recipe.sample.precision == "fp32" else "tf32"
-        self.integrator = Integrator(recipe, model, lambda weak: ready(weak, recipe.compute.actors.compile))
+        compute = recipe.compute.actors
+        captured = partial(Captured, tell=logs.say) if compute.cuda_graphs and device.type == "cuda" else None
+        self.integrator = Integrator(recipe, model, lambda weak: ready(weak, compute.compile), captured)
 
     @classmethod
     def of(cls, context: Context) -> Sampler:
@@ -66,12 +70,10 @@ class Sampler:
         recipe, device = context.recipe, default_device()
         if device.type == "cpu":
             torch.set_num_threads(recipe.compute.actors.cpus_per_actor)
-        decoder = Decoder.of(context.input("train_vavae"), context.input("encode"), device)
-        model = ready(
-            trained_dit(context.input("train_dit"), recipe.sample.ema, recipe.sample.ema_sigma).to(device),
-            recipe.compute.actors.compile,
-        )
-        return cls(recipe, model, decoder, device)
+        compiled = recipe.compute.actors.compile
+        decoder = Decoder.of(context.input("train_vavae"), context.input("encode"), device, compiled)
+        model = trained_dit(context.input("train_dit"), recipe.sample.ema, recipe.sample.ema_sigma).to(device)
+        return cls(recipe, ready(model, compiled), decoder, device)
 
     def images(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], pictures.Pixels]:
         """Labels (B,) and pixels (B, H, W, 3) of these images; each depends on its index alone."""
@@ -107,12 +109,6 @@ class Sampler:
 
         with computing(self.recipe.sample.precision, self.device):
             return self.integrator(uploaded(torch.from_numpy(labels), self.device), noise)
-
-
-def ready(model: DiffusionNetwork, compiled: bool) -> DiffusionNetwork:
-    """The same model, its blocks compiled where that is wanted; batches are static, so that one graph serves them."""
-    prepare(model, compile=compiled)
-    return model
 
 
 class _OnItsWay:

@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 from configs.compute import TrainCompute
 from infra import logs
+from infra.attention import fastest_attention
+from infra.compiled import keep_compiled
 from infra.metrics import count
 from infra.storage import Storage
 from models.execution import prepare
@@ -69,7 +71,8 @@ def fit(trainee: Callable[[], Trainee], setting: Setting) -> None:
     guard = Guard()
     while True:
         try:
-            return _train(trainee(), setting, guard)
+            with fastest_attention(setting.device):
+                return _train(trainee(), setting, guard)
         except Rewind as rewind:
             guard = rewind.guard
 
@@ -86,8 +89,11 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
         module.load_state_dict(found.tensors[WEIGHTS], strict=False)
         if adversary is not None:
             adversary.module.load_state_dict(found.tensors[ADVERSARY + WEIGHTS])
+    if compute.compile:
+        keep_compiled()
     prepare(
         trainee.network,
+        tell=logs.say if rank == 0 else lambda _line: None,
         compile=compute.compile,
         checkpoint_activations=compute.recompute and hasattr(trainee.network, "blocks"),
         channels_last=compute.channels_last,

@@ -1,0 +1,124 @@
+"""`compute.actors.compile` compiles what encodes and samples, and graphs stay for the next process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from infra.compiled import FOLDER, keep_compiled
+from tasks import encode, sample
+from tasks.encoder import Encoder, layout
+from tasks.networks import WEIGHTS, build_semantic_vae
+from tasks.sampling.sampler import Sampler
+from tests.helpers.builders import at, context, put_networks, put_weights, small_recipe
+
+SETTINGS = ("encode.align_features=true", "foundation.weights=random", "sample.steps=2")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Traced whole, without the generation of code."""
+    torch.set_num_threads(1)
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setenv(FOLDER, str(tmp_path / "compiled"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+
+def made() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def test_encoding(traced: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One graph for the tokenizer's encoder and one for the foundation model, of both views and all batches."""
+    found = {}
+    for compiled in (False, True):
+        recipe = small_recipe(*SETTINGS, "image.flips=true", f"compute.actors.compile={compiled}".lower())
+        put_networks(at(tmp_path), recipe)
+        assert recipe.train_semvae is not None and recipe.foundation is not None
+        torch.manual_seed(0)  # of the Semantic VAE and of the random foundation model
+        semantic = build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim)
+        put_weights(at(tmp_path), recipe, "train_semvae", {WEIGHTS: semantic})
+        encoder = Encoder(context(at(tmp_path), recipe, encode.STAGE, "train_vavae", "train_semvae").job)
+        encoder.batch = 2
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+        found[compiled] = encoder.encode(["a", "b", "c"], pixels)
+    assert made() == 2
+    said = capsys.readouterr().out
+    assert "compiling Encoder for 2 × 3 × 32 × 32 float32" in said and "compiled FoundationModel" in said
+    assert found[False].keys() == found[True].keys() == {"z", "z_flip", "s", "s_flip", "f", "f_flip"}
+    for name, values in found[False].items():
+        np.testing.assert_allclose(found[True][name], values, rtol=2e-3, atol=2e-3)
+
+
+def test_sampling(traced: None, tmp_path: Path) -> None:
+    """One graph for all blocks and one for the decoder, whichever image or step."""
+    images = []
+    for compiled in (False, True):
+        recipe = small_recipe(*SETTINGS, f"compute.actors.compile={compiled}".lower())
+        put_networks(at(tmp_path), recipe)
+        sampler = Sampler.of(context(at(tmp_path), recipe, sample.STAGE, "train_vavae", "encode", "train_dit"))
+        images.append([pixels.astype(int) for _, _, pixels in sampler.stream([np.arange(2), np.arange(2, 4)])])
+    assert made() == 2
+    assert np.abs(np.array(images[0]) - np.array(images[1])).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "expected"),
+    [
+        (CPU, False, torch.channels_last),
+        (CPU, True, torch.channels_last),
+        (CUDA, True, torch.channels_last),
+        (CUDA, False, torch.contiguous_format),
+    ],
+)
+def test_channels_lie_side_by_side_where_it_pays(
+    device: torch.device, compiled: bool, expected: torch.memory_format
+) -> None:
+    assert layout(device, compiled) == expected
+
+
+def test_cuda_graphs_change_nothing_without_cuda(tmp_path: Path) -> None:
+    recipe = small_recipe(*SETTINGS, "compute.actors.cuda_graphs=true")
+    put_networks(at(tmp_path), recipe)
+    sampler = Sampler.of(context(at(tmp_path), recipe, sample.STAGE, "train_vavae", "encode", "train_dit"))
+    assert sampler.integrator._runs[id(sampler.integrator.model)] is sampler.integrator.model
+    assert sampler.images(np.arange(2))[1].shape == (2, 32, 32, 3)
+
+
+def test_graphs_go_to_the_home_unless_it_is_said_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTFORGE_HOME", str(tmp_path))
+    monkeypatch.setenv(FOLDER, "")
+    monkeypatch.delenv(FOLDER)
+    assert keep_compiled() == tmp_path / "compiled" == Path(os.environ[FOLDER])
+    monkeypatch.setenv(FOLDER, str(tmp_path / "shared"))
+    assert keep_compiled() == tmp_path / "shared" and (tmp_path / "shared").is_dir()
+
+
+_NEXT = """
+import torch
+from torch._dynamo.utils import counters
+from tasks.compiling import ready
+torch.manual_seed(0)
+network = ready(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU()).eval().requires_grad_(False), True)
+network(torch.ones(2, 8))
+print("hits", counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"])
+"""
+
+
+@pytest.mark.slow  # generates code
+def test_the_next_process_compiles_nothing(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != FOLDER}
+    environment["LATENTFORGE_HOME"] = str(tmp_path)
+    run = partial(subprocess.run, env=environment, capture_output=True, text=True, check=True)
+    hits = [run([sys.executable, "-c", _NEXT]).stdout for _ in range(2)]
+    assert "hits 0" in hits[0] and "hits 0" not in hits[1], hits
