@@ -22,7 +22,7 @@ EPOCH = 5_005 * 256
 def test_published_hyperparameters() -> None:
     section = load_recipe("vavae_f16d32").train_vavae
     assert (section.images, section.batch, section.learning_rate, section.betas) == (50 * EPOCH, 256, 1e-4, (0.5, 0.9))
-    assert section.schedule == "constant" and section.ema_decay is None and section.precision == "fp32"
+    assert section.schedule == "constant" and section.ema_decay is None and section.precision == "tf32"
     ((begin, objective),) = section.objectives
     assert begin == 0 and objective.gan_start == 2_500 * 256
     weights = (objective.perceptual_weight, objective.kl_weight, objective.gan_weight, objective.align_weight)
