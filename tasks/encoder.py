@@ -71,7 +71,7 @@ class Encoder:
             torch.backends.cudnn.deterministic = True  # a part is the same bytes whenever it is made
         autoencoder = trained_autoencoder(self.context.input("train_vavae"))
         self._layout = layout(self.device, compute.compile)
-        autoencoder.to(self.device, memory_format=self._layout)
+        autoencoder.to(self.device).to(memory_format=self._layout)
         self.autoencoder = ready(autoencoder, compute.compile)
         self.foundation: Any = None
         self.semantic_vae: Any = None
