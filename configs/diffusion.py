@@ -143,6 +143,16 @@ class Cascade(Section):
         return self.probabilities or (1.0 / len(self.sides),) * len(self.sides)
 
 
+class StatisticsFiles(Section):
+    """Mean and deviation of latents by channel, as both authors keep them beside their weights: files
+    with `mean` and `std` of shape (1, C, 1, 1), by path, fsspec URL or hub name."""
+
+    texture: str
+    """Of the tokenizer's channels, their `latents_stats.pt`."""
+    semantic: str | None = None
+    """Of the Semantic VAE's channels, their `latents_sv_stats.pt`."""
+
+
 class TrainDit(Training):
     model: DiffusionModel
     clock: Clock = SynchronousClock()
@@ -150,6 +160,9 @@ class TrainDit(Training):
     cascade: Annotated[Cascade | None, Added(before=None)] = None
     """None diffuses at the latents' own resolution only."""
     ema_decay: Share | None = 0.9999
+    statistics: Annotated[StatisticsFiles | Literal["weights"] | None, Added(before=None)] = None
+    """What latents are standardised by: files, or `weights` for those that travel in `pretrained` (our
+    safetensors). None takes what travels there, if anything does, and else the latents' own."""
 
     @property
     def align_depth(self) -> int | None:
@@ -160,4 +173,6 @@ class TrainDit(Training):
     def _alignment_has_a_head(self) -> TrainDit:
         if self.objective.align_weight > 0 and self.align_depth is None:
             raise ValueError("objective.align_weight is above 0 but model.align_depth is not set: choose a block")
+        if self.statistics == "weights" and self.pretrained is None:
+            raise ValueError("statistics is weights but pretrained is not set: name the weights, or files")
         return self

@@ -71,6 +71,20 @@ class Recipe(Section):
         """The resolutions that `sample` goes through; one, the latents' own, where there is no cascade."""
         return self.sample.stages or tuple(SampleResolution(side=side) for side in self.sides)
 
+    @property
+    def needs_latents(self) -> bool:
+        """Whether images have to become latents: not where nothing is trained on any, and the
+        statistics of the weights are given."""
+        if self.lacks("train_dit"):
+            return True
+        trained = self.train_vavae.images > 0 or self.train_dit.images > 0
+        return trained or self.train_dit.statistics is None
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether labelled images have to be read at all."""
+        return self.needs_latents or self.lacks("evaluate") or self.evaluate.needs_images
+
     def section(self, name: str) -> Any:
         """The plain values of one section, as they enter fingerprints; None where the recipe has none."""
         self.require([name], f"stage {name}")

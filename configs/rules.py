@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, UnetModel
+from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, StatisticsFiles, UnetModel
 from configs.sampling import AutoGuidance, ClassifierFree, Sample
 
 if TYPE_CHECKING:
@@ -174,6 +174,23 @@ def _semantic_channels(recipe: Recipe) -> None:
         )
 
 
+def _statistics(recipe: Recipe) -> None:
+    given = recipe.train_dit.statistics
+    if not isinstance(given, StatisticsFiles):
+        return
+    semantic = recipe.train_semvae is not None
+    if semantic and given.semantic is None:
+        raise ValueError(
+            "train_dit.statistics.semantic is not set but train_semvae is, so there are semantic channels: name the "
+            "file of their statistics (latents_sv_stats.pt) beside texture's"
+        )
+    if not semantic and given.semantic is not None:
+        raise ValueError(
+            "train_dit.statistics.semantic is set but train_semvae is not, so there are no semantic "
+            "channels: leave it out"
+        )
+
+
 def _tokenizer_alignment(recipe: Recipe) -> None:
     weight = max(each.align_weight for _, each in recipe.train_vavae.objectives)
     _aligned_with_something(recipe, "train_vavae.objective.align_weight", weight)
@@ -277,6 +294,7 @@ _RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _moments: ("train_dit",),
     _semantics: (),
     _semantic_channels: ("train_dit",),
+    _statistics: ("train_dit",),
     _tokenizer_alignment: (),
     _alignment: ("train_dit",),
     _guidance: ("sample",),

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from configs.data import Foundation
 from configs.section import Added, Positive, Precision, Section, Seed, Share
 
+SPLITS = ("test", "train")
+"""Images of the recipe's source, as `evaluate.reference` may name them."""
+
 
 class Classifier(Section):
     """The judge of class consistency, trained on the train split."""
@@ -55,6 +58,11 @@ class Evaluate(Section):
     precision: Annotated[Precision, Added(before="fp32")] = "fp32"
     """Of all networks that look at images; scores that are compared with published ones are made in `fp32`."""
     classifier: Classifier | None = None
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether it compares with images of the recipe's source, or trains a judge on them."""
+        return self.reference in SPLITS or self.classifier is not None
 
     @model_validator(mode="after")
     def _enough_replicates(self) -> Evaluate:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,7 @@ class Run:
         return Context(job).artifact, job
 
     def _selected(self, stage: Stage) -> bool:
-        if self.only is not None:
-            return stage.name == self.only
-        if self.start is not None:
-            names = [each.name for each in self.stages]
-            return names.index(stage.name) >= names.index(self.start)
-        return True
+        return _selected(stage, self.stages, self.start, self.only)
 
     def _perform(self, stage: Stage, artifact: Artifact, job: Job, complete: bool) -> None:
         logger = get_run_logger()
@@ -224,6 +220,15 @@ class Run:
         return child
 
 
+def _selected(stage: Stage, stages: Sequence[Stage], start: str | None, only: str | None) -> bool:
+    if only is not None:
+        return stage.name == only
+    if start is not None:
+        names = [each.name for each in stages]
+        return names.index(stage.name) >= names.index(start)
+    return True
+
+
 @contextmanager
 def open_run(
     flow: str,
@@ -258,7 +263,7 @@ def preflight(
     only: str | None = None,
     force: Sequence[str] = (),
 ) -> tuple[Recipe, Storage]:
-    """Check a run's parameters, its storage and its outside sources.
+    """Check a run's parameters, its storage, its outside sources, and what the stages that will run are given.
 
     Raises:
         UserError: naming the parameter, what was found and what would be right.
@@ -274,10 +279,21 @@ def preflight(
         raise UserError("--from and --only exclude each other: choose one")
     storage = preflight_storage(root)
     jobs.check(loaded.compute.cluster)
-    for stage in stages:
-        if stage.external is not None and stage.present(loaded):
-            stage.external(loaded)
+    made: dict[str, Artifact] = {}
+    for stage in (each for each in stages if each.present(loaded)):
+        outside = None if stage.external is None else stage.external(loaded)
+        known = replace(stage, external=partial(_known, outside))  # a source is listed once
+        prints = {name: made[name].fingerprint for name in stage.inputs if name in made}
+        made[stage.name] = Context(known.job(loaded, storage.url, prints)).artifact
+        redone = stage.name in force or start is not None
+        runs = _selected(stage, stages, start, only) and (redone or not made[stage.name].is_complete())
+        if stage.check is not None and runs:
+            stage.check(loaded)
     return loaded, storage
+
+
+def _known(outside: Mapping[str, str] | None, recipe: Recipe) -> Mapping[str, str] | None:
+    return outside
 
 
 def preflight_storage(root: str | None) -> Storage:

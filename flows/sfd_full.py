@@ -44,7 +44,11 @@ def sfd_full(
 
 
 def dag(run: Run) -> str:
-    """From images to a report; what a recipe does not have is left out. The URI of the last artifact made or reused."""
+    """From images to a report; what a recipe does not have is left out. The URI of the last artifact made or reused.
+
+    Where tokenizer, diffusion weights and their statistics are given, no latents are made, and where scores compare
+    with none of the recipe's images either, no image is read.
+    """
     shards = run(shard)
     tokenizer = run(train_vavae, shards)
     semantics = run(train_semvae, shards)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.run import open_run
-from flows.stages import shard, train_semvae, train_vavae
 from tasks.evaluate_tokenizer import STAGE as evaluate_tokenizer
+from tasks.shard import STAGE as shard
+from tasks.train_semvae import STAGE as train_semvae
+from tasks.train_vavae import STAGE as train_vavae
 
 STAGES = (shard, train_vavae, train_semvae, evaluate_tokenizer)
 

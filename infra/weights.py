@@ -15,13 +15,14 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from configs.errors import UserError
 from infra.addresses import refuse_credentials
 from infra.home import home
 from infra.storage import Storage
-from models.checkpoints import Checkpoint, Statistics, Which, load_into, read, read_statistics
+from models.checkpoints import Checkpoint, Statistics, Which, check_fits, load_into, read, read_statistics
 from models.files import INDEX, file_in, read_content, shards_of
 from models.formats import Kind, kind_for
 from models.foundation import load_efficientnet_lite0
@@ -103,6 +104,25 @@ def load_pretrained(model: nn.Module, location: str, which: Which = "ema") -> Ch
     except ValueError as error:
         raise UserError(str(error)) from None
     return checkpoint
+
+
+def check_pretrained(build: Callable[[], nn.Module], location: str | None, field: str) -> None:
+    """Refuse weights that do not fit the network a recipe describes, before anything runs.
+
+    build: makes that network; it is called where memory costs nothing. location: None needs no check.
+
+    Raises:
+        UserError: naming the field, the file and what does not fit.
+    """
+    if location is None or location in _NAMES:
+        return
+    with torch.device("meta"):
+        model = build()
+    checkpoint = load_checkpoint(location, kind=kind_for(model))
+    try:
+        check_fits(model, checkpoint, f"{field} {location}")
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def load_statistics(location: str) -> Statistics:

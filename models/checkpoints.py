@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -155,6 +156,18 @@ def read_statistics(path: Path) -> Statistics:
     return Statistics(mean, std)
 
 
+def travelling_statistics(path: Path) -> dict[str, Statistics]:
+    """Latent statistics by channel group that a file of ours carries; none in any other file."""
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                return {}
+            names = [name for name in file.keys() if name.startswith("statistics.")]  # noqa: SIM118 - not a dict
+            return _statistics({name.partition(".")[2]: file.get_tensor(name) for name in names})
+    except (SafetensorError, OSError):
+        return {}
+
+
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """The authors' latent statistics file: (1, C, 1, 1) each."""
     torch.save({"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}, path)
@@ -167,6 +180,13 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, where: str, which: Which
     weights, one that the network lacks is left out. What a network has `added` to a published one keeps its fresh
     weights as well where the file lacks it. Raises ValueError listing what does not fit.
     """
+    source = check_fits(model, checkpoint, where, which)
+    model.load_state_dict({name: source.get(name, value) for name, value in model.state_dict().items()})
+
+
+def check_fits(model: nn.Module, checkpoint: Checkpoint, where: str, which: Which = "ema") -> dict[str, Tensor]:
+    """The weights that :func:`load_into` would load into this network, which may be on the meta device.
+    Raises ValueError listing what does not fit."""
     source = checkpoint.raw if which == "raw" and checkpoint.raw else checkpoint.tensors
     expected = model.state_dict()
     head = "repa_projector."
@@ -187,7 +207,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, where: str, which: Which
             f"{where} does not fit this {type(model).__name__}: {'; '.join(problems)}. Make the model section "
             f"match the file: `latentforge weights inspect` shows what it holds"
         )
-    model.load_state_dict({name: source.get(name, value) for name, value in expected.items()})
+    return source
 
 
 def _theirs(content: Content, kind: Kind | None, num_heads: int | None, semantic_channels: int | None) -> Checkpoint:
@@ -218,12 +238,20 @@ def _ours(content: Content, kind: Kind | None) -> Checkpoint:
         head, _, rest = name.partition(".")
         part = head if head in parts else ""
         parts[part][rest if part else name] = value
-    statistics = {
-        group: Statistics(parts["statistics"][f"{group}.mean"], parts["statistics"][f"{group}.std"])
-        for group in sorted({name.rpartition(".")[0] for name in parts["statistics"]})
-    }
-    nesting = tuple(facts["nesting"])
-    return Checkpoint(facts["kind"], parts[""], facts["arguments"], parts["raw"], statistics, parts["extra"], nesting)
+    return Checkpoint(
+        facts["kind"],
+        parts[""],
+        facts["arguments"],
+        parts["raw"],
+        _statistics(parts["statistics"]),
+        parts["extra"],
+        tuple(facts["nesting"]),
+    )
+
+
+def _statistics(tensors: Mapping[str, Tensor]) -> dict[str, Statistics]:
+    groups = sorted({name.rpartition(".")[0] for name in tensors})
+    return {group: Statistics(tensors[f"{group}.mean"], tensors[f"{group}.std"]) for group in groups}
 
 
 def _stored_arguments(kind: Kind, values: Mapping[str, Any]) -> Arguments:

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
+    from configs import Recipe
     from tasks.stage import Stage
 
 StageName = Literal["shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate", "report"]
@@ -21,3 +22,16 @@ def load_stage(name: str) -> Stage:
     """The stage of a name, from its module. Raises ImportError where there is none."""
     stage: Stage = import_module(f"tasks.{name}").STAGE
     return stage
+
+
+def in_pipeline(name: str, recipe: Recipe) -> bool:
+    """Whether a recipe has this stage on the way from images to a report.
+
+    No latents are made where tokenizer, diffusion weights and their statistics are given, and no image
+    is read where scores compare with none of the recipe's either.
+    """
+    if name == "shard":
+        return recipe.needs_images
+    if name == "train_semvae":
+        return recipe.train_semvae is not None and recipe.needs_latents
+    return recipe.needs_latents if name == "encode" else True

@@ -27,7 +27,7 @@ from tasks.stage import Context, Outcome, Stage
 
 
 def run(context: Context) -> Outcome:
-    """Score the sample, the floor and the tokenizer.
+    """Score the sample, and where the recipe's images are read, the floor and the tokenizer.
 
     Raises:
         UserError: the judge is worse than the recipe allows, or a set is too small to score.
@@ -39,10 +39,12 @@ def run(context: Context) -> Outcome:
     sample = ImageSet(context.input("sample"), "part-", section.images)
     sets = features_of(given, reference, judge, {"made": sample})[0]
     made, real = sets["made"], with_statistics(sets["reference"], reference)
-    floor = sets["floor"].first(min(made.images, sets["floor"].images))
     scores = scored(real, made, context.recipe)
-    base = scored(real, floor, context.recipe, intervals=False)
-    values = {**scores.values, **{f"floor_{name}": value for name, value in base.values.items()}}
+    values, floor = dict(scores.values), None
+    if "floor" in sets:
+        floor = sets["floor"].first(min(made.images, sets["floor"].images))
+        base = scored(real, floor, context.recipe, intervals=False)
+        values |= {f"floor_{name}": value for name, value in base.values.items()}
     if RECONSTRUCTED in sets:
         values |= _reconstruction(context, sets, reference)
     if judge is not None:
@@ -76,7 +78,7 @@ def _reconstruction(context: Context, sets: dict[str, ImageFeatures], reference:
 
 
 def _facts(
-    context: Context, made: ImageFeatures, real: ImageFeatures, floor: ImageFeatures, scores: Scores
+    context: Context, made: ImageFeatures, real: ImageFeatures, floor: ImageFeatures | None, scores: Scores
 ) -> dict[str, Any]:
     section = context.recipe.evaluate
     published = None if section.inception is None else inception.Identity.at(section.inception.weights)
@@ -84,7 +86,7 @@ def _facts(
         "network": section.features.name,
         "inception": None if published is None else {"sha256": published.sha256, "genuine": published.genuine},
         "reference": section.reference,
-        "images": {"generated": made.images, "test": real.images, "floor": floor.images},
+        "images": {"generated": made.images, "test": real.images, "floor": floor.images if floor else 0},
         "intervals": {name: list(bounds) for name, bounds in scores.intervals.items()},
         "spread": scores.spread,
         "consistency_by_label": _by_label(made.findings, context.recipe.data.classes),

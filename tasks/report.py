@@ -52,13 +52,15 @@ STAGE = Stage(name="report", version=2, sections=("report",), inputs=_STAGES, ru
 
 
 def _sheets(context: Context) -> tuple[list[int], dict[str, pictures.Pixels]]:
-    """Labels of the columns, and the grids of real, reconstructed and generated images."""
-    recipe, shards, sample = context.recipe, context.input("shard"), context.input("sample")
+    """Labels of the columns; grids of generated images and, where some are read, of real and reconstructed ones."""
+    recipe, shards, sample = context.recipe, context.optional("shard"), context.input("sample")
     size, section = recipe.image.size, recipe.report
-    made_labels, real_labels = (
-        read_labels(sample, "part-", _LOOKED_THROUGH),
-        read_labels(shards, "test/", _LOOKED_THROUGH),
-    )
+    made_labels = read_labels(sample, "part-", _LOOKED_THROUGH)
+    if shards is None:
+        made = shown_per_class(made_labels, section.columns, section.rows)
+        generated = pick_images(sample.storage, sample.files("part-"), [*chain(*made)], size)
+        return made_labels[made[0]].tolist(), {"generated": pictures.grid(generated, len(made[0]))}
+    real_labels = read_labels(shards, "test/", _LOOKED_THROUGH)
     common = np.intersect1d(made_labels, real_labels)
     if not len(common):
         raise UserError("no label is both in the sample and in the test split: nothing can be shown side by side")
@@ -99,7 +101,8 @@ class Row:
 
 def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int], files: dict[str, bytes]) -> str:
     recipe = context.recipe
-    classes = manifests["shard"].facts["classes"]
+    shards = manifests["shard"].facts if "shard" in manifests else {}
+    classes = shards.get("classes", ())
     made, total = manifests["evaluate"], sum(manifest.seconds for manifest in manifests.values())
     return pages.render(
         "report",
@@ -119,8 +122,8 @@ def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int
         ][:100],
         stages=[_stage_row(name, manifest, total) for name, manifest in manifests.items()],
         total=_duration(total),
-        source=manifests["shard"].facts.get("source", {}).get("lines", []),
-        quarantined=manifests["shard"].facts.get("quarantine", {}),
+        source=shards.get("source", {}).get("lines", []),
+        quarantined=shards.get("quarantine", {}),
         others=_other_scores(manifests),
         yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         libraries=made.libraries,
@@ -134,11 +137,10 @@ def _cards(evaluated: Manifest) -> list[tuple[str, str, str]]:
     if "class_consistency" in scores:
         floor = scores["floor_class_consistency"]
         cards.append(("Class consistency", f"{100 * scores['class_consistency']:.1f} %", f"real {100 * floor:.1f} %"))
-    name = score_name("frechet", network)
-    cards.append(("Fréchet distance", f"{scores[name]:.2f}", f"real {scores['floor_' + name]:.2f}"))
-    for score in ("precision", "recall"):
+    for score, title in (("frechet", "Fréchet distance"), ("precision", "Precision"), ("recall", "Recall")):
         name = score_name(score, network)
-        cards.append((score.capitalize(), f"{scores[name]:.2f}", f"real {scores['floor_' + name]:.2f}"))
+        real = f"real {scores['floor_' + name]:.2f}" if "floor_" + name in scores else ""
+        cards.append((title, f"{scores[name]:.2f}", real))
     if "reconstruction_psnr" in scores:
         cards.append(("Tokenizer PSNR", f"{scores['reconstruction_psnr']:.1f} dB", "on test images"))
     return cards

@@ -13,13 +13,15 @@ from configs import Recipe
 from configs.sampling import AutoGuidance as AutoGuidanceSection
 from infra.progress import Bar
 from infra.storage import FileEntry
-from infra.weights import fetch, file_hash
+from infra.weights import check_pretrained, fetch, file_hash
 from tasks.data.actors import spread
+from tasks.data.given_statistics import tell_differences
 from tasks.data.images import image_table, pick_images
 from tasks.data.portions import SAMPLE_GRID_COLUMNS, SAMPLE_GRID_ROWS, SAMPLE_ROWS_PER_PART
 from tasks.data.receipts import Receipt, finished, write_receipt
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
+from tasks.networks import build_network
 from tasks.sampling.per_image import image_labels, shown_per_class
 from tasks.sampling.sampler import Sampler
 from tasks.stage import Context, Job, Outcome, Stage
@@ -35,10 +37,7 @@ def run(context: Context) -> Outcome:
             guide's weights do not fit.
     """
     recipe, out = context.recipe, context.out
-    model, latents = context.input("train_dit"), context.input("encode")
-    LatentStatistics.from_facts(latents.manifest.facts, latents.uri).check(
-        model.manifest.facts["statistics_hash"], model.uri
-    )
+    check_statistics(context)
     parts = _parts(recipe)
     made_from = context.job.fingerprint
     done = finished(out, [(part["name"], made_from) for part in parts])
@@ -65,6 +64,22 @@ def run(context: Context) -> Outcome:
     )
 
 
+def check_statistics(context: Context) -> None:
+    """Say how far the statistics of a model are from those of the latents here, where it was given some.
+
+    Raises:
+        UserError: it was given none and was trained on other latents.
+    """
+    model, latents = context.input("train_dit"), context.optional("encode")
+    if latents is None:
+        return
+    facts, own = model.manifest.facts, LatentStatistics.from_facts(latents.manifest.facts, latents.uri)
+    if "statistics_from" not in facts:
+        own.check(facts["statistics_hash"], model.uri)
+        return
+    tell_differences(LatentStatistics.from_facts(facts, model.uri), own, facts["statistics_from"])
+
+
 def _scores(receipts: list[Receipt], sampled: int, seconds: float) -> dict[str, float]:
     """Speed of what was sampled now, and evaluations per image of the sample (`Integrator.evaluations`)."""
     counts = [receipt.facts["evaluations"] for receipt in receipts]
@@ -82,6 +97,16 @@ def external(recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def check(recipe: Recipe) -> None:
+    """Raises UserError where a weak guide cannot be had or is not the network that the recipe describes: before the
+    model it guides is trained for days."""
+    sections = [recipe.sample.at(stage).guidance for stage in recipe.sampled_resolutions]
+    guides = [each for each in sections if isinstance(each, AutoGuidanceSection)]
+    for guide in dict.fromkeys(guides):
+        field = "sample.guidance.weights"
+        check_pretrained(lambda guide=guide: build_network(recipe, guide.model), guide.weights, field)  # type: ignore[misc]
+
+
 STAGE = Stage(
     name="sample",
     version=2,
@@ -89,6 +114,7 @@ STAGE = Stage(
     inputs=("train_vavae", "encode", "train_dit"),
     run=run,
     external=external,
+    check=check,
 )
 
 

@@ -71,6 +71,10 @@ class Context:
         """An input artifact; complete, or its manifest raises."""
         return Artifact(self.job.root, stage, self.job.inputs[stage])
 
+    def optional(self, stage: str) -> Artifact | None:
+        """An input artifact that some recipes do without; None where this one does."""
+        return self.input(stage) if stage in self.job.inputs else None
+
     @cached_property
     def tracker(self) -> Tracker:
         return Tracker.of(self.job.tracking)
@@ -91,6 +95,9 @@ class Stage:
     """Identities of what it reads from outside the root (a source's listing, a file's hash), if it reads any."""
     present: Callable[[Recipe], bool] = lambda recipe: True
     """Whether a recipe has this stage at all."""
+    check: Callable[[Recipe], None] | None = None
+    """Opens what it is given from outside (weights, statistics) and raises UserError where that does not fit the
+    recipe: before any stage runs, since the one that needs it may come days later."""
 
     def fingerprint(self, recipe: Recipe, inputs: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
         """The fingerprint of this stage's output and the sections it covers."""

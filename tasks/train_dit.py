@@ -9,9 +9,12 @@ from torch import nn
 
 from configs import Recipe
 from configs.diffusion import TrainDit
-from infra.weights import identities, load_pretrained
+from infra.artifacts import Artifact
+from infra.weights import check_pretrained, identities, load_pretrained
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
+from tasks.data.given_statistics import differences, given_statistics, tell_differences
+from tasks.data.given_statistics import external as given_external
 from tasks.data.statistics import LatentStatistics
 from tasks.loading.loader import Batch, Loader
 from tasks.loading.memory import as_tensor
@@ -33,6 +36,9 @@ def section(recipe: Recipe) -> TrainDit:
 
 def run(context: Context) -> Outcome:
     """Train the diffusion transformer, or take the weights that `train_dit.pretrained` names."""
+    latents = context.optional("encode")
+    if latents is not None and (given := given_statistics(context.recipe)) is not None:
+        tell_differences(given[0], LatentStatistics.from_facts(latents.manifest.facts, latents.uri), given[1])
     return train(context, context.recipe.train_dit)
 
 
@@ -50,20 +56,18 @@ class Diffusion(Trainee):
         self.null_label = network.null_label
         trainable = TrainableVelocity if self.section.cascade is None else TrainableCascade
         self.module: nn.Module = trainable(network, build_objective(recipe))
-        latents = context.input("encode")
-        self.statistics = LatentStatistics.from_facts(latents.manifest.facts, latents.uri)
-        self.facts: dict[str, Any] = {
-            "statistics": dict(self.statistics.values),
-            "statistics_hash": self.statistics.hash,
-        }
+        latents = context.optional("encode")
+        self.statistics, self.facts = standard(recipe, latents)
         self.resolutions: Resolutions | None = None
-        if self.section.cascade is not None:
-            self.resolutions = Resolutions(self.section.cascade, latents, self.section.seed)
-            self.facts |= self.resolutions.facts
         self.aligned = objective.align_weight > 0
         self.noise = ImageNumbers(self.section.seed, "noise")
         self.times = ImageNumbers(self.section.seed, "time")
         self.drops = ImageNumbers(self.section.seed, "label dropout")
+        if latents is None:
+            return  # given weights of given statistics: nothing is trained
+        if self.section.cascade is not None:
+            self.resolutions = Resolutions(self.section.cascade, latents, self.section.seed, self.statistics)
+            self.facts |= self.resolutions.facts
         columns = [*self.statistics.columns, *([_ALIGN] if self.aligned else [])]
         self.loader = Loader(
             latents,
@@ -106,13 +110,34 @@ class Diffusion(Trainee):
         return given
 
 
+def standard(recipe: Recipe, latents: Artifact | None) -> tuple[LatentStatistics, dict[str, Any]]:
+    """What latents are standardised by, and what the artifact records of it."""
+    given = given_statistics(recipe)
+    if given is None:
+        assert latents is not None  # the recipe's rules: without latents, statistics are given
+        found, facts = LatentStatistics.from_facts(latents.manifest.facts, latents.uri), dict[str, Any]()
+    else:
+        found, facts = given[0], {"statistics_from": given[1]}
+        if latents is not None:
+            own = LatentStatistics.from_facts(latents.manifest.facts, latents.uri)
+            facts["statistics_differences"] = differences(found, own)
+    return found, {"statistics": dict(found.values), "statistics_hash": found.hash, **facts}
+
+
 def preview(context: Context, trained: Diffusion) -> DiffusionPreview:
-    return DiffusionPreview(context, trained.network)  # type: ignore[arg-type]
+    return DiffusionPreview(context, trained.network, trained.statistics)  # type: ignore[arg-type]
 
 
 def external(recipe: Recipe) -> dict[str, str] | None:
-    """Which file of weights it starts from, where one is."""
-    return identities(pretrained=section(recipe).pretrained) or None
+    """Which file of weights it starts from, and which statistics, where some are given."""
+    return identities(pretrained=section(recipe).pretrained) | given_external(recipe) or None
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UserError where the weights or the statistics that the recipe names do not fit it."""
+    model = section(recipe).model
+    check_pretrained(lambda: build_network(recipe, model), section(recipe).pretrained, "train_dit.pretrained")
+    given_statistics(recipe)
 
 
 STAGE = TrainedStage(
@@ -122,6 +147,7 @@ STAGE = TrainedStage(
     inputs=("encode",),
     run=run,
     external=external,
+    check=check,
     section=section,
     trainee=Diffusion,
     preview=preview,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from configs import Recipe, UserError
 from configs.tokenizers import TrainSemvae
 from infra.artifacts import Artifact
 from infra.device import autocast
-from infra.weights import identities, load_pretrained
+from infra.weights import check_pretrained, identities, load_pretrained
 from models.tokenizer_losses import TrainableSemanticVAE
 from tasks.data.images import images
 from tasks.loading.loader import IMAGE, Batch, Loader
@@ -144,6 +145,14 @@ class Semantics(Trainee):
         return dict(zip(names, (sums / count).tolist(), strict=True)) if count else {}
 
 
+def check(recipe: Recipe) -> None:
+    """Raises UserError where the weights that the recipe names do not fit it."""
+    given, foundation = section(recipe), recipe.foundation
+    assert foundation is not None  # the recipe's rules
+    build = partial(build_semantic_vae, given.model, foundation.feature_dim)
+    check_pretrained(build, given.pretrained, "train_semvae.pretrained")
+
+
 STAGE = TrainedStage(
     name="train_semvae",
     version=2,
@@ -151,6 +160,7 @@ STAGE = TrainedStage(
     inputs=("shard",),
     run=run,
     external=external,
+    check=check,
     present=lambda recipe: recipe.train_semvae is not None,
     section=section,
     trainee=Semantics,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from configs import Recipe, UserError
 from configs.tokenizers import Discriminator, TrainVavae, VavaeObjective
 from infra.device import autocast
-from infra.weights import identities, load_pretrained, load_tensors
+from infra.weights import check_pretrained, identities, load_pretrained, load_tensors
 from models.discriminator import PatchDiscriminator, TrainableDiscriminator
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
 from tasks.data.images import images
@@ -106,10 +106,12 @@ class Tokenizer(Trainee):
         if self.section.pretrained_objective is not None:
             self._go_on(self.section.pretrained_objective)
         self.foundation = load_foundation(foundation) if trains and foundation else None
-        self.shards, self.size = context.input("shard"), recipe.image.size
+        self.shards, self.size = context.optional("shard"), recipe.image.size
         self.latent = (self.section.model.z_channels, recipe.latent_size, recipe.latent_size)
         self.noise = ImageNumbers(self.section.seed, "posterior")
         self.facts: dict[str, Any] = {}
+        if self.shards is None:
+            return  # given weights, and no images to score them on
         self.loader = Loader(
             self.shards,
             "train",
@@ -150,6 +152,8 @@ class Tokenizer(Trainee):
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """PSNR in dB of reconstructed posterior means as uint8, averaged over images of the test split."""
         total, count = 0.0, 0
+        if self.shards is None:
+            return {}
         for _, shown in images(self.shards, "test", self.size, _SCORED_IMAGES):
             real = torch.from_numpy(shown).to(device).permute(0, 3, 1, 2).float()
             recon = network(to_float(shown, device))[0]
@@ -202,6 +206,12 @@ def external(recipe: Recipe) -> dict[str, str] | None:
     return found or None
 
 
+def check(recipe: Recipe) -> None:
+    """Raises UserError where the weights that the recipe names do not fit it."""
+    given = section(recipe)
+    check_pretrained(lambda: build_autoencoder(given.model), given.pretrained, "train_vavae.pretrained")
+
+
 STAGE = TrainedStage(
     name="train_vavae",
     version=2,
@@ -209,6 +219,7 @@ STAGE = TrainedStage(
     inputs=("shard",),
     run=run,
     external=external,
+    check=check,
     section=section,
     trainee=Tokenizer,
 )

@@ -24,7 +24,7 @@ from tasks.compiling import ready
 from tasks.data.portions import SCORING_BATCH
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, trained_dit
-from tasks.sample import external
+from tasks.sample import check_statistics, external
 from tasks.sampling.per_image import shown_per_class
 from tasks.sampling.sampler import Decoder, Sampler
 from tasks.scoring import reference as references
@@ -51,13 +51,13 @@ def trial_job(recipe: Recipe, root: str, inputs: Mapping[str, Artifact], real: R
     """The job of one trial.
 
     recipe: `sample` and `evaluate` say what is made and how it is scored; no intervals where `evaluate.bootstrap` is 0.
-    inputs: the artifacts of `train_vavae`, `encode` and `train_dit`.
+    inputs: the artifacts of `train_vavae`, `encode` (where latents were made) and `train_dit`.
     at: None takes the weights that `sample.ema` says, at the end of training.
     """
     sections = {name: recipe.section(name) for name in ("image", "sample", "evaluate")}
     sections["external"] = external(recipe)
     sections["trial"] = None if at is None else vars(at)
-    prints = {name: inputs[name].fingerprint for name in _INPUTS}
+    prints = {name: inputs[name].fingerprint for name in _INPUTS if name in inputs}
     prints["reference"] = real.reference.fingerprint
     if real.judge is not None:
         prints["judge"] = real.judge.fingerprint
@@ -95,9 +95,9 @@ def run(context: Context) -> Outcome:
     threads = recipe.compute.actors.cpus_per_actor
     if device.type == "cpu":
         torch.set_num_threads(threads)
-    decoder = _decoder(context.input("train_vavae"), context.input("encode"), recipe.compute.actors.compile)
+    check_statistics(context)
     trained = context.input("train_dit")
-    decoder.statistics.check(trained.manifest.facts["statistics_hash"], trained.uri)
+    decoder = _decoder(context.input("train_vavae"), trained, recipe.compute.actors.compile)
     at = None if context.job.sections["trial"] is None else Snapshot(**context.job.sections["trial"])
     sampler = Sampler(recipe, _model(trained, recipe.sample.ema, at, recipe.compute.actors.compile), decoder, device)
     section = recipe.evaluate
@@ -163,8 +163,8 @@ def _sheet(shown: list[tuple[NDArray[np.int64], pictures.Pixels]]) -> pictures.P
 
 
 @lru_cache(maxsize=1)
-def _decoder(tokenizer: Artifact, latents: Artifact, compiled: bool) -> Decoder:
-    return Decoder.of(tokenizer, latents, default_device(), compiled)
+def _decoder(tokenizer: Artifact, model: Artifact, compiled: bool) -> Decoder:
+    return Decoder.of(tokenizer, model, default_device(), compiled)
 
 
 @lru_cache(maxsize=1)

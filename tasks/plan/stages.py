@@ -7,7 +7,7 @@ from collections.abc import Callable
 from configs import Recipe
 from configs.data import ParquetFiles
 from configs.sampling import AutoGuidance
-from tasks.dag import FLOWS
+from tasks.dag import FLOWS, PIPELINE, in_pipeline
 from tasks.data.portions import SAMPLE_GRID_ROWS, SAMPLE_ROWS_PER_PART
 from tasks.plan import networks, scoring, sizes, trainings
 from tasks.plan.data import Images
@@ -24,10 +24,16 @@ _HELD_BY_DRIVER = 300
 
 def works(recipe: Recipe, images: Images, evaluations: int, flow: str = "sfd-full") -> list[Work]:
     """Every stage of a flow that the recipe has, in order. Arguments as :func:`work_of`'s."""
-    there = [stage for stage in FLOWS[flow] if stage != "train_semvae" or recipe.train_semvae is not None]
+    there = [stage for stage in FLOWS[flow] if _present(stage, recipe, flow)]
     for stage in there:
         recipe.require((stage, *_READ_BESIDE.get(stage, ())), f"stage {stage}")
     return [work_of(stage, recipe, images, evaluations) for stage in there]
+
+
+def _present(stage: str, recipe: Recipe, flow: str) -> bool:
+    if FLOWS[flow] is PIPELINE:
+        return in_pipeline(stage, recipe)
+    return stage != "train_semvae" or recipe.train_semvae is not None
 
 
 def work_of(stage: str, recipe: Recipe, images: Images, evaluations: int) -> Work:

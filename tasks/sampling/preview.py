@@ -37,14 +37,14 @@ class DiffusionPreview:
     choice. Every worker makes its share; the network is used as it is, in parts where ZeRO holds it so.
     """
 
-    def __init__(self, context: Context, network: DiffusionNetwork) -> None:
+    def __init__(self, context: Context, network: DiffusionNetwork, statistics: LatentStatistics) -> None:
         recipe = simplified(context.recipe)
         latents = context.input("encode")
         made_from = latents.manifest.inputs
         tokenizer = Artifact(context.job.root, "train_vavae", made_from["train_vavae"])
         self._device, self._recipe, self._network = default_device(), recipe, network
         self._tokenizer = trained_autoencoder(tokenizer).to(self._device)
-        self._statistics = LatentStatistics.from_facts(latents.manifest.facts, latents.uri)
+        self._statistics = statistics
         self._integrator = Integrator(recipe, network)
         self._scored = recipe.compute.train.preview_scored
         if self._scored:

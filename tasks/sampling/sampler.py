@@ -40,9 +40,9 @@ class Decoder:
     statistics: LatentStatistics
 
     @classmethod
-    def of(cls, tokenizer: Artifact, latents: Artifact, device: torch.device, compiled: bool = False) -> Decoder:
-        """Of a `train_vavae` and an `encode` artifact."""
-        statistics = LatentStatistics.from_facts(latents.manifest.facts, latents.uri)
+    def of(cls, tokenizer: Artifact, model: Artifact, device: torch.device, compiled: bool = False) -> Decoder:
+        """Of a `train_vavae` and a `train_dit` artifact, which records what its latents were standardised by."""
+        statistics = LatentStatistics.from_facts(model.manifest.facts, model.uri)
         return cls(ready(trained_autoencoder(tokenizer).to(device), compiled), statistics)
 
     def __call__(self, texture_BCHW: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Sampler:
         if device.type == "cpu":
             torch.set_num_threads(recipe.compute.actors.cpus_per_actor)
         compiled = recipe.compute.actors.compile
-        decoder = Decoder.of(context.input("train_vavae"), context.input("encode"), device, compiled)
+        decoder = Decoder.of(context.input("train_vavae"), context.input("train_dit"), device, compiled)
         model = trained_dit(context.input("train_dit"), recipe.sample.ema, recipe.sample.ema_sigma).to(device)
         return cls(recipe, ready(model, compiled), decoder, device)
 

@@ -57,14 +57,14 @@ class ScoringInputs:
 
     recipe: Recipe
     root: str
-    shards: Artifact
+    shards: Artifact | None
+    """None where the run reads no images of its own: then it has no judge and no floor."""
     tokenizer: Artifact | None = None
 
     @classmethod
     def of(cls, context: Context) -> ScoringInputs:
         """Those of a run of stage `evaluate`."""
-        tokenizer = context.input("train_vavae") if "train_vavae" in context.job.inputs else None
-        return cls(context.recipe, context.job.root, context.input("shard"), tokenizer)
+        return cls(context.recipe, context.job.root, context.optional("shard"), context.optional("train_vavae"))
 
     def side_job(self, name: str, version: int, sections: dict[str, Any], inputs: dict[str, Artifact]) -> Job:
         """The job of an artifact that all samples of the recipe share."""
@@ -106,6 +106,7 @@ def classifier_of(given: ScoringInputs) -> Artifact | None:
     section = given.recipe.evaluate.classifier
     if section is None:
         return None
+    assert given.shards is not None  # a recipe with a judge reads images
     learning = {name: value for name, value in fingerprinted(section).items() if name != "min_accuracy"}
     sections = {"image": given.recipe.section("image"), "classifier": learning}
     job = given.side_job("judge", 1, sections, {"shard": given.shards})
@@ -123,7 +124,8 @@ def classifier_of(given: ScoringInputs) -> Artifact | None:
 def features_of(
     given: ScoringInputs, reference: Reference, judge: Artifact | None, samples: Mapping[str, ImageSet]
 ) -> tuple[dict[str, ImageFeatures], dict[str, Artifact]]:
-    """Features of the `samples` and of the sets `reference`, `floor` and RECONSTRUCTED (with a tokenizer).
+    """Features of the `samples` and of the sets `reference`, `floor` and RECONSTRUCTED (with a tokenizer), the last
+    two where images of the recipe's source are read.
 
     All that has no artifact yet is looked at by the same actors. With the features come the artifacts, by set.
     """
@@ -146,7 +148,10 @@ def features_of(
 
 
 def _kept_sets(given: ScoringInputs, reference: Reference, judge: Artifact | None) -> dict[str, _KeptSet]:
-    """The sets of real images, and of reconstructions of them; a reference that is given is none of ours."""
+    """The sets of real images, and of reconstructions of them; a reference that is given is none of ours.
+
+    Floor and reconstructions are of the recipe's own images: a run that reads none has neither.
+    """
     shards, limit = given.shards, given.recipe.evaluate.images
     networks = references.looked_at(given.recipe)
 
@@ -159,8 +164,10 @@ def _kept_sets(given: ScoringInputs, reference: Reference, judge: Artifact | Non
         images = ImageSet(source, prefix, most, keep=limit)
         identity = reference.split or reference.identity
         sections = {"reference": identity, "images": limit, "statistics_images": most}
-        inputs = {"shard": shards} if source is shards else {}
+        inputs = {"shard": source} if source == shards else {}
         sets["reference"] = kept("reference", images, sections, inputs)
+    if shards is None:  # nothing but the reference is compared with
+        return sets
     split = reference.floor_split
     inputs = {"shard": shards} | ({} if judge is None else {"judge": judge})
     sets["floor"] = kept("floor", ImageSet(shards, f"{split}/", limit), {"split": split, "images": limit}, inputs)
@@ -176,6 +183,7 @@ def _source(given: ScoringInputs, reference: Reference) -> tuple[Artifact, str, 
     section = given.recipe.evaluate
     most = section.reference_images or section.images
     if reference.split is not None:
+        assert given.shards is not None  # a recipe that compares with a split reads images
         return given.shards, f"{reference.split}/", most
     job = given.side_job("reference_images", 1, {"file": reference.identity}, {})
     unpacked = perform(Stage("reference_images", 1, (), (), references.unpack), job)

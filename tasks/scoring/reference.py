@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from configs import Recipe, UserError
+from configs.scores import SPLITS
 from infra.artifacts import Artifact
 from infra.storage import FileEntry
 from infra.weights import fetch, file_hash, identities
@@ -19,7 +20,6 @@ from tasks.scoring.adm_file import ReferenceStatistics, image_pieces, read_stati
 from tasks.scoring.inception import POOL, SPATIAL
 from tasks.stage import Context, Outcome
 
-_SPLITS = ("test", "train")
 _ROWS = 500
 """Images per part of an unpacked file."""
 
@@ -45,7 +45,7 @@ class Reference:
 def resolve(recipe: Recipe) -> Reference:
     """Raises UserError where there is no such thing, it is damaged, or it does not fit the recipe."""
     section = recipe.evaluate
-    if section.reference in _SPLITS:
+    if section.reference in SPLITS:
         return Reference(section.reference, split=section.reference)
     if section.reference.endswith(".npz"):
         return _of_file(recipe, section.reference)
@@ -103,6 +103,11 @@ def _of_file(recipe: Recipe, location: str) -> Reference:
                 f"evaluate.reference {location}: its statistics are of the network {statistics.network[:16]}, but "
                 f"evaluate.inception.weights are {ours[:16]}: take those weights, or make the statistics again"
             )
+    if statistics.images is None and not recipe.needs_images:
+        raise UserError(
+            f"evaluate.reference {location}: holds statistics and no images (arr_0), and this recipe reads no images "
+            f"that scores on {recipe.evaluate.features.name} could compare with: take a file with images"
+        )
     if statistics.images is None:  # whatever is not Inception's is compared with the test split
         return Reference(digest, split="test", statistics=statistics)
     count, side = statistics.images

@@ -17,15 +17,18 @@ class Resolutions:
     """What training sees of stored latents at each resolution of a cascade.
 
     latents: an `encode` artifact, whose facts hold the statistics of every resolution.
+    whole: what full resolution is standardised by instead of the latents' own.
     Raises UserError where they are missing.
     """
 
-    def __init__(self, section: CascadeSection, latents: Artifact, seed: int) -> None:
+    def __init__(
+        self, section: CascadeSection, latents: Artifact, seed: int, whole: LatentStatistics | None = None
+    ) -> None:
         self.section = section
         self.cascade = Cascade(section.sides, section.upsample)
         facts = latents.manifest.facts
         coarse = {side: LatentStatistics.of_averages(facts, side, latents.uri) for side in section.sides[:-1]}
-        self.statistics = {**coarse, section.sides[-1]: LatentStatistics.from_facts(facts, latents.uri)}
+        self.statistics = {**coarse, section.sides[-1]: whole or LatentStatistics.from_facts(facts, latents.uri)}
         self._choices = ImageNumbers(seed, "resolution")
         self._levels = ImageNumbers(seed, "condition level")
         self._noise = ImageNumbers(seed, "condition noise")

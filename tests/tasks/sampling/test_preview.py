@@ -20,7 +20,7 @@ from torch import Tensor
 from configs import Recipe
 from infra.tracking import Tracker
 from tasks.sampling.preview import _gathered, _share, simplified
-from tasks.train_dit import STAGE, preview, trainee
+from tasks.train_dit import STAGE, Diffusion, preview
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Metrics
 from tests.helpers.builders import at, context, put, put_networks, put_shard, small_recipe
@@ -85,7 +85,7 @@ def _trained(folder: Path, recipe: Recipe) -> dict[str, Tensor]:
     compute, cpu = recipe.compute.train, torch.device("cpu")
     metrics = Metrics("train_dit", recipe.train_dit.images, compute.log_every, Kept(folder=str(folder)), cpu)
     setting = Setting(job.out, compute, cpu, metrics, finished, preview=partial(preview, job))
-    trained: Any = trainee(job)
+    trained: Any = Diffusion(job)
     fit(lambda: trained, setting)
     return ends[0]
 
