@@ -36,7 +36,8 @@ def section(recipe: Recipe) -> TrainVavae:
 def run(context: Context) -> Outcome:
     """Train the tokenizer in its stages, or take the weights that `train_vavae.pretrained` names."""
     section = context.recipe.train_vavae
-    return train(context, section, scored=not section.weightless)
+    scored = not section.weightless and context.optional("shard") is not None
+    return train(context, section, scored=scored)
 
 
 def to_float(images_BHWC: Any, device: torch.device) -> Tensor:
