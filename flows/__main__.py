@@ -18,9 +18,9 @@ from rich.table import Table
 import flows  # noqa: F401  # settings first: Prefect reads them at import
 from configs import UserError, load_recipe, recipe_names
 from configs.race import load_race
+from flows import artifacts, weights
 from flows import plan as planning
 from flows import serve as servers
-from flows import weights
 from tasks.dag import FLOWS, load_stage
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app = typer.Typer(
     help="latentforge: from labelled images to a sampled and scored latent diffusion model.",
 )
 app.command("plan")(planning.command)
+app.add_typer(artifacts.app, name="artifacts", help="What lies under a root: list, show, verify, prune, why.")
 app.add_typer(weights.app, name="weights", help="Read and write the published checkpoints' layouts.")
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `recipes`) or a path to a YAML file.")]

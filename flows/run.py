@@ -25,12 +25,12 @@ from flows.tracked import STOPS, flow_run_id, tracked
 from infra import jobs, stopping, tracking
 from infra.artifacts import Artifact
 from infra.home import default_root
+from infra.inventory import RUN_FILE
 from infra.logs import Line
 from infra.storage import Storage
 from tasks.sources import one_look
 from tasks.stage import Context, Job, Stage, perform
 
-_RUN_FILE = "run.json"
 _SECONDS_BETWEEN_MOVES = 5.0
 
 
@@ -166,7 +166,7 @@ class Run:
 
     def _perform(self, stage: Stage, artifact: Artifact, job: Job, complete: bool) -> None:
         logger = get_run_logger()
-        child = self._begun_run(artifact) if complete else self._child_run(stage, artifact)
+        child = self._begun_run(artifact) if complete else self._child_run(stage, artifact, job.inputs)
         if child is not None:
             job = Job(**{**asdict(job), "tracking": {**asdict(child), "prefect_flow_run": self.prefect_flow_run}})
         verb = "cached" if complete else "running"
@@ -187,7 +187,7 @@ class Run:
             if complete:  # its job outlived the flow, or died between the manifest and MLflow
                 child.metrics(artifact.manifest.figures)
             child.finish()
-            artifact.storage.delete(_RUN_FILE)
+            artifact.storage.delete(RUN_FILE)
             artifact.storage.delete(jobs.DESCRIPTION)
         manifest = artifact.manifest
         self.tracker.tag(**{f"stage.{stage.name}": f"{verb.replace('running', 'made')} {artifact.fingerprint}"})
@@ -202,21 +202,26 @@ class Run:
 
     def _begun_run(self, artifact: Artifact) -> tracking.Tracker | None:
         """The MLflow run that an earlier attempt at this artifact began and did not end, open again."""
-        if not artifact.storage.exists(_RUN_FILE):
+        if not artifact.storage.exists(RUN_FILE):
             return None
-        known = json.loads(artifact.storage.read_bytes(_RUN_FILE))
+        known = json.loads(artifact.storage.read_bytes(RUN_FILE))
         child = tracking.Tracker.of(known)
         return child if child.uri == self.tracker.uri and child.reopen() else None
 
-    def _child_run(self, stage: Stage, artifact: Artifact) -> tracking.Tracker:
-        """The stage's MLflow run; an interrupted stage goes on in the run it began."""
-        if child := self._begun_run(artifact):
-            return child
+    def _child_run(self, stage: Stage, artifact: Artifact, inputs: Mapping[str, str]) -> tracking.Tracker:
+        """The stage's MLflow run; an interrupted stage goes on in the run it began.
+
+        The record beside the artifact also says what the stage reads, so that nobody deletes it meanwhile.
+        """
+        child = self._begun_run(artifact) or self._new_run(stage, artifact)
+        artifact.storage.write_bytes(RUN_FILE, json.dumps({**asdict(child), "inputs": dict(inputs)}).encode())
+        return child
+
+    def _new_run(self, stage: Stage, artifact: Artifact) -> tracking.Tracker:
         tags = {"stage": stage.name, "fingerprint": artifact.fingerprint, "prefect_flow_run": self.prefect_flow_run}
         child = tracking.start_run(self.recipe.tracking.experiment, stage.name, tags, parent=self.tracker)
         values = self.recipe.model_dump(mode="json")
         child.params({name: values[name] for name in stage.sections})
-        artifact.storage.write_bytes(_RUN_FILE, json.dumps(asdict(child)).encode())
         return child
 
 

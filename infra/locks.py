@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from infra import logs
 from infra.home import home
@@ -21,12 +22,26 @@ def alone(what: str, does: str = "makes") -> Iterator[None]:
         what: what is made or used.
         does: what is done with it, for whoever has to wait.
     """
-    folder = home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / hashlib.sha256(what.encode()).hexdigest()[:16]).open("w") as file:
+    with _lock(what).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             logs.say(f"another process {does} {what}: waiting for it", "warning")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def held(what: str) -> bool:
+    """Whether a process of this machine and home folder is alone with this address or name now."""
+    with _lock(what).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _lock(what: str) -> Path:
+    folder = home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / hashlib.sha256(what.encode()).hexdigest()[:16]

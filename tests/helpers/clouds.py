@@ -197,6 +197,8 @@ def start_on_demand(demands: list[dict[str, int]], machines: Machines, head: str
         scaler.update()
         nodes = scaler.provider.non_terminated_nodes({"ray-node-type": "worker"})
         if len(nodes) >= len(demands) and len(scaler.num_successful_updates) == len(nodes):
+            for updater in scaler.updaters.values():
+                updater.join(30)
             return [scaler.provider.internal_ip(node) for node in nodes]
         time.sleep(0.05)
     raise AssertionError(f"{len(nodes)} nodes for {demands}, failed: {dict(scaler.num_failed_updates)}")

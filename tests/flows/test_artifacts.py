@@ -1,0 +1,88 @@
+"""The commands about artifacts: what they print, what they delete, and how they end."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from configs import UserError, load_recipe
+from flows.artifacts import app
+from infra import inventory
+from tests.infra.test_inventory import make_all
+
+
+@pytest.fixture
+def asked(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """A command's words, with the root added; gives its exit status and what it said."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def ask(*words: str) -> tuple[int, str]:
+        ended = CliRunner().invoke(app, [*words, "--root", str(tmp_path / "root")])
+        if ended.exception is not None and not isinstance(ended.exception, SystemExit):
+            raise ended.exception
+        return ended.exit_code, ended.output
+
+    return ask
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> dict[str, str]:
+    return make_all(str(tmp_path / "root"), days=40)
+
+
+def test_list_and_show(asked, made: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+    status, told = asked("list")
+    assert status == 0 and "40 d" in told and f"encode/{made['encode']}" in told and "8 artifacts" in told
+    listed = {each["artifact"]: each for each in json.loads(asked("list", "--json", "--stage", "encode")[1])}
+    assert set(listed) == {f"encode/{made['encode']}"}
+    assert f"shard/{made['shard']}" in listed[f"encode/{made['encode']}"]["made_from"]
+    shown = yaml.safe_load(asked("show", made["sample"][:8])[1])
+    assert (shown["recipe"], shown["state"], shown["rows"]) == ("demo_tiny", "whole", 1)
+    assert f"evaluate/{made['evaluate']}" in shown["used_by"]
+
+
+def test_a_damaged_file_is_told_with_the_command_that_mends_it(  # type: ignore[no-untyped-def]
+    asked, made: dict[str, str], tmp_path: Path
+) -> None:
+    assert asked("verify") == (0, "8 of 8 artifacts are whole\n")
+    (tmp_path / "root" / "sample" / made["sample"] / "part.bin").write_bytes(b"other")
+    status, told = asked("verify", "sample/" + made["sample"])
+    assert status == 1 and "part.bin: 5 of 60 bytes" in told and "0 of 1 artifacts are whole" in told
+    mend = re.search(r"latentforge (artifacts .*) --root .* > mend.yaml; latentforge run (.*) --root", told)
+    assert mend is not None
+    words = mend[2].split()
+    assert words == ["sfd-full", "--recipe", "mend.yaml", "--force", "sample", "--only", "sample"]
+    recipe = tmp_path / "mend.yaml"
+    recipe.write_text(asked(*mend[1].split()[1:])[1])
+    assert load_recipe(str(recipe)) == load_recipe("demo_tiny"), "the mended one is the same"
+
+
+def test_prune_says_what_would_go_before_it_does(  # type: ignore[no-untyped-def]
+    asked, made: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="prune of what"):
+        asked("prune")
+    with pytest.raises(UserError, match="--older-than 30: expected"):
+        asked("prune", "--older-than", "30")
+    root = str(tmp_path / "root")
+    later = make_all(root, ["sample.seed=3"], days=20)
+    status, told = asked("prune", "--keep-last", "1", "--older-than", "30d")
+    assert status == 0 and "would delete 3 of 11 artifacts" in told and "--yes does it" in told
+    assert len(inventory.read(root)) == 11
+    status, told = asked("prune", "--keep-last", "1", "--older-than", "30d", "--yes")
+    assert status == 0 and "deleted 3 of 11 artifacts" in told
+    assert set(inventory.read(root)) == {f"{stage}/{name}" for stage, name in later.items()}
+    status, told = asked("prune", f"shard/{later['shard']}", "--yes")
+    assert "needs it" in told and "deleted 0 of 8 artifacts" in told
+
+
+def test_why(asked, made: dict[str, str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    other = make_all(str(tmp_path / "root"), ["train_dit.learning_rate=0.5"])
+    told = asked("why", f"report/{made['report']}", f"report/{other['report']}")[1]
+    assert re.fullmatch(r"train_dit: train_dit\.learning_rate: [\d.e-]+ → 0\.5\n", told)
+    assert "one and the same" in asked("why", made["encode"], f"encode/{made['encode']}")[1]
