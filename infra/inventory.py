@@ -74,7 +74,7 @@ def read(root: str) -> dict[str, Entry]:
             files[place["file"]] = int(told["size"]), _modified(told)
     known = {fingerprint: f"{stage}/{fingerprint}" for stage, fingerprint in folders}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = list(pool.map(lambda item: _entry(storage.url, *item, known), folders.items()))
+        found = list(pool.map(lambda item: _entry(storage.url, item[0], item[1], known), folders.items()))
     return {each.name: each for each in sorted(found, key=lambda each: (each.artifact.stage, each.written))}
 
 
