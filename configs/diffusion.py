@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from configs.section import Added, Positive, Section, Share, Weight
+from configs.section import Added, Positive, Precision, Section, Share, Weight
 from configs.training import Training
 
 
@@ -106,6 +106,9 @@ class DitObjective(Section):
     """Shorter velocities count as this long in the direction loss; the published 1e-8 lets the first step explode."""
     align_weight: Weight = 0.0
     align_mode: Literal["cos", "mse", "cos_mse"] = "cos"
+    align: Annotated[Literal["stored", "online"], Added(before="stored")] = "stored"
+    """Where alignment targets come from: stored beside the latents (`encode.align_features`; 384 KiB an image and view
+    of DINOv2-B), or made in training of the images themselves, which are decoded beside their latents."""
     label_dropout: Share = 0.1
 
 
@@ -163,6 +166,13 @@ class TrainDit(Training):
     statistics: Annotated[StatisticsFiles | Literal["weights"] | None, Added(before=None)] = None
     """What latents are standardised by: files, or `weights` for those that travel in `pretrained` (our
     safetensors). None takes what travels there, if anything does, and else the latents' own."""
+    foundation_precision: Annotated[Precision, Added(before="bf16")] = "bf16"
+    """Of the frozen foundation model where `objective.align` is `online`; nothing where targets are stored."""
+
+    @property
+    def online(self) -> bool:
+        """Whether alignment targets are made in training."""
+        return self.objective.align_weight > 0 and self.objective.align == "online"
 
     @property
     def align_depth(self) -> int | None:

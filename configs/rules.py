@@ -204,10 +204,11 @@ def _aligned_with_something(recipe: Recipe, field: str, weight: float) -> None:
 def _alignment(recipe: Recipe) -> None:
     weight = recipe.train_dit.objective.align_weight
     _aligned_with_something(recipe, "train_dit.objective.align_weight", weight)
-    if recipe.train_dit.objective.align_weight > 0 and recipe.train_dit.images and not recipe.encode.align_features:
+    stored = weight > 0 and not recipe.train_dit.online
+    if stored and recipe.train_dit.images and not recipe.encode.align_features:
         raise ValueError(
-            "train_dit.objective.align_weight is above 0 but encode.align_features is false: "
-            "set it to true so that the alignment targets are stored"
+            "train_dit.objective.align_weight is above 0 but encode.align_features is false: set it to true so that "
+            "the alignment targets are stored, or train_dit.objective.align: online to make them in training"
         )
     if recipe.train_dit.align_depth is not None and recipe.foundation is None:
         raise ValueError("train_dit.model.align_depth is set but foundation is not: name the network to align with")

@@ -21,7 +21,7 @@ from tasks.compiling import ready
 from tasks.data.receipts import Receipt, from_text, receipt_row, write_receipt
 from tasks.data.statistics import ChannelSums
 from tasks.data.tensors import FLIP, WRITE_OPTIONS, latent_table
-from tasks.networks import load_foundation, trained_autoencoder, trained_semantic_vae
+from tasks.networks import check_grid, load_foundation, trained_autoencoder, trained_semantic_vae
 from tasks.stage import Context, Job
 
 DEVIATION = "_std"
@@ -79,7 +79,7 @@ class Encoder:
             self.semantic_vae = self._placed(trained_semantic_vae(self.context.input("train_semvae")))
         if self.recipe.foundation is not None and (self.semantic_vae or self.recipe.encode.align_features):
             self.foundation = self._placed(load_foundation(self.recipe.foundation))
-            self._check_grids()
+            check_grid(self.foundation, self.recipe)
             self.foundation = ready(self.foundation, compute.compile)
 
     def write_part(self, row: dict[str, Any]) -> Receipt:
@@ -185,14 +185,6 @@ class Encoder:
 
     def _placed(self, network: Any) -> Any:
         return network.to(self.device, memory_format=torch.channels_last)
-
-    def _check_grids(self) -> None:
-        grid, latent = self.foundation.grid(self.recipe.image.size), self.recipe.latent_size
-        if grid != latent:
-            raise UserError(
-                f"foundation features form a {grid} × {grid} grid but latents are {latent} × {latent}: set "
-                "foundation.input_size or foundation.layer so that the two agree"
-            )
 
 
 def layout(device: torch.device, compiled: bool) -> torch.memory_format:

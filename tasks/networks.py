@@ -187,6 +187,16 @@ def load_foundation(section: Foundation) -> FoundationModel:
     return model
 
 
+def check_grid(foundation: FoundationModel, recipe: Recipe) -> None:
+    """Raises UserError where features of a recipe's images do not lie on the grid of their latents."""
+    grid, latent = foundation.grid(recipe.image.size), recipe.latent_size
+    if grid != latent:
+        raise UserError(
+            f"foundation features form a {grid} × {grid} grid but latents are {latent} × {latent}: set "
+            "foundation.input_size or foundation.layer so that the two agree"
+        )
+
+
 def _frozen(network: Network, artifact: Artifact, name: str) -> Network:
     network.load_state_dict(load_safetensors(artifact.read(name)))
     return network.requires_grad_(False).eval()

@@ -5,27 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from configs import Recipe
+from configs import Recipe, UserError
 from configs.diffusion import TrainDit
 from infra.artifacts import Artifact
+from infra.device import autocast
 from infra.weights import check_pretrained, identities, load_pretrained
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
 from tasks.data.given_statistics import differences, given_statistics, tell_differences
 from tasks.data.given_statistics import external as given_external
 from tasks.data.statistics import LatentStatistics
-from tasks.loading.loader import Batch, Loader
+from tasks.loading.beside import LatentsWithImages
+from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.loading.memory import as_tensor
-from tasks.networks import build_network, build_objective
+from tasks.networks import build_network, build_objective, check_grid, load_foundation
 from tasks.randomness import ImageNumbers
 from tasks.sampling.preview import DiffusionPreview
 from tasks.stage import Context, Outcome
+from tasks.train_vavae import to_float
 from tasks.training.launch import train
 from tasks.training.resolutions import Resolutions
 from tasks.training.stage import TrainedStage
-from tasks.training.trainee import Trainee
+from tasks.training.trainee import HELD_OUT, Trainee
 
 _ALIGN = "f"
 
@@ -63,24 +66,34 @@ class Diffusion(Trainee):
         self.noise = ImageNumbers(self.section.seed, "noise")
         self.times = ImageNumbers(self.section.seed, "time")
         self.drops = ImageNumbers(self.section.seed, "label dropout")
+        self.foundation: Any = None
+        self.shards: Artifact | None = None
         if latents is None:
             return  # given weights of given statistics: nothing is trained
         if self.section.cascade is not None:
             self.resolutions = Resolutions(self.section.cascade, latents, self.section.seed, self.statistics)
             self.facts |= self.resolutions.facts
-        columns = [*self.statistics.columns, *([_ALIGN] if self.aligned else [])]
-        self.loader = Loader(
-            latents,
-            "train",
-            columns,
-            self.section.batch,
-            self.section.seed,
-            flips=recipe.image.flips,
-            threads=recipe.compute.train.cpus_per_worker,
-            keys=False,
-            pin=torch.cuda.is_available(),
-            cache_gib=recipe.compute.train.cache_gib,
-        )
+        self.latents = latents
+        if self.section.online and self.section.images:
+            assert recipe.foundation is not None  # the recipe's rules
+            self.foundation = load_foundation(recipe.foundation)
+            check_grid(self.foundation, recipe)
+            self.shards = _shards_of(latents)
+        self.side, self.flips, compute = recipe.image.size, recipe.image.flips, recipe.compute.train
+        self.threads, self.cache_gib = compute.cpus_per_worker, compute.cache_gib
+        self.loader = self._loader("train", self.section.seed, self.flips)
+
+    def held_out(self) -> Loader:
+        return self._loader(HELD_OUT, 0, False)
+
+    def _loader(self, split: str, seed: int, flips: bool) -> Loader:
+        columns = [*self.statistics.columns, *([_ALIGN] if self.aligned and not self.section.online else [])]
+        options: dict[str, Any] = {"flips": flips, "threads": self.threads, "cache_gib": self.cache_gib}
+        options |= {"keys": False, "pin": torch.cuda.is_available()}
+        batch = self.section.batch
+        if self.shards is None:
+            return Loader(self.latents, split, columns, batch, seed, **options)
+        return LatentsWithImages(self.latents, self.shards, self.side, split, columns, batch, seed, **options)
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
         stored = [as_tensor(batch.arrays[name]).to(device, non_blocking=True) for name in self.statistics.columns]
@@ -103,11 +116,30 @@ class Diffusion(Trainee):
             "images_seen": batch.images_seen,
         }
         if self.aligned:
-            features = as_tensor(batch.arrays[_ALIGN]).to(device, non_blocking=True)
+            features = self._targets(batch, device)
             if self.resolutions is not None:
                 features = self.resolutions.cascade.lowered(features.float(), x1.shape[-1])
             given["align_target_BChw"] = features.float()
         return given
+
+    def _targets(self, batch: Batch, device: torch.device) -> Tensor:
+        """Features of the batch's images to align with, as stored or of the images themselves."""
+        if self.foundation is None:
+            return as_tensor(batch.arrays[_ALIGN]).to(device, non_blocking=True)
+        with autocast(self.section.foundation_precision, device):
+            features: Tensor = self.foundation.to(device)(to_float(batch.arrays[IMAGE], device))
+        return features
+
+
+def _shards_of(latents: Artifact) -> Artifact:
+    """The images that latents were made of. Raises UserError where they were not made of a stage's shards."""
+    made_of = latents.manifest.inputs.get("shard")
+    if made_of is None:
+        raise UserError(
+            f"train_dit.objective.align is online, but the latents in {latents.uri} come without images: "
+            "set align: stored and take their stored features"
+        )
+    return Artifact(latents.root, "shard", made_of)
 
 
 def standard(recipe: Recipe, latents: Artifact | None) -> tuple[LatentStatistics, dict[str, Any]]:
@@ -129,8 +161,11 @@ def preview(context: Context, trained: Diffusion) -> DiffusionPreview:
 
 
 def external(recipe: Recipe) -> dict[str, str] | None:
-    """Which file of weights it starts from, and which statistics, where some are given."""
-    return identities(pretrained=section(recipe).pretrained) | given_external(recipe) or None
+    """Which files of weights it starts from and aligns with, and which statistics, where some are given."""
+    online = section(recipe).online and recipe.foundation is not None
+    foundation = recipe.foundation.weights if online and recipe.foundation else None
+    named = identities(pretrained=section(recipe).pretrained, foundation=foundation)
+    return named | given_external(recipe) or None
 
 
 def check(recipe: Recipe) -> None:

@@ -30,7 +30,7 @@ from tasks.training.requests import Left, Requests
 from tasks.training.schedule import learning_rate
 from tasks.training.state import ADVERSARY, WEIGHTS, State, check
 from tasks.training.trainee import Preview, Trainee
-from tasks.training.validation import Validation, held_out_of
+from tasks.training.validation import Validation
 
 
 class Finished(Protocol):
@@ -54,7 +54,7 @@ class Setting:
     finished: Finished
     warned: Callable[[], bool] = lambda: False
     """Whether this worker's machine is about to be taken away."""
-    held_out: Callable[[Trainee], Loader] = held_out_of
+    held_out: Callable[[Trainee], Loader] = lambda trainee: trainee.held_out()
     preview: Callable[[Trainee], Preview] | None = None
 
 

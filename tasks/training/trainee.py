@@ -15,6 +15,7 @@ from tasks.loading.loader import Batch, Loader
 if TYPE_CHECKING:
     from tasks.training.adversary import Adversary
 
+HELD_OUT = "test"
 HELD_OUT_NUMBERS = 1 << 62
 """First image number of held-out images; training never reaches it."""
 
@@ -38,6 +39,21 @@ class Trainee(Protocol):
         """A worker's slice of a batch as arguments of `module`, on the device. Depends on the batch alone: a thread may
         call it ahead of the step (`device_feed.py`), validation meanwhile from another."""
         ...
+
+    def held_out(self) -> Loader:
+        """Batches of the test split, of the columns that are trained on. Raises UserError where there is none."""
+        loader = self.loader
+        return Loader(
+            loader.reader.artifact,
+            HELD_OUT,
+            loader.columns,
+            loader.batch,
+            seed=0,
+            size=loader.size,
+            ahead=1,
+            keys=False,
+            pin=loader.pin,
+        )
 
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """Figures of the finished network for people; none by default."""

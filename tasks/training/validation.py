@@ -15,24 +15,6 @@ from torch import Tensor
 from tasks.loading.loader import Loader
 from tasks.training.trainee import HELD_OUT_NUMBERS, Trainee, pieces
 
-HELD_OUT = "test"
-
-
-def held_out_of(trainee: Trainee) -> Loader:
-    """Batches of the test split, of the columns that a trainee trains on. Raises UserError where there is none."""
-    loader = trainee.loader
-    return Loader(
-        loader.reader.artifact,
-        HELD_OUT,
-        loader.columns,
-        loader.batch,
-        seed=0,
-        size=loader.size,
-        ahead=1,
-        keys=False,
-        pin=loader.pin,
-    )
-
 
 class Validation:
     """Scores a network on the first `images` held-out images, rounded up to whole batches; each worker on its share.

@@ -1,0 +1,198 @@
+"""Alignment targets made in training: of the very images that the latents were made of, and with the same losses."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from configs import Recipe, UserError, load_recipe
+from configs.recipe import Recipe as AnyRecipe
+from infra.artifacts import Artifact
+from tasks import encode, train_dit
+from tasks.data.tensors import FLIP
+from tasks.encoder import Encoder
+from tasks.loading import loader as loading
+from tasks.loading.beside import LatentsWithImages
+from tasks.loading.loader import IMAGE, Batch, Loader
+from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
+from tasks.train_dit import Diffusion
+from tests.helpers.builders import at, context, put, put_shard, put_weights
+
+CPU = torch.device("cpu")
+SETTINGS = (
+    "image.flips=true",
+    "encode.rows_per_group=48",  # no multiple of the shards' 32
+    "compute.actors.batch=25",
+    "train_dit.model={hidden_size: 32, depth: 2, heads: 2, align_depth: 1}",
+    "train_dit.foundation_precision=fp32",
+    "train_dit.batch=16",
+    "compute.train={workers: 1, cpus_per_worker: 2}",
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards, networks, and what the real encoder makes of them, targets stored."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("aligned")
+    torch.manual_seed(1)
+    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), folder / "lite0.safetensors")
+    recipe, root = recipe_of(folder), at(folder / "root")
+    assert recipe.train_semvae is not None and recipe.foundation is not None
+    shards = put_shard(root, recipe)
+    put_weights(root, recipe, "train_vavae", {WEIGHTS: build_autoencoder(recipe.train_vavae.model)})
+    semantic = build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim)
+    put_weights(root, recipe, "train_semvae", {WEIGHTS: semantic})
+    job = context(root, recipe, encode.STAGE, "shard", "train_vavae", "train_semvae").job
+    encoder, receipts = Encoder(job), []
+    for entry in shards.files(suffix=".parquet"):
+        one = pa.table({"part": [entry.path], "made_from": [entry.sha256]})
+        row = encode.decode_part(one, shards, recipe.image.size)
+        receipts.append(encoder.write_part({name: row[name][0] for name in row.column_names}))
+    outcome = encode._outcome(shards, recipe, receipts)
+    storage = Artifact(root, "encode", job.fingerprint).storage
+    target = Artifact(root, "encode", "encode").storage
+    files = [target.write_bytes(entry.path, storage.read_bytes(entry.path)) for entry in outcome.files]
+    rows = {entry.path: entry.rows for entry in outcome.files}
+    files = [type(entry)(**{**vars(entry), "rows": rows[entry.path]}) for entry in files]
+    put(root, recipe, "encode", files, inputs={"shard": "shard"}, facts=outcome.facts)
+    return folder
+
+
+def recipe_of(folder: Path, *overrides: str) -> Recipe:
+    weights = f"foundation.weights={folder / 'lite0.safetensors'}"
+    return load_recipe("demo_tiny", [*SETTINGS, weights, *overrides])
+
+
+def trainee(place: Path, align: str, *overrides: str) -> Diffusion:
+    recipe = recipe_of(place, f"train_dit.objective.align={align}", *overrides)
+    torch.manual_seed(0)
+    return Diffusion(context(at(place / "root"), recipe, train_dit.STAGE, "encode"))
+
+
+def batches(loader: Loader, count: int, cursor: int = 0, rank: int = 0, world: int = 1) -> list[Batch]:
+    stream = loader.stream(cursor, rank, world)
+    found = list(itertools.islice(stream, count))
+    stream.close()
+    return found
+
+
+def with_images(place: Path, keys: bool = True, split: str = "train") -> LatentsWithImages:
+    latents, shards = (Artifact(at(place / "root"), name, name) for name in ("encode", "shard"))
+    return LatentsWithImages(latents, shards, 32, split, ["z"], 16, 3, flips=split == "train", keys=keys, threads=2)
+
+
+@pytest.mark.parametrize("shuffled", [16_384, 64], ids=["one window", "many lanes"])
+def test_the_image_is_the_one_of_the_row(place: Path, monkeypatch: pytest.MonkeyPatch, shuffled: int) -> None:
+    """By name and by how it is turned, over two epochs."""
+    monkeypatch.setattr(loading, "_SHUFFLED_LATENTS", shuffled)
+    shards = Artifact(at(place / "root"), "shard", "shard")
+    known: dict[str, np.ndarray] = {}
+    for entry in shards.files("train/", ".parquet"):
+        keys, _, pixels = encode.decoded(shards, entry.path, 32)
+        known |= dict(zip(keys, pixels, strict=True))
+    loader = with_images(place)
+    assert loader.order.lanes == (1 if shuffled > 200 else 32)
+    turned = 0
+    for batch in batches(loader, 26):
+        mirrored = loader.order.flips(0, batch.positions)
+        for position, key, pixels in zip(batch.positions, batch.keys, batch.arrays[IMAGE], strict=True):
+            epoch, within = divmod(int(position), loader.rows)
+            mirrored = loader.order.flips(epoch, np.array([within]))[0]
+            turned += mirrored
+            assert np.array_equal(pixels, known[key][:, ::-1] if mirrored else known[key]), key
+    assert 100 < turned < 300, "of 416 rows"
+
+
+def test_losses_and_gradients_are_those_of_stored_targets(place: Path) -> None:
+    found = []
+    for align in ("stored", "online"):
+        made = trainee(place, align)
+        (batch,) = batches(made.loader, 1)
+        given = made.inputs(batch, CPU)
+        torch.manual_seed(0)
+        for parameter in made.network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1) if parameter.requires_grad else None
+        terms = made.module(**given)
+        terms["total"].backward()
+        gradients = {name: p.grad for name, p in made.module.named_parameters() if p.grad is not None}
+        found.append((given, terms, gradients))
+    (stored, its_terms, its_gradients), (online, terms, gradients) = found
+    assert stored.keys() == online.keys()
+    for name in stored.keys() - {"align_target_BChw", "images_seen"}:
+        assert torch.equal(torch.as_tensor(stored[name]), torch.as_tensor(online[name])), name
+    torch.testing.assert_close(online["align_target_BChw"], stored["align_target_BChw"], rtol=1e-3, atol=1e-3)
+    assert not torch.equal(online["align_target_BChw"], stored["align_target_BChw"]), "stored ones are rounded"
+    assert its_terms["alignment"] > 0
+    for name in ("total", "alignment", "velocity"):
+        torch.testing.assert_close(terms[name], its_terms[name], rtol=1e-3, atol=1e-5)
+    assert gradients.keys() == its_gradients.keys()
+    for name, gradient in gradients.items():
+        scale = float(its_gradients[name].abs().max())
+        torch.testing.assert_close(gradient, its_gradients[name], rtol=2e-3, atol=2e-3 * scale, msg=name)
+
+
+def test_nothing_depends_on_where_it_was_resumed_or_on_workers(place: Path) -> None:
+    loader = with_images(place, keys=False)
+    whole = batches(loader, 14)
+    for later in (1, 9, 13):
+        (resumed,) = batches(loader, 1, cursor=16 * later)
+        assert np.array_equal(resumed.arrays[IMAGE], whole[later].arrays[IMAGE])
+    halves = [batches(loader, 14, rank=rank, world=2) for rank in range(2)]
+    for first, second, both in zip(*halves, whole, strict=True):
+        joined = np.concatenate([first.arrays[IMAGE], second.arrays[IMAGE]])
+        assert np.array_equal(joined, both.arrays[IMAGE])
+
+
+def test_held_out_images_have_targets_of_their_own(place: Path) -> None:
+    made = trainee(place, "online")
+    (batch,) = batches(made.held_out(), 1)
+    features = made.inputs(batch, CPU)["align_target_BChw"]
+    (stored,) = batches(trainee(place, "stored").held_out(), 1)
+    torch.testing.assert_close(features, torch.from_numpy(stored.arrays["f"]).float(), rtol=1e-3, atol=1e-3)
+
+
+def test_latents_need_no_stored_features(place: Path) -> None:
+    made = trainee(place, "online", "encode.align_features=false")
+    assert made.loader.columns == ("z", "s")
+    assert "f" not in made.loader.columns and f"f{FLIP}" not in made.loader.reader.columns
+    with pytest.raises(UserError, match="align: online to make them in training"):
+        recipe_of(place, "encode.align_features=false")
+
+
+def test_latents_without_images_are_refused_by_name(place: Path) -> None:
+    root = at(place / "root")
+    latents = Artifact(root, "encode", "encode").manifest
+    storage = Artifact(root, "encode", "ready").storage
+    for entry in latents.files:
+        storage.write_bytes(entry.path, Artifact(root, "encode", "encode").read(entry.path))
+    recipe = recipe_of(place, "train_dit.objective.align=online")
+    put(root, recipe, "encode", list(latents.files), "ready", facts=latents.facts)
+    with pytest.raises(
+        UserError, match=r"align is online, but the latents in .* come without images: set align: stored"
+    ):
+        Diffusion(context(root, recipe, train_dit.STAGE, encode="ready"))
+
+
+def test_other_shards_are_refused_by_name(place: Path, tmp_path: Path) -> None:
+    shards = put_shard(at(tmp_path), recipe_of(place), train=90)
+    with pytest.raises(UserError, match=r"train/part-00000.parquet has 45 rows and the latents made of it .* 100"):
+        LatentsWithImages(Artifact(at(place / "root"), "encode", "encode"), shards, 32, "train", ["z"], 16, 3)
+
+
+def test_no_fingerprint_knows_of_it_while_targets_are_stored() -> None:
+    from configs.section import fingerprinted
+
+    recipe: AnyRecipe = load_recipe("demo")
+    stored: dict[str, Any] = fingerprinted(recipe.train_dit)
+    assert "foundation_precision" not in stored and "align" not in stored["objective"]
+    online = fingerprinted(load_recipe("demo", ["train_dit.objective.align=online"]).train_dit)
+    assert online["objective"]["align"] == "online"
