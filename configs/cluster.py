@@ -79,6 +79,9 @@ class Assumed(Section):
     """10⁶ encoded bytes a second, beside `decode_overhead_ms`. Measured once on a development core: 12.6 (JPEG)."""
     decode_overhead_ms: Weight = 0.1
     """Of every image; the 9,300 small ones a second of docs/scale.md."""
+    decoded_per_cpu: Rate = 226.0
+    """Photographs a second, of about 104 kB and cropped to 256 pixels: measured on one development core
+    (benchmarks/README.md, docs/scale.md). What a training that decodes images beside its step is said to take."""
     dopri5_evaluations: Positive = 150
     """Velocities that the adaptive solver asks for; its tolerances decide, not the recipe."""
     start_seconds: Weight = 180.0

@@ -114,6 +114,7 @@ def schedule(
             used[decode_pool] = _decoders(work, placed, cluster, most)
         rate = (rates or {}).get(work.stage)
         seconds, bound = _seconds(work, placed, cluster, used, rate, apart)
+        notes += _decoding(work, placed, cluster, seconds.value)
         storage = kept + work.written.value + work.beside
         kept += work.written.value
         used.pop(HEAD, None)
@@ -176,6 +177,17 @@ def _place(work: Work, pool: Pool, available: int) -> _Placed:
     return _Placed(
         gpu, devices, running, min(available, math.ceil(running / per_node)), peak, tuple(problems), tuple(notes)
     )
+
+
+def _decoding(work: Work, placed: _Placed, cluster: Cluster, seconds: float) -> list[str]:
+    """The cores that a training on accelerators takes to decode images beside its steps."""
+    if work.pool != "train" or not placed.gpu or not work.decodes:
+        return []
+    rate, core = work.decodes / seconds, cluster.assumed.decoded_per_cpu
+    return [
+        f"{work.stage}: decodes {rate:,.0f} images/s beside the step, on {math.ceil(rate / core)} of its workers' "
+        f"{placed.workers * work.cpus:.0f} cores ({core:g} images/s a core: benchmarks/README.md)"
+    ]
 
 
 def _decoders(work: Work, placed: _Placed, cluster: Cluster, most: int) -> int:

@@ -101,14 +101,22 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
         trained += share * (own.flops + (own_head.flops if aligned else 0))
         again += share * (networks.blocks_flops(recipe, section.model, side) if compute.recompute else 0)
     columns = sizes.latent_columns(recipe)
-    row = sum(size for name, size in columns.items() if name != "f" or aligned) * sizes.views(recipe)
+    stored = aligned and not section.online
+    row: float = sum(size for name, size in columns.items() if name != "f" or stored) * sizes.views(recipe)
+    frozen, source, decodes = 0, NETWORKS, 0.0
+    if section.online and section.images and recipe.foundation is not None:
+        frozen, how = networks.foundation_flops(recipe.foundation)
+        source, decodes = f"{NETWORKS}; {how}", float(section.images)
+        row += images.mean_bytes
     return _trained(
         "train_dit",
         recipe,
         section,
         network=backbone + head,
-        flops=section.images * (3 * trained + again),
-        source=NETWORKS,
+        flops=section.images * (3 * trained + again + frozen),
+        source=source,
+        decodes=decodes,
+        image_bytes=images.mean_bytes if decodes else 0.0,
         row_bytes=row,
         groups=sizes.parts(images.train, recipe.encode.rows_per_group) / max(1, images.train),
         dataset=(sizes.latent_bytes(images, recipe) * images.train / images.all, _train_parts(images, recipe)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -111,6 +112,21 @@ def test_given_weights_are_scored_where_gpus_are(recipe: str) -> None:
     for each in plan.stages:
         alone = each.seconds.value - plan.cluster.assumed.start_seconds
         assert each.nodes or alone < 60, f"{each.work.stage} takes {alone:.0f} s on a driver without a GPU"
+
+
+def test_targets_made_in_training_cost_cores_and_no_terabyte() -> None:
+    online = make_plan("sfd_xl_80ep", cluster="aws")
+    assert stage(online, "encode").work.written.value < 100e9
+    trained = stage(online, "train_dit")
+    assert trained.work.decodes == trained.work.rows.value
+    (note,) = [note for note in online.notes if note.startswith("train_dit: decodes")]
+    rate = trained.work.decodes / trained.seconds.value
+    assert f"on {math.ceil(rate / 226)} of its workers' 64 cores (226 images/s a core: benchmarks/README.md)" in note
+    stored = make_plan("sfd_xl_80ep", ["encode.align_features=true", "train_dit.objective.align=stored"], cluster="aws")
+    assert stage(stored, "encode").work.written.value > 1e12
+    assert not [note for note in stored.notes if "decodes" in note]
+    more = trained.work.flops.value / stage(stored, "train_dit").work.flops.value
+    assert 1.05 < more < 1.07, "DinoV2-B forward beside XL forward and backward"
 
 
 def test_given_weights_are_scored_by_the_driver_of_a_recipe_without_gpus() -> None:

@@ -103,7 +103,6 @@ def test_the_image_is_the_one_of_the_row(place: Path, monkeypatch: pytest.Monkey
     assert loader.order.lanes == (1 if shuffled > 200 else 32)
     turned = 0
     for batch in batches(loader, 26):
-        mirrored = loader.order.flips(0, batch.positions)
         for position, key, pixels in zip(batch.positions, batch.keys, batch.arrays[IMAGE], strict=True):
             epoch, within = divmod(int(position), loader.rows)
             mirrored = loader.order.flips(epoch, np.array([within]))[0]
