@@ -35,7 +35,7 @@ _NOT_OURS = ("loss.", "foundation_model.")
 _DEEP = 5
 _USUAL = ("", "model", "state_dict", "model_state_dict", "params", "net", "network", "generator", "weights")
 _OTHER_LAYOUTS = {
-    "down_blocks.0.resnets.0.": "diffusers' AutoencoderKL, whose tensors have other names and shapes",
+    "encoder.down_blocks.0.resnets.0.": "diffusers' AutoencoderKL, whose tensors have other names and shapes",
     "transformer_blocks.0.": "a transformer of diffusers, whose tensors have other names",
 }
 
