@@ -27,7 +27,11 @@ class TrainCompute(Section):
     compile: bool = False
     """Compile the network that is trained."""
     channels_last: bool = False
-    """Lay out activations with their channels side by side, as tensor cores like them (`train_vavae`)."""
+    """Lay out activations with their channels side by side, as tensor cores like them (`train_vavae`). On CUDA only
+    with `compile`: group norms answer with channels apart there, and each block would turn its activations twice."""
+    deterministic: bool = False
+    """Have an accelerator compute the same bits every time, at a price that was not measured yet (`docs/training.md`);
+    a CPU does so anyway."""
     recompute: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them (`train_dit`)."""
     checkpoint_every: Positive = 1_000_000

@@ -7,6 +7,7 @@ is `fp32`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,19 @@ def set_precision(*wanted: str) -> None:
     reduced = "fp32" not in wanted
     torch.backends.cuda.matmul.allow_tf32 = reduced
     torch.backends.cudnn.allow_tf32 = reduced
+
+
+def set_determinism(wanted: bool) -> None:
+    """Whether this process's accelerator sums in one order only, so that the same numbers give the same bits.
+
+    Attention and scattered sums otherwise add up in the order in which blocks of threads finish. To be called before
+    the process first multiplies on the device: cuBLAS takes its workspace once. Operations that have no such form raise
+    torch's error, which names them.
+    """
+    if wanted:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what torch asks for
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

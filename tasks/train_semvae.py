@@ -111,6 +111,7 @@ class Semantics(Trainee):
             size=self.size,
             threads=compute.cpus_per_worker,
             keys=False,
+            pin=torch.cuda.is_available(),
             cache_gib=compute.cache_gib,
         )
 

@@ -77,7 +77,10 @@ class LatentsWithImages(Loader):
             batches.close()
 
     def _pixels(self, positions: np.ndarray, kept: _Groups) -> np.ndarray:
-        pixels = np.empty((len(positions), self.side, self.side, 3), np.uint8)
+        import torch
+
+        shape = (len(positions), self.side, self.side, 3)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin).numpy()
         part, row, mirrored = self._places(positions)
         encoded = kept.images(part, row)
         list(self._decoders.map(self._decoded, pixels, encoded, mirrored.tolist(), positions.tolist()))

@@ -20,7 +20,7 @@ from configs.errors import UserError
 from configs.training import Training
 from infra import stopping
 from infra.cluster import connect, require_gpus
-from infra.device import default_device, set_precision
+from infra.device import default_device, set_determinism, set_precision
 from infra.storage import FileEntry, Storage
 from tasks.data.receipts import RECEIPTS, finished
 from tasks.snapshots import FOLDER as SNAPSHOTS
@@ -122,6 +122,7 @@ def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Se
     """Where and how this process trains."""
     compute, device = context.recipe.compute.train, default_device()
     set_precision(*_precisions(context))
+    set_determinism(compute.deterministic)
     if device.type == "cpu":
         torch.set_num_threads(compute.cpus_per_worker)
     stage = trained_stage(context.job.stage)

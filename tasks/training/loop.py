@@ -96,7 +96,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
         tell=logs.say if rank == 0 else lambda _line: None,
         compile=compute.compile,
         checkpoint_activations=compute.recompute and hasattr(trainee.network, "blocks"),
-        channels_last=compute.channels_last,
+        channels_last=compute.channels_last and (compute.compile or device.type != "cuda"),
     )
     engine = build_engine(module, section, compute, device)
     split = Split.of(section.batch, world, compute.micro_batch)

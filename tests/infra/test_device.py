@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from infra.device import computing, set_precision, uploaded
+from infra.device import computing, set_determinism, set_precision, uploaded
 
 CPU = torch.device("cpu")
 
@@ -62,3 +63,14 @@ def test_on_a_cpu_tf32_is_fp32() -> None:
 def test_what_is_uploaded_to_a_cpu_is_itself() -> None:
     x = torch.ones(2)
     assert uploaded(x, CPU) is x
+
+
+def test_determinism_is_switched_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        set_determinism(True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        set_determinism(False)
+    assert not torch.are_deterministic_algorithms_enabled()
