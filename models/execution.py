@@ -11,7 +11,8 @@ from torch import nn
 from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint
 
-from models.autoencoder import AutoencoderKL, Decoder, Encoder
+from models.autoencoder import AutoencoderKL, Decoder, Encoder, Identity
+from models.foundation import FoundationModel
 from models.graphs import Tell, compiled
 
 
@@ -29,9 +30,10 @@ def prepare(
     compile: one graph for all blocks, since they differ in their weights only: compiling takes as
         long for 28 blocks as for one, and what lies around them is under one per cent of the work.
         Of an autoencoder, one graph each for all of the encoder and of the decoder but their last
-        convolutions. Any other model is compiled whole. A graph never breaks: torch's own error
-        says where it would. Every kind of call has a graph of its own, made when it first comes,
-        and there may be any number of them (`models/graphs.py`).
+        convolutions. A foundation model that is a ViT has blocks too; any other model is compiled
+        whole. A graph never breaks: torch's own error says where it would. Every kind of call has
+        a graph of its own, made when it first comes, and there may be any number of them
+        (`models/graphs.py`).
     checkpoint_activations: recompute each block's activations in the backward pass instead of keeping them.
     channels_last: an autoencoder's convolutions work on activations whose channels lie side by side in memory; weights
         stay as they are, and so does what is stored. Other models have no convolutions to speak of.
@@ -42,8 +44,8 @@ def prepare(
         _refuse_checkpointing(model, checkpoint_activations)
         _prepare_autoencoder(model, compile, channels_last, tell)
         return model
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList):
+    blocks = _blocks(model)
+    if blocks is None:
         _refuse_checkpointing(model, checkpoint_activations)
         if compile:
             whole = compiled(type(model).forward, tell)
@@ -59,7 +61,30 @@ def prepare(
     return model
 
 
+def halve(model: nn.Module, dtype: torch.dtype) -> None:
+    """Store a frozen model's linear layers and convolutions in the half precision that it runs in, in place.
+
+    torch.autocast would make these very copies anew in every pass, as it keeps only those of weights that are trained:
+    for a small batch that takes as long as the pass. Results are the same in every bit, under autocast to `dtype`; all
+    other weights stay as they are. Raises ValueError where there are weights to train.
+    """
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has weights to train, which stay float32")
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+
+
+def _blocks(model: nn.Module) -> nn.ModuleList | nn.Sequential | None:
+    """Of one structure, or nearly; the stages of a convolutional network have little in common."""
+    vit = isinstance(model, FoundationModel) and model.patch is not None
+    found = getattr(model.network if vit else model, "blocks", None)
+    return found if isinstance(found, nn.ModuleList | nn.Sequential) else None
+
+
 def _prepare_autoencoder(model: AutoencoderKL, compile: bool, channels_last: bool, tell: Tell) -> None:
+    if isinstance(model, Identity):
+        return
     parts: tuple[Encoder, Decoder] = (model.encoder, model.decoder)
     for part in parts:
         if channels_last:

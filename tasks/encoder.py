@@ -72,7 +72,8 @@ class Encoder:
         autoencoder = trained_autoencoder(self.context.input("train_vavae"))
         self._layout = layout(self.device, compute.compile)
         autoencoder.to(self.device).to(memory_format=self._layout)
-        self.autoencoder = ready(autoencoder, compute.compile)
+        precision = self.recipe.encode.precision
+        self.autoencoder = ready(autoencoder, compute.compile, precision)
         self.foundation: Any = None
         self.semantic_vae: Any = None
         if self.recipe.train_semvae is not None:
@@ -80,7 +81,7 @@ class Encoder:
         if self.recipe.foundation is not None and (self.semantic_vae or self.recipe.encode.align_features):
             self.foundation = self._placed(load_foundation(self.recipe.foundation))
             check_grid(self.foundation, self.recipe)
-            self.foundation = ready(self.foundation, compute.compile)
+            self.foundation = ready(self.foundation, compute.compile, precision)
 
     def write_part(self, row: dict[str, Any]) -> Receipt:
         """Encode one decoded shard and write its part.

@@ -99,7 +99,8 @@ def run(context: Context) -> Outcome:
     trained = context.input("train_dit")
     decoder = _decoder(context.input("train_vavae"), trained, recipe.compute.actors.compile)
     at = None if context.job.sections["trial"] is None else Snapshot(**context.job.sections["trial"])
-    sampler = Sampler(recipe, _model(trained, recipe.sample.ema, at, recipe.compute.actors.compile), decoder, device)
+    model = _model(trained, recipe.sample.ema, at, recipe.compute.actors.compile, recipe.sample.precision)
+    sampler = Sampler(recipe, model, decoder, device)
     section = recipe.evaluate
     published = None if section.inception is None else section.inception.weights
     judge = context.input("judge") if "judge" in context.job.inputs else None
@@ -168,9 +169,9 @@ def _decoder(tokenizer: Artifact, model: Artifact, compiled: bool) -> Decoder:
 
 
 @lru_cache(maxsize=1)
-def _model(artifact: Artifact, ema: bool, at: Snapshot | None, compiled: bool) -> DiffusionNetwork:
+def _model(artifact: Artifact, ema: bool, at: Snapshot | None, compiled: bool, precision: str) -> DiffusionNetwork:
     sigma, images = (None, None) if at is None else (at.sigma_rel, at.images_seen)
-    return ready(trained_dit(artifact, ema, sigma, images).to(default_device()), compiled)
+    return ready(trained_dit(artifact, ema, sigma, images).to(default_device()), compiled, precision)
 
 
 @lru_cache(maxsize=1)

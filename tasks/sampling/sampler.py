@@ -54,15 +54,15 @@ class Sampler:
     """Makes the images that a recipe's `sample` section describes, from given networks.
 
     recipe: of the sample; `train_dit` and the sizes must be those that the model was trained with.
-    model: frozen, on `device`, compiled where that is wanted (`compiling.ready`).
+    model: frozen, on `device`, made ready for the sample's precision (`compiling.ready`).
     """
 
     def __init__(self, recipe: Recipe, model: DiffusionNetwork, decoder: Decoder, device: torch.device) -> None:
         self.recipe, self.decoder, self.device = recipe, decoder, device
         self._decoding = "fp32" if recipe.sample.precision == "fp32" else "tf32"
-        compute = recipe.compute.actors
+        compute, precision = recipe.compute.actors, recipe.sample.precision
         captured = partial(Captured, tell=logs.say) if compute.cuda_graphs and device.type == "cuda" else None
-        self.integrator = Integrator(recipe, model, lambda weak: ready(weak, compute.compile), captured)
+        self.integrator = Integrator(recipe, model, lambda weak: ready(weak, compute.compile, precision), captured)
 
     @classmethod
     def of(cls, context: Context) -> Sampler:
@@ -73,7 +73,7 @@ class Sampler:
         compiled = recipe.compute.actors.compile
         decoder = Decoder.of(context.input("train_vavae"), context.input("train_dit"), device, compiled)
         model = trained_dit(context.input("train_dit"), recipe.sample.ema, recipe.sample.ema_sigma).to(device)
-        return cls(recipe, ready(model, compiled), decoder, device)
+        return cls(recipe, ready(model, compiled, recipe.sample.precision), decoder, device)
 
     def images(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], pictures.Pixels]:
         """Labels (B,) and pixels (B, H, W, 3) of these images; each depends on its index alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from models.autoencoder import Identity
 from models.clocks import SemanticFirst
-from models.execution import prepare
+from models.execution import halve, prepare
+from models.foundation import FoundationModel
 from models.objectives import TrainableVelocity, VelocityMatching
 from models.semantic_vae import SemanticVAE
 from tests.models.conftest import PAIR, small_batch, small_dit
+from tests.models.test_autoencoders import small
 from tests.models.test_objectives import batch as training_batch
 from tests.models.test_objectives import objective
 
@@ -130,6 +134,59 @@ def test_a_model_without_blocks_is_compiled_whole(monkeypatch: pytest.MonkeyPatc
     found = prepare(model, compile=True)(features)[0]
     torch.testing.assert_close(found, expected)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_one_graph_serves_all_blocks_of_a_foundation_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled whole, its dozens of blocks would be compiled one by one."""
+    model = FoundationModel("vit_tiny_patch16_224", input_size=32)
+    (given,) = images()
+    expected = model(given)
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    assert torch.equal(prepare(model, compile=True)(given), expected)
+    assert counters["stats"]["unique_graphs"] == 1 and len(model.network.blocks) == 12
+
+
+def test_pixels_have_no_autoencoder_to_compile() -> None:
+    model = prepare(Identity(), compile=True, channels_last=True)
+    (given,) = images()
+    assert torch.equal(model.encode(given).mean, given)  # type: ignore[operator]
+
+
+def images() -> tuple[Tensor]:
+    return (torch.randn(2, 3, 32, 32),)
+
+
+FROZEN: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
+    "a diffusion transformer": lambda: (small_dit(qk_norm=True), small_batch()),
+    "a tokenizer": lambda: (small(in_channels=3, out_channels=3, attention_levels=(1,)), images()),
+    "a foundation model": lambda: (FoundationModel("vit_tiny_patch16_224", input_size=32), images()),
+}
+
+
+@pytest.mark.parametrize("kind", FROZEN)
+@torch.no_grad()
+def test_halved_weights_give_the_same_bits_under_autocast(kind: str) -> None:
+    """Products' weights take half the memory, and nobody copies them in every pass."""
+    model, given = FROZEN[kind]()
+    model.requires_grad_(False).eval()
+
+    def result() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(*given)
+        return found[0] if isinstance(found, tuple) else found
+
+    expected = result()
+    halve(model, torch.bfloat16)
+    assert torch.equal(result(), expected)
+    halved = {type(m) for m in model.modules() for p in m.parameters(recurse=False) if p.dtype == torch.bfloat16}
+    assert halved and halved <= {nn.Linear, nn.Conv2d}
+
+
+def test_weights_that_are_trained_are_not_halved() -> None:
+    with pytest.raises(ValueError, match="weights to train"):
+        halve(small_dit(), torch.bfloat16)
 
 
 @pytest.mark.slow

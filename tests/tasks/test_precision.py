@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,15 @@ def test_a_training_without_a_frozen_network_has_its_own_precision(tmp_path: Pat
         recipe = recipe_of(f"train_dit.precision={precision}")
         launch._setting(context(at(tmp_path), recipe, train_dit.STAGE, "encode"))
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (reduced, reduced)
+
+
+def test_whoever_takes_a_device_says_in_which_precision() -> None:
+    """A process that forgets would multiply in full float32 and convolve in TF32. Who computes through others, or
+    beside a training, is named here."""
+    through_others = {"comparing/trial.py", "sampling/preview.py"}
+    root = Path(encode.__file__).parent
+    taking = {str(path.relative_to(root)): path.read_text() for path in root.rglob("*.py")}
+    taking = {name: text for name, text in taking.items() if "default_device()" in text}
+    assert {name for name, text in taking.items() if not re.search(r"\b(computing|set_precision)\(", text)} == (
+        through_others
+    )
