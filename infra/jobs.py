@@ -20,7 +20,7 @@ from typing import Any
 
 from configs.compute import ClusterCompute
 from configs.errors import UserError
-from infra import logs
+from infra import logs, stopping
 from infra.addresses import refuse_credentials
 from infra.artifacts import Artifact
 from infra.cluster import SETTINGS
@@ -46,6 +46,8 @@ _ANSWER_SECONDS = 60.0
 """How long one request to the Jobs API may stay without an answer."""
 _FAREWELL_SECONDS = 20.0
 """How long to wait for a stopped job; below the 30 s that Prefect gives a cancelled flow."""
+_HURRIED_FAREWELL_SECONDS = 5.0
+"""The same for a person who pressed Ctrl-C."""
 
 Say = Callable[[Line], None]
 
@@ -322,7 +324,7 @@ class _Tail:
 
 
 def _stop(client: Any, artifact: Artifact, say: Say) -> None:
-    until = time.monotonic() + _FAREWELL_SECONDS
+    until = time.monotonic() + (_HURRIED_FAREWELL_SECONDS if stopping.asked() else _FAREWELL_SECONDS)
     job: str | None = submission_id(artifact, 0)[:-1] + "…"
     client.patience = _FAREWELL_SECONDS / 4
     try:

@@ -64,6 +64,12 @@ def _state(client: Any, run: UUID) -> str:
     return str(client.read_flow_run(run).state.name)
 
 
+def _heard(client: Any) -> set[UUID]:
+    """Flow runs that gave a sign of life."""
+    found = client.request("POST", "/events/filter", json={"filter": {"event": {"name": [heartbeat.EVENT]}}}).json()
+    return {UUID(each["resource"]["prefect.resource.id"].rpartition(".")[2]) for each in found["events"]}
+
+
 def _until(condition: Callable[[], bool], seconds: float) -> float:
     started = time.monotonic()
     while time.monotonic() - started < seconds:
@@ -105,7 +111,7 @@ def test_the_dead_are_crashed_and_the_living_are_not_though_the_server_was_away(
             processes = [spawn.Process(target=_live, args=(str(run), url), daemon=True) for run in (dead, living)]
             for process in processes:
                 process.start()
-            time.sleep(2 * heartbeat.SECONDS)
+            _until(lambda: _heard(client) == {dead, living}, 120)
             assert processes[0].pid is not None
             os.kill(processes[0].pid, signal.SIGKILL)
             took = _until(lambda: _state(client, dead) == "Crashed", 150)
