@@ -6,6 +6,7 @@ decides how long a command waits: a few seconds where something does not answer,
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import tempfile
@@ -136,11 +137,14 @@ def check_temporary(local_ray: bool) -> str:
 
 def _prefect() -> Check:
     """The check of Prefect. Its settings are read here, as their import must not count as waiting."""
+    folder = os.environ.get("PREFECT_HOME", "")
     try:
+        if folder and Path(folder).exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return partial(check_prefect, *_prefect_settings())
     except OSError as error:
-        folder = os.environ.get("PREFECT_HOME") or "~/.prefect"
-        return partial(_refuse, f"PREFECT_HOME is {folder}, which cannot be read ({error.strerror}): set it elsewhere")
+        place = folder or "~/.prefect"
+        return partial(_refuse, f"PREFECT_HOME is {place}, which cannot be used ({error.strerror}): set it elsewhere")
 
 
 def _refuse(text: str) -> str:
