@@ -86,8 +86,18 @@ class CsvFile(Section):
     first_label: Annotated[FirstLabel, Added(0)] = 0
 
 
+class ReadyLatents(Section):
+    """Latents as their authors publish them, in place of images: safetensors shards with `latents`, `latents_flip`,
+    `labels`, and SFD's `latents_sv` and `feats_dino` (docs/latents.md)."""
+
+    kind: Literal["latents"] = "latents"
+    path: str
+    """A folder of shards, of a tar of them or of the pieces of that tar; a file or a glob; local or any fsspec URL."""
+
+
 Source = Annotated[
-    FashionMnist | ImageFolder | ImageNet | WebDataset | ParquetFiles | CsvFile, Field(discriminator="kind")
+    FashionMnist | ImageFolder | ImageNet | WebDataset | ParquetFiles | CsvFile | ReadyLatents,
+    Field(discriminator="kind"),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import model_validator
 
 from configs.compute import Compute, Tracking
-from configs.data import Data, Encode, Foundation, Image, Shard
+from configs.data import Data, Encode, Foundation, Image, ReadyLatents, Shard
 from configs.diffusion import TrainDit
 from configs.errors import UserError
 from configs.rules import check
@@ -81,8 +81,15 @@ class Recipe(Section):
         return trained or self.train_dit.statistics is None
 
     @property
+    def ready_latents(self) -> bool:
+        """Whether the source holds latents and no images."""
+        return isinstance(self.data.source, ReadyLatents)
+
+    @property
     def needs_images(self) -> bool:
         """Whether labelled images have to be read at all."""
+        if self.ready_latents:
+            return False
         return self.needs_latents or self.lacks("evaluate") or self.evaluate.needs_images
 
     def section(self, name: str) -> Any:

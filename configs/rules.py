@@ -191,6 +191,37 @@ def _statistics(recipe: Recipe) -> None:
         )
 
 
+def _ready_latents(recipe: Recipe) -> None:
+    """What needs pixels has no place beside a source that has none."""
+    if not recipe.ready_latents:
+        return
+    where = "data.source.kind is latents, which brings no images"
+    for name in ("train_vavae", "train_semvae"):
+        section = getattr(recipe, name)
+        if section is not None and section.images:
+            raise ValueError(
+                f"{name}.images is {section.images} but {where} to train on: set it to 0 and name the weights that the "
+                f"latents were made with in {name}.pretrained"
+            )
+    if recipe.encode.posterior != "sample":
+        raise ValueError(f"encode.posterior is {recipe.encode.posterior} but {where}: use sample, which is published")
+    if recipe.compute.train.preview_scored:
+        raise ValueError(f"compute.train.preview_scored is set but {where} to compare with: leave it out")
+    if not recipe.lacks("train_dit") and recipe.train_dit.online and recipe.train_dit.images:
+        raise ValueError(
+            f"train_dit.objective.align is online but {where} to make targets of: set it to stored, and "
+            "encode.align_features: true where the latents come with features (feats_dino)"
+        )
+    if not recipe.lacks("train_dit") and recipe.train_dit.validation is not None:
+        raise ValueError(f"train_dit.validation is set but {where} and no test split: leave it out")
+    if not recipe.lacks("evaluate") and recipe.evaluate.needs_images:
+        raise ValueError(
+            f"evaluate.reference is {recipe.evaluate.reference} and evaluate.classifier is "
+            f"{'set' if recipe.evaluate.classifier else 'not set'} but {where}: name an .npz of reference images, and "
+            "no classifier"
+        )
+
+
 def _tokenizer_alignment(recipe: Recipe) -> None:
     weight = max(each.align_weight for _, each in recipe.train_vavae.objectives)
     _aligned_with_something(recipe, "train_vavae.objective.align_weight", weight)
@@ -296,6 +327,7 @@ _RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _semantics: (),
     _semantic_channels: ("train_dit",),
     _statistics: ("train_dit",),
+    _ready_latents: (),
     _tokenizer_alignment: (),
     _alignment: ("train_dit",),
     _guidance: ("sample",),

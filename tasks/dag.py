@@ -25,7 +25,7 @@ def load_stage(name: str) -> Stage:
 
 
 def in_pipeline(name: str, recipe: Recipe) -> bool:
-    """Whether a recipe has this stage on the way from images to a report.
+    """Whether a recipe has this stage on the way from images, or from latents that are given, to a report.
 
     No latents are made where tokenizer, diffusion weights and their statistics are given, and no image
     is read where scores compare with none of the recipe's either.
@@ -33,5 +33,5 @@ def in_pipeline(name: str, recipe: Recipe) -> bool:
     if name == "shard":
         return recipe.needs_images
     if name == "train_semvae":
-        return recipe.train_semvae is not None and recipe.needs_latents
+        return recipe.train_semvae is not None and recipe.needs_latents and not recipe.ready_latents
     return recipe.needs_latents if name == "encode" else True

@@ -20,6 +20,7 @@ from infra.artifacts import Artifact
 from infra.cluster import actor_options, connect, require_gpus
 from infra.progress import Bar
 from infra.storage import FileEntry
+from tasks import ready_latents
 from tasks.data.decode import Undecodable, load
 from tasks.data.receipts import Receipt, finished, quiet_ray_data, receipts, to_text
 from tasks.data.statistics import ChannelSums, statistics_hash
@@ -31,12 +32,19 @@ LATENTS = ("z", "s")
 
 
 def run(context: Context) -> Outcome:
-    """Encode every shard that has no receipt yet; statistics are over all rows of the train split.
+    """Encode every shard that has no receipt yet, or convert latents that are given; statistics are over all rows of
+    the train split.
 
     Raises:
         UserError: a shard is damaged, or the networks' grids do not fit each other.
     """
-    recipe, out, shards = context.recipe, context.out, context.input("shard")
+    recipe, out = context.recipe, context.out
+    if recipe.ready_latents:
+        made = ready_latents.converted(recipe, out)
+        rows = sum(receipt.entry.rows or 0 for receipt in made)
+        classes = [str(label) for label in range(recipe.data.classes)]
+        return _outcome(recipe, made, classes, {"train": rows, "test": 0})
+    shards = context.input("shard")
     parts = shards.files(suffix=".parquet")
     parts = [entry for entry in parts if "/" in entry.path]
     done = finished(out, [(entry.path, entry.sha256) for entry in parts])
@@ -47,7 +55,8 @@ def run(context: Context) -> Outcome:
         for receipt in _encoded(context, shards, missing):
             done[receipt.entry.path] = receipt
             bar.advance(receipt.entry.rows or 0)
-    return _outcome(shards, recipe, [done[entry.path] for entry in parts])
+    facts = shards.manifest.facts
+    return _outcome(recipe, [done[entry.path] for entry in parts], facts["classes"], facts["splits"])
 
 
 def _encoded(context: Context, shards: Artifact, parts: list[FileEntry]) -> Iterator[Receipt]:
@@ -138,7 +147,7 @@ def decoded(shards: Artifact, part: str, size: int) -> tuple[list[str], np.ndarr
     return keys, table["label"].to_numpy(), pixels
 
 
-def _outcome(shards: Artifact, recipe: Recipe, receipts: list[Receipt]) -> Outcome:
+def _outcome(recipe: Recipe, receipts: list[Receipt], classes: list[str], splits: dict[str, int]) -> Outcome:
     train = [receipt for receipt in receipts if receipt.entry.path.startswith("train/")]
     shapes = receipts[0].facts["shapes"]
     columns = [name for name in LATENTS if name in shapes]
@@ -155,10 +164,10 @@ def _outcome(shards: Artifact, recipe: Recipe, receipts: list[Receipt]) -> Outco
         "rows_per_group": recipe.encode.rows_per_group,
         "posterior": recipe.encode.posterior,
         "flips": any(name.endswith(FLIP) for name in shapes),
-        "classes": shards.manifest.facts["classes"],
-        "splits": shards.manifest.facts["splits"],
+        "classes": classes,
+        "splits": splits,
     }
-    spent = {name: sum(r.facts["seconds"][name] for r in receipts) for name in ("decode", "encode")}
+    spent = {name: sum(r.facts["seconds"][name] for r in receipts) for name in receipts[0].facts["seconds"]}
     scores = {f"{name}_images_per_second_per_worker": rows / seconds for name, seconds in spent.items()}
     return Outcome([receipt.entry for receipt in receipts], rows, facts, scores)
 
@@ -183,10 +192,20 @@ def _averages(train: list[Receipt], columns: list[str], recipe: Recipe) -> dict[
 
 
 def external(recipe: Recipe) -> dict[str, str] | None:
-    """Which foundation model, where its weights are a file's."""
+    """Which foundation model, where its weights are a file's, or which latents, where they are given."""
     from infra.weights import identities
 
+    if recipe.ready_latents:
+        source = ready_latents.source_of(recipe)
+        return {"latents": recipe.data.revision or source.identity(), "classes": str(recipe.data.classes)}
+
     return None if recipe.foundation is None else identities(foundation=recipe.foundation.weights) or None
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UserError where latents that are given are not what the recipe's networks take."""
+    if recipe.ready_latents:
+        ready_latents.check(recipe)
 
 
 STAGE = Stage(
@@ -196,4 +215,5 @@ STAGE = Stage(
     inputs=("shard", "train_vavae", "train_semvae"),
     run=run,
     external=external,
+    check=check,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from configs import Recipe, UserError
-from configs.data import FashionMnist, Shard
+from configs.data import FashionMnist, ReadyLatents, Shard
 
 _SAMPLED = 200
 _JPEG, _ASPECT = 0.6, 4 / 3
@@ -58,6 +58,8 @@ def images_of(recipe: Recipe, count: int | None = None, mean_bytes: float | None
         found = Images(*known[:4], f"the published set {_name(recipe)}", known[4])
     else:
         found = _listed(recipe)
+    if recipe.ready_latents:  # all of them are trained on
+        return replace(found, train=found.all, test=0)
     if mean_bytes is not None:
         found = replace(found, mean_bytes=mean_bytes, bytes_source="given (--image-bytes)")
     if recipe.shard.reencode is not None and mean_bytes is None:
@@ -76,6 +78,7 @@ def _name(recipe: Recipe) -> str:
 def _listed(recipe: Recipe) -> Images:
     from infra.storage import Storage
     from tasks.sources import open_source
+    from tasks.sources.ready_latents import ReadyLatentsSource
 
     section = recipe.data.source
     path = getattr(section, "path", None) or ""
@@ -84,6 +87,11 @@ def _listed(recipe: Recipe) -> Images:
             f"data.source {path} is remote and listing it may take long: say how many images it has with --images "
             "and how large they are with --image-bytes"
         )
+    if isinstance(section, ReadyLatents):
+        shards = list(ReadyLatentsSource(section.path).shards())
+        rows = sum(shard.rows for shard in shards)
+        mean = sum(shard.size for shard in shards) / max(1, rows)
+        return Images(rows, 0, mean, 40.0, f"headers of {len(shards)} shards in {path}", "sizes of the shards")
     try:
         source = open_source(recipe.data)
         table = source.listing().images

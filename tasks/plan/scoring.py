@@ -19,6 +19,8 @@ _FILLED = SCORING_BATCH * -(-SCORED_AT_ONCE // SCORING_BATCH) / SCORED_AT_ONCE
 def evaluate(recipe: Recipe, images: Images) -> Work:
     section, compute = recipe.evaluate, recipe.compute.actors
     sets = [min(section.images, count) for count in (recipe.sample.images, images.test, images.train, images.test)]
+    if not recipe.needs_images:  # samples, and at most as many images of a file
+        sets = [sets[0], section.images, 0, 0]
     again, looked = sets[3], sum(sets)
     tokenizer = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
     features, how = networks.foundation_flops(section.features)

@@ -60,7 +60,24 @@ def shard(recipe: Recipe, images: Images) -> Work:
     )
 
 
+def _converted(recipe: Recipe, images: Images) -> Work:
+    """What `encode` does where latents are given: by one process, beside no network."""
+    written, count = sizes.latent_bytes(images, recipe), sizes.shard_parts(images, recipe)
+    return Work(
+        stage="encode",
+        pool="head",
+        rows=Figure(images.all, images.source),
+        written=Figure(written, SIZES),
+        reads=Figure(2 * count, REQUESTS),
+        writes=Figure(2 * count + MANIFEST_AND_RUN, REQUESTS),
+        flops=Figure(0, "no network"),
+        read=2 * written,  # published in float32
+    )
+
+
 def encode(recipe: Recipe, images: Images) -> Work:
+    if recipe.ready_latents:
+        return _converted(recipe, images)
     compute, count = recipe.compute.actors, sizes.shard_parts(images, recipe)
     tokenizer = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
     flops, weights, source = tokenizer[0].flops, tokenizer[0] + tokenizer[1], NETWORKS

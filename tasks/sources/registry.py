@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from configs.data import CsvFile, Data, FashionMnist, ImageFolder, ImageNet, ParquetFiles, WebDataset
+from configs.data import CsvFile, Data, FashionMnist, ImageFolder, ImageNet, ParquetFiles, ReadyLatents, WebDataset
+from configs.errors import UserError
 from tasks.sources.base import Source
 from tasks.sources.csv_file import CsvSource
 from tasks.sources.fashion_mnist import FashionMnistSource
@@ -30,3 +31,5 @@ def open_source(data: Data) -> Source:
             )
         case CsvFile():
             return CsvSource(section.path, section.first_label)
+        case ReadyLatents():
+            raise UserError(f"data.source {section.path} holds latents (kind: latents) and no images to look at")

@@ -134,3 +134,34 @@ def hub_cache(cache: Path, repository: str, files: Mapping[str, bytes], kind: st
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
     return f"hf://{repository}"
+
+
+def save_latents(
+    folder: Path, recipe: Any, rows: tuple[int, ...] = (70, 45), seed: int = 0, **changed: Tensor | None
+) -> dict[str, Tensor]:
+    """Shards of latents as both codes write them, for a recipe's shapes; gives all rows by the published names.
+
+    changed: tensors of another kind, by name; None leaves one out.
+    """
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    side, groups = recipe.latent_size, recipe.channel_groups
+    shapes = {"latents": groups["texture"]}
+    if "semantic" in groups:
+        shapes["latents_sv"] = groups["semantic"]
+    if recipe.foundation is not None:
+        shapes["feats_dino"] = recipe.foundation.feature_dim
+    folder.mkdir(parents=True, exist_ok=True)
+    everything: dict[str, list[Tensor]] = collections.defaultdict(list)
+    for number, count in enumerate(rows):
+        own: dict[str, Tensor] = {"labels": torch.randint(recipe.data.classes, (count,))}
+        for name, channels in shapes.items():
+            dtype = torch.float16 if name == "feats_dino" else torch.float32
+            for suffix in ("", "_flip"):
+                own[name + suffix] = (torch.randn(count, channels, side, side) * 3 + 1).to(dtype)
+        own = {name: value for name, value in (own | changed).items() if value is not None}  # type: ignore[operator]
+        save_file(own, folder / f"latents_rank{number:02d}_shard000.safetensors")
+        for name, value in own.items():
+            everything[name].append(value)
+    return {name: torch.cat(values) for name, values in everything.items()}

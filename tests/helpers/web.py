@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from pathlib import Path
 
 
 @contextmanager
-def web_server(folder: Path, codes: Mapping[str, int] = {}, short: Collection[str] = ()) -> Iterator[str]:
+def web_server(
+    folder: Path, codes: Mapping[str, int] = {}, short: Collection[str] = (), ranges: bool = True
+) -> Iterator[str]:
     """Serves the files below `folder`; gives its address.
 
     codes: status by the name of a file. short: names of files that break off before their end.
+    ranges: whether parts of files are given.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -30,6 +34,10 @@ def web_server(folder: Path, codes: Mapping[str, int] = {}, short: Collection[st
             path = folder / self.path.split("?")[0].lstrip("/")
             code = codes.get(path.name, 200 if path.is_file() else 404)
             content = path.read_bytes() if code == 200 else b"no"
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if ranges else None
+            if wanted and code == 200:
+                content = content[int(wanted[1]) : int(wanted[2]) + 1 if wanted[2] else None]
+                code = 206
             self.send_response(code)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
