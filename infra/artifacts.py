@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,7 +21,7 @@ from configs.errors import UserError
 from infra.storage import FileEntry, Storage
 
 MANIFEST = "manifest.json"
-_RECORDED_LIBRARIES = ("torch", "ray", "deepspeed", "pyarrow", "timm", "prefect", "mlflow")
+_RECORDED_LIBRARIES = ("latentforge", "torch", "ray", "deepspeed", "pyarrow", "timm", "prefect", "mlflow")
 
 
 def fingerprint(stage: str, stage_version: int, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -76,12 +76,23 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:
-        """Read a manifest; `where` names it in errors."""
+        """Read a manifest; `where` names it in errors.
+
+        Raises:
+            UserError: it is damaged, or a newer version wrote it and says what this one does not know.
+        """
         try:
             values = json.loads(data)
+            unknown = sorted(values.keys() - {each.name for each in fields(cls)})
+            if unknown:
+                by = values.get("libraries", {}).get("latentforge", "a newer version")
+                raise UserError(
+                    f"{where} was written by another latentforge ({by}) and says {', '.join(unknown)}, which this "
+                    "version does not know: use that version, or another root"
+                )
             values["files"] = tuple(FileEntry(**entry) for entry in values["files"])
             return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{where} is damaged ({error}); delete the artifact's folder and run its stage again"
             ) from None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.cloud_accounts import created
+from tests.helpers.cloud_accounts import SETTINGS, created
 from tests.helpers.cluster_files import CLOUDS, INFRA, REPOSITORY, manifests, pods, ray_up, walk
 
 KINDS = {
@@ -127,3 +128,24 @@ def test_a_name_that_nobody_makes_is_found(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("tests.infra.test_cluster_names.ray_up", lambda _: config)
     with pytest.raises(AssertionError, match="latentforge-two"):
         test_ray_up_names_what_there_is("aws", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "said", "status"),
+    [
+        ("aws", "An error occurred (EntityAlreadyExists) when calling the CreateRole operation", 0),
+        ("aws", "An error occurred (AccessDenied) when calling the CreateRole operation", 1),
+        ("gcp", "ERROR: (gcloud.secrets.create) ALREADY_EXISTS: Secret already exists", 0),
+        ("gcp", "ERROR: (gcloud.secrets.create) PERMISSION_DENIED", 1),
+    ],
+)
+def test_accounts_are_made_a_second_time_without_harm(tmp_path: Path, cloud: str, said: str, status: int) -> None:
+    """Only what is there already is passed over; every other refusal ends the script with the cloud's own words."""
+    program = tmp_path / {"aws": "aws", "gcp": "gcloud"}[cloud]
+    program.write_text(f'#!/bin/sh\ncase "$*" in *create*) echo "{said}" >&2; exit 254;; esac\n')
+    program.chmod(0o755)
+    environment = {**SETTINGS[cloud], "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    script = str(INFRA / "policies" / f"{cloud}.sh")
+    ended = subprocess.run(["sh", script], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == status
+    assert (said in ended.stderr) is (status != 0)

@@ -5,6 +5,7 @@ Every program it calls is a stand-in that writes down how it was called.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from configs import load_recipe
 from configs.cluster import load_cluster
@@ -156,3 +158,17 @@ def test_the_page_is_true() -> None:
     assert "bash infra/one_gpu.sh" in page and os.access(REPOSITORY / "infra" / "one_gpu.sh", os.R_OK)
     head = yaml.safe_load((REPOSITORY / "configs" / "clusters" / "one_gpu.yaml").read_text())["pools"]["head"]
     assert f"${head['dollars_per_hour']:.2f} an hour" in page
+
+
+@pytest.mark.parametrize("recipe", ["sfd_xl_80ep", "lightningdit_xl_64ep"])
+def test_the_pages_dollars_are_the_plans(recipe: str) -> None:
+    """Within a third: a plan that has moved further than that needs another line on the page."""
+    from flows.__main__ import app
+
+    one = ["compute.train.workers=1", "compute.actors.actors=1", "compute.actors.gpus_per_actor=1"]
+    words = [word for each in one for word in ("--set", each)]
+    told = CliRunner().invoke(app, ["plan", "sfd-full", "--recipe", recipe, "--cluster", "one_gpu", "--json", *words])
+    dollars = json.loads(told.stdout)["totals"]["dollars"]
+    page = (REPOSITORY / "docs" / "one_gpu.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{recipe}` |"))
+    assert float(row.split("|")[3]) == pytest.approx(dollars, rel=0.33)
