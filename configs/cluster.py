@@ -35,6 +35,8 @@ class Pool(Section):
     """Peak of one GPU, dense, in 10¹² FLOPs a second."""
     fp32_tflops: Rate | None = None
     """The same for float32 without TF32."""
+    gpu_memory_gb: Rate | None = None
+    """Of one GPU, in 10⁹ bytes; None checks no training against it."""
     local_disk_gb: Annotated[int, Field(ge=0)] = 0
     """Of disks inside the machine, for caches and spilled objects."""
     network_gbit: Rate

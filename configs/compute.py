@@ -15,7 +15,8 @@ class TrainCompute(Section):
     gpus_per_worker: Annotated[int, Field(ge=0)] = 1
     cpus_per_worker: Positive = 8
     micro_batch: Positive | None = None
-    """Images per worker and accumulation step; None takes the whole share of the batch at once."""
+    """Images per worker and accumulation step; None takes the whole share of the batch at once, or on a GPU as
+    much of it as fits by the plan's estimate (`tasks/plan/memory.py`)."""
     engine: Literal["auto", "deepspeed", "plain"] = "auto"
     """`auto` is DeepSpeed where it is installed and there is something that only it does (a ZeRO stage, settings of its
     own), and else `plain`: torch alone, on one device or with gradients that travel while the backward pass goes on."""

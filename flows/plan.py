@@ -126,7 +126,7 @@ def render(plan: Plan, flow: str = "sfd-full") -> list[Table | str]:
 
     title = f"{flow}, recipe {plan.recipe}, on {plan.cluster.name}"
     columns = ("rows", "bytes", "reads", "writes", "FLOPs", "GPU-hours", "wall time", "bound by", "nodes", "dollars")
-    table = Table("stage", *columns, "storage at most", title=title)
+    table = Table("stage", *columns, "GPU memory", "storage at most", title=title)
     for stage in plan.stages:
         work = stage.work
         table.add_row(
@@ -141,11 +141,12 @@ def render(plan: Plan, flow: str = "sfd-full") -> list[Table | str]:
             stage.bound,
             _where(stage),
             cell(stage.dollars, f"{stage.dollars.value:,.2f}"),
+            "" if stage.memory is None else cell(stage.memory, size(stage.memory.value)),
             cell(stage.storage, size(stage.storage.value)),
         )
     total = ["", "", size(plan.kept), "", "", "", f"{plan.gpu_hours:,.1f}", duration(plan.seconds), "", ""]
     table.add_section()
-    table.add_row("all", *total[1:], f"{plan.dollars:,.2f}", size(plan.peak))
+    table.add_row("all", *total[1:], f"{plan.dollars:,.2f}", "", size(plan.peak))
     lines: list[Table | str] = [table]
     lines += [f"[bold red]does not fit:[/bold red] {problem}" for problem in plan.problems]
     lines += [f"note: {note}" for note in plan.notes]

@@ -21,6 +21,7 @@ from tasks.data.portions import CLASSIFIER_GRID
 
 _VITS = {"small": (384, 12), "base": (768, 12), "large": (1024, 24)}
 """Width and depth of timm's vision transformers with a plain feed-forward of four times the width."""
+_VIT = re.compile(r"(?:timm/)?vit_(small|base|large)_patch(\d+)(_reg4)?_")
 _TIME_FREQUENCIES = 256
 _VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Width and number of the convolutions between VGG16's poolings."""
@@ -102,7 +103,7 @@ def dit(recipe: Recipe, section: DitModel, side: int | None = None) -> tuple[Cos
 
     side: of a cascade's lower resolution, whose FLOPs are meant; values and tensors are the same at all.
     """
-    width, depth, heads = _dimensions(section)
+    width, depth, heads = dimensions(section)
     finest, head_width = (recipe.latent_size // section.patch_size) ** 2, width // heads
     tokens = finest if side is None else (side // section.patch_size) ** 2
     groups, channels = len(recipe.channel_groups), recipe.latent_channels
@@ -162,7 +163,7 @@ def blocks_flops(recipe: Recipe, section: DiffusionModel, side: int | None = Non
     """Of all blocks, which a training with `recompute` runs once more. `side` as for :func:`dit`."""
     if isinstance(section, UnetModel):
         return 0
-    width, depth, _ = _dimensions(section)
+    width, depth, _ = dimensions(section)
     one = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 1, "heads": 1}), side)[0]
     none = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 0, "heads": 1}), side)[0]
     return depth * (one.flops - none.flops)
@@ -230,6 +231,18 @@ def lpips_flops(side: int) -> tuple[int, int]:
     return looking, weighing
 
 
+VGG_VALUES = 14_714_688
+"""Numbers of VGG16's convolutions, which LPIPS looks with."""
+
+
+def vgg_activations(side: int) -> int:
+    """Numbers that leave VGG16's convolutions for one image of side × side pixels."""
+    values = 0
+    for width, convolutions in _VGG16:
+        values, side = values + convolutions * width * side**2, side // 2
+    return values
+
+
 def judge(section: Classifier, size: int, classes: int) -> Cost:
     """The classifier that `evaluate` trains on images of size × size pixels."""
     channels, side = 2 * section.width, size // 4
@@ -245,7 +258,7 @@ def foundation_flops(section: Foundation) -> tuple[int, str]:
     """Of a frozen timm network, and where the figure comes from: a formula for plain vision transformers, else torch's
     own count on the meta device (which has to import torch).
     """
-    found = re.match(r"(?:timm/)?vit_(small|base|large)_patch(\d+)(_reg4)?_", section.name)
+    found = _VIT.match(section.name)
     if found is None or section.layer is not None:
         return _counted(section), f"counted by torch: {section.name}"
     (width, depth), patch = _VITS[found[1]], int(found[2])
@@ -261,6 +274,15 @@ def foundation_flops(section: Foundation) -> tuple[int, str]:
         ]
     )
     return _convolution(3, width, patch, cells).flops + depth * block.flops, f"formula: {section.name}"
+
+
+def foundation_values(section: Foundation) -> int:
+    """Weights of a frozen plain vision transformer; of any other network 0, as those that recipes name are small."""
+    found = _VIT.match(section.name)
+    if found is None:
+        return 0
+    (width, depth), patch = _VITS[found[1]], int(found[2])
+    return depth * (12 * width**2 + 13 * width) + 3 * patch**2 * width
 
 
 def _counted(section: Foundation) -> int:
@@ -281,7 +303,7 @@ def _counted(section: Foundation) -> int:
 # --------------------------------------------------------------------------------------------------------- parts
 
 
-def _dimensions(section: DitModel) -> tuple[int, int, int]:
+def dimensions(section: DitModel) -> tuple[int, int, int]:
     """Width, depth and heads."""
     named = SIZES[section.size] if section.size else section.dimensions
     return named["hidden_size"], named["depth"], named["num_heads"]

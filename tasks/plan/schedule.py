@@ -32,6 +32,8 @@ class StagePlan:
     bound: str
     """What takes longest: compute, decode, transfer, one process, start, or `measured` as a whole."""
     dollars: Figure
+    memory: Figure | None
+    """Bytes of one GPU at the micro-batch that the training takes there; None where nothing is trained on GPUs."""
     storage: Figure
     """Bytes under the root at the stage's fullest moment, the source's own images not counted."""
 
@@ -114,6 +116,8 @@ def schedule(
             used[decode_pool] = _decoders(work, placed, cluster, most)
         rate = (rates or {}).get(work.stage)
         seconds, bound = _seconds(work, placed, cluster, used, rate, apart)
+        gpu_memory, unfit = _memory(work, cluster.pools[pool_name])
+        problems += unfit
         notes += _decoding(work, placed, cluster, seconds.value)
         storage = kept + work.written.value + work.beside
         kept += work.written.value
@@ -125,6 +129,7 @@ def schedule(
                 gpu_hours=Figure(placed.devices * seconds.value / 3600 if placed.gpu else 0.0, "GPUs × wall time"),
                 seconds=seconds,
                 bound=bound,
+                memory=gpu_memory,
                 dollars=_dollars(work, cluster, used, seconds.value),
                 storage=Figure(storage, "artifacts so far, and what lies beside them meanwhile"),
             )
@@ -177,6 +182,26 @@ def _place(work: Work, pool: Pool, available: int) -> _Placed:
     return _Placed(
         gpu, devices, running, min(available, math.ceil(running / per_node)), peak, tuple(problems), tuple(notes)
     )
+
+
+def _memory(work: Work, pool: Pool) -> tuple[Figure | None, list[str]]:
+    """What a training takes of one GPU, and why it does not fit."""
+    memory = work.memory
+    if memory is None or not work.gpus or not pool.gpus:
+        return None, []
+    if pool.gpu_memory_gb is None:
+        return Figure(memory.at(memory.micro), f"{memory.source}; micro-batch {memory.micro}"), []
+    micro = memory.fitting(pool.gpu_memory_gb * 1e9)
+    if micro is not None:
+        return Figure(memory.at(micro), f"{memory.source}; micro-batch {micro}"), []
+    least = 1 if memory.open else memory.micro
+    way = "set compute.train.zero_stage or recompute" if memory.open else "lower compute.train.micro_batch"
+    why = (
+        f"{work.stage}: takes about {memory.at(least) / 1e9:.0f} GB of a GPU with {pool.gpu_memory_gb:g} GB "
+        f"({memory.fixed / 1e9:.1f} GB, and {memory.image / 1e9:.2f} GB for each image of a micro-batch of {least}; "
+        f"{memory.source}): {way}"
+    )
+    return Figure(memory.at(least), memory.source), [why]
 
 
 def _decoding(work: Work, placed: _Placed, cluster: Cluster, seconds: float) -> list[str]:

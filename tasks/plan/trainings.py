@@ -10,6 +10,7 @@ from configs.training import Training
 from tasks.data.portions import SHARD_ROWS_PER_GROUP
 from tasks.plan import networks, sizes
 from tasks.plan.data import Images
+from tasks.plan.memory import memory_of
 from tasks.plan.networks import Cost
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Figure, Work
 
@@ -215,6 +216,7 @@ def _trained(
         cpus=actor.cpus_per_actor if actor else compute.cpus_per_worker,
         alone=alone,
         alone_decodes=alone_decodes,
+        memory=memory_of(recipe, stage),
         notes=note,
     )
 

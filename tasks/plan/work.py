@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tasks.plan.memory import Memory
+
 REREAD = 1.1
 """Row groups a loader reads for each one it serves, over all workers (docs/scale.md)."""
 MANIFEST_AND_RUN = 2
@@ -58,4 +60,6 @@ class Work:
     alone_decodes: float = 0.0
     held: float = 0.0
     """Bytes in the memory of the flow's own process."""
+    memory: Memory | None = None
+    """Of one GPU, of a stage that trains."""
     notes: tuple[str, ...] = field(default=())

@@ -16,13 +16,16 @@ import torch.distributed as dist
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from configs import Recipe
+from configs.compute import TrainCompute
 from configs.errors import UserError
 from configs.training import Training
-from infra import stopping
+from infra import logs, stopping
 from infra.cluster import connect, require_gpus
 from infra.device import default_device, set_determinism, set_precision
 from infra.storage import FileEntry, Storage
 from tasks.data.receipts import RECEIPTS, finished
+from tasks.plan.memory import memory_of
 from tasks.snapshots import FOLDER as SNAPSHOTS
 from tasks.stage import Context, Job, Outcome
 from tasks.training import checkpoints, requests
@@ -120,7 +123,8 @@ def _fit_alone(context: Context) -> None:
 
 def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Setting:
     """Where and how this process trains."""
-    compute, device = context.recipe.compute.train, default_device()
+    device = default_device()
+    compute = _fitted(context.recipe, context.job.stage, device)
     set_precision(*_precisions(context))
     set_determinism(compute.deterministic)
     if device.type == "cpu":
@@ -136,6 +140,21 @@ def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Se
         warned=warned,
         preview=None if stage.preview is None else partial(stage.preview, context),
     )
+
+
+def _fitted(recipe: Recipe, stage: str, device: torch.device) -> TrainCompute:
+    """`compute.train` with the largest micro-batch that the accelerator holds, where the recipe leaves it open."""
+    compute, memory = recipe.compute.train, memory_of(recipe, stage)
+    if device.type != "cuda" or memory is None or not memory.open:
+        return compute
+    size = torch.cuda.get_device_properties(device).total_memory
+    micro = memory.fitting(size) or 1
+    if micro < memory.share:
+        logs.say(
+            f"{stage}: {micro} of a worker's {memory.share} images at once, about {memory.at(micro) / 1e9:.0f} GB of "
+            f"the GPU's {size / 1e9:.0f} GB ({memory.source}); compute.train.micro_batch says otherwise"
+        )
+    return compute.model_copy(update={"micro_batch": micro})
 
 
 def _precisions(context: Context) -> tuple[str, ...]:

@@ -1,0 +1,146 @@
+"""Memory of one GPU in a training, before anything runs: what is always there, and what each image of a micro-batch
+adds.
+
+Weights, gradients, moments and averages follow from the recipe. What activations take does not: the constants here are
+estimates by reading the code, **not measured**, and a figure that was measured replaces them through `MEASURED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from configs.compute import TrainCompute
+from configs.diffusion import DitModel, TrainDit, UnetModel
+from configs.recipe import Recipe
+from configs.tokenizers import AutoencoderModel
+from configs.training import Training
+from tasks.plan import networks
+
+FLOAT32 = 4
+WEIGHT, GRADIENT, MOMENTS, AVERAGE = FLOAT32, FLOAT32, 2 * FLOAT32, FLOAT32
+"""Bytes of one trained number: itself, its gradient, AdamW's two moments, and each average. 20 with one average, and
+13.5 GB for XL."""
+TOKEN_COMPILED, TOKEN_EAGER = 36, 73
+"""Bytes that a transformer keeps for its backward pass of every number that leaves a block (depth × tokens × width), in
+a half precision: 0.3 and 0.6 GB an image of XL at 256 tokens. Estimates, not measured."""
+TOKEN_RECOMPUTED = 6
+"""The same where blocks are computed again: the float32 residual stream that enters each, and one block's own."""
+TENSORS_A_BLOCK = 10
+"""Tensors of its own size that a convolutional residual block keeps: two of each of norm, activation, convolution and
+what they remember. An estimate, not measured."""
+USABLE = 0.94
+"""Share of a GPU's memory that tensors may fill: CUDA's context and what the allocator cannot use are left."""
+ESTIMATE = "estimate, not measured: tasks/plan/memory.py"
+
+MEASURED: Mapping[tuple[str, str, bool], float] = {}
+"""Bytes an image by (stage, size of the network, compiled), in bfloat16, as a GPU showed them; none so far."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker's GPU."""
+
+    fixed: float
+    """Weights, gradients, moments, averages, and frozen networks beside them."""
+    image: float
+    """Of each image of a micro-batch."""
+    micro: int
+    """Images at once: what the recipe says, or a worker's whole share of the batch."""
+    share: int
+    """Images of a worker in one step."""
+    open: bool
+    """Whether the recipe leaves the micro-batch open."""
+    source: str
+
+    def at(self, micro: int) -> float:
+        return self.fixed + micro * self.image
+
+    def fitting(self, gpu_bytes: float) -> int | None:
+        """The largest micro-batch that fits and divides a worker's share (only the recipe's, where it names one); None
+        where none does."""
+        choices = range(self.share, 0, -1) if self.open else (self.micro,)
+        divisors = (micro for micro in choices if self.share % micro == 0)
+        return next((micro for micro in divisors if self.at(micro) <= USABLE * gpu_bytes), None)
+
+
+def memory_of(recipe: Recipe, stage: str) -> Memory | None:
+    """Of a training stage that trains; None where nothing is trained."""
+    section: Training | None = getattr(recipe, stage)
+    if section is None or not section.images:
+        return None
+    compute = recipe.compute.train
+    trained, frozen, image, source = _parts(recipe, stage)
+    share = section.batch // compute.workers
+    micro = min(compute.micro_batch or share, share)
+    fixed = trained * _a_weight(section, compute) + frozen * FLOAT32
+    return Memory(fixed, image, micro, share, compute.micro_batch is None, source)
+
+
+def _a_weight(section: Training, compute: TrainCompute) -> float:
+    """Bytes of one trained number on one worker; ZeRO leaves it a part of some."""
+    averages = (section.ema_decay is not None) + len(section.ema_decays) + len(section.ema_sigmas)
+    stages = {3: WEIGHT + averages * AVERAGE, 2: GRADIENT, 1: MOMENTS}
+    return sum(size / (compute.workers if compute.zero_stage >= stage else 1) for stage, size in stages.items())
+
+
+def _parts(recipe: Recipe, stage: str) -> tuple[int, int, float, str]:
+    """Trained numbers, frozen numbers, bytes an image, and where those come from."""
+    section, compute = getattr(recipe, stage), recipe.compute.train
+    wide = 2 if section.precision in ("fp32", "tf32") else 1  # twice the bytes of a half precision
+    frozen = 0
+    if stage == "train_dit":
+        backbone, head = networks.diffusion(recipe, section.model)
+        if section.online:
+            frozen = _foundation_values(recipe)
+        image, source = _diffusion_image(recipe, section, wide)
+        return backbone.values + head.values, frozen, image, source
+    if stage == "train_semvae":
+        assert recipe.foundation is not None  # the recipe's rules
+        encoder, decoder = networks.semantic_vae(section.model, recipe.foundation.feature_dim, recipe.latent_size**2)
+        a_token = TOKEN_COMPILED if compute.compile else TOKEN_EAGER
+        tokens = 2 * section.model.depth * recipe.latent_size**2 * section.model.width
+        return encoder.values + decoder.values, _foundation_values(recipe), wide * a_token * tokens, ESTIMATE
+    encoder, decoder = networks.autoencoder(section.model, recipe.image.size)
+    own = encoder.values + decoder.values
+    image = wide * 2 * TENSORS_A_BLOCK * _activations(section.model, recipe.image.size)
+    if section.adversarial:
+        own += sum(part.values for part in networks.discriminator(section.objective.discriminator, recipe.image.size))
+    if section.aligned:
+        frozen += _foundation_values(recipe)
+    if section.perceptual:
+        frozen += networks.VGG_VALUES
+        image += wide * 2 * 4 * networks.vgg_activations(recipe.image.size)  # two images, each layer and its activation
+    return own, frozen, image, ESTIMATE
+
+
+def _diffusion_image(recipe: Recipe, section: TrainDit, wide: int) -> tuple[float, str]:
+    compute, model = recipe.compute.train, section.model
+    if isinstance(model, UnetModel):
+        side, values = max(recipe.sides), 0
+        for level, multiplier in enumerate(model.multipliers):
+            cells = (side >> level) ** 2
+            values += (2 * model.blocks + 1) * cells * model.channels * multiplier
+        return wide * 2.0 * TENSORS_A_BLOCK * values, ESTIMATE
+    assert isinstance(model, DitModel)
+    measured = MEASURED.get(("train_dit", model.size or "", compute.compile))
+    if measured is not None and wide == 1 and not compute.recompute:
+        return measured, "measured: tasks/plan/memory.py"
+    width, depth, _ = networks.dimensions(model)
+    tokens = (max(recipe.sides) // model.patch_size) ** 2
+    a_token = TOKEN_COMPILED if compute.compile else TOKEN_EAGER
+    return wide * (TOKEN_RECOMPUTED if compute.recompute else a_token) * float(depth * tokens * width), ESTIMATE
+
+
+def _activations(model: AutoencoderModel, side: int) -> int:
+    """Numbers that leave the residual blocks of an autoencoder, encoder and decoder, for one image."""
+    values = 0
+    for level, multiplier in enumerate(model.channel_multipliers):
+        blocks = 2 * model.blocks_per_level + 1
+        values += blocks * model.base_channels * multiplier * (side >> level) ** 2
+    return values
+
+
+def _foundation_values(recipe: Recipe) -> int:
+    assert recipe.foundation is not None  # the recipe's rules
+    return networks.foundation_values(recipe.foundation)
