@@ -15,18 +15,33 @@ def sample_job(recipe: Recipe, name: str, root: str | None) -> Job:
 
     name: of the recipe, for messages. Raises UserError where an input is not complete.
     """
-    place, jobs = Storage.at(root or default_root()).url, dict[str, Job]()
-    for stage in STAGES:
-        if not stage.present(recipe):
-            continue
-        prints = {needed: jobs[needed].fingerprint for needed in stage.inputs if needed in jobs}
-        jobs[stage.name] = stage.job(recipe, place, prints)
-        if stage.name == "sample":
-            break
-    job = jobs["sample"]
+    job = _job("sample", recipe, root)
     for needed in job.inputs:
         needs(Context(job).input(needed), name)
     return job
+
+
+def latents_of(recipe: Recipe, name: str, root: str | None) -> Artifact:
+    """The recipe's `encode` artifact. Arguments as :func:`sample_job`'s. Raises UserError where it is not complete."""
+    artifact = Context(_job("encode", recipe, root)).artifact
+    if not artifact.is_complete():
+        raise UserError(
+            f"{artifact.uri} is not complete, so there are no latents: make them with latentforge run sfd-full "
+            f"--recipe {name} --only encode (after its inputs), or name ready ones, data.source.kind: latents"
+        )
+    return artifact
+
+
+def _job(wanted: str, recipe: Recipe, root: str | None) -> Job:
+    place, jobs = Storage.at(root or default_root()).url, dict[str, Job]()
+    for stage in STAGES:
+        if not stage.present(recipe) and stage.name != wanted:
+            continue
+        prints = {needed: jobs[needed].fingerprint for needed in stage.inputs if needed in jobs}
+        jobs[stage.name] = stage.job(recipe, place, prints)
+        if stage.name == wanted:
+            break
+    return jobs[wanted]
 
 
 def needs(artifact: Artifact, recipe: str) -> None:

@@ -89,6 +89,38 @@ def inspect(
     _show(_whole(location, kind, num_heads, semantic_channels), location)
 
 
+@app.command()
+def probe(
+    recipe: Annotated[str, typer.Option(help="A recipe's name or a path to a YAML file.")],
+    location: Annotated[str | None, typer.Argument(help="Weights in place of train_dit.pretrained.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Latents to look at.")] = 64,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Lay a value upon the recipe; repeatable.")
+    ] = [],  # noqa: B006  # Typer copies it
+    root: Annotated[str | None, typer.Option(help="Where the recipe's latents lie, if `encode` made them.")] = None,
+) -> None:
+    """The loss of weights on a recipe's latents by channel group and time, beside what was published: a minute that
+    shows whether tokenizer, latents and statistics are those that the weights were trained on."""
+    from configs import load_recipe
+    from flows.inputs import latents_of
+    from tasks.training import probe as probing
+
+    weights = [] if location is None else [f"train_dit.pretrained={location}"]
+    loaded = load_recipe(recipe, [*overrides, *weights])
+    if loaded.ready_latents:
+        latents = probing.ready_latents(loaded, images)
+    else:
+        latents = probing.stored_latents(latents_of(loaded, recipe, root), images)
+    found = probing.probe(loaded, latents)
+    bins = [f"{number / probing.BINS:.1f}" for number in range(probing.BINS)]
+    table = Table("channels", "all times", *bins, title=f"loss on {found.images} latents, by time from noise to data")
+    for group, errors in found.by_time.items():
+        shown = ["" if each is None else f"{each:.3f}" for each in errors]
+        table.add_row(group, f"{found.by_group[group]:.4f}", *shown)
+    Console(width=150).print(table)
+    typer.echo(found.verdict)
+
+
 def _whole(location: str, kind: Kind | None, num_heads: int | None, semantic_channels: int | None) -> Checkpoint:
     from infra.weights import load_checkpoint
     from models.checkpoints import check_whole

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from configs import Recipe, UserError
-from configs.diffusion import TrainDit
+from configs.diffusion import DitModel, TrainDit
 from infra.artifacts import Artifact
 from infra.device import autocast
+from infra.logs import say
 from infra.weights import check_pretrained, identities, load_pretrained
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
@@ -25,12 +26,16 @@ from tasks.randomness import ImageNumbers
 from tasks.sampling.preview import DiffusionPreview
 from tasks.stage import Context, Outcome
 from tasks.train_vavae import to_float
+from tasks.training import checkpoints
 from tasks.training.launch import train
+from tasks.training.probe import probe, stored_latents
 from tasks.training.resolutions import Resolutions
 from tasks.training.stage import TrainedStage
 from tasks.training.trainee import HELD_OUT, Trainee
 
 _ALIGN = "f"
+_PROBED = 16
+"""Latents on which given weights are looked at before they are trained further: seconds, without a GPU too."""
 
 
 def section(recipe: Recipe) -> TrainDit:
@@ -42,7 +47,19 @@ def run(context: Context) -> Outcome:
     latents = context.optional("encode")
     if latents is not None and (given := given_statistics(context.recipe)) is not None:
         tell_differences(given[0], LatentStatistics.from_facts(latents.manifest.facts, latents.uri), given[1])
+    if latents is not None:
+        _tell_loss(context, latents)
     return train(context, context.recipe.train_dit)
+
+
+def _tell_loss(context: Context, latents: Artifact) -> None:
+    """Before given weights are trained further, say what their loss is on these latents."""
+    section, begun = context.recipe.train_dit, context.out.names(checkpoints.FOLDER)
+    plain = isinstance(section.model, DitModel) and section.cascade is None
+    if section.pretrained is None or not section.images or begun or not plain:
+        return
+    found = probe(context.recipe, stored_latents(latents, _PROBED))
+    say(f"train_dit: before training, {found.verdict}", "info" if found.fits else "warning", loss=found.loss)
 
 
 class Diffusion(Trainee):
