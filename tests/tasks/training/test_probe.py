@@ -50,7 +50,7 @@ def test_the_loss_of_a_known_velocity(weights: Path) -> None:
     found = probe(recipe, normal(recipe, 200))
     assert found.loss == pytest.approx(2, abs=0.05) and found.images == 200
     assert found.by_group == pytest.approx({"texture": 2, "semantic": 2}, abs=0.08)
-    assert all(each is None or each == pytest.approx(2, abs=0.2) for row in found.by_time.values() for each in row)
+    assert all(each is None or each == pytest.approx(2, abs=0.7) for row in found.by_time.values() for each in row)
     assert not found.fits and "or they are untrained" in found.verdict
     wide = probe(recipe, normal(recipe, 200, scale=3.0))
     assert wide.loss == pytest.approx(10, rel=0.03), "statistics of other latents are seen"
