@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, StatisticsFiles, UnetModel
-from configs.sampling import AutoGuidance, ClassifierFree, Sample
+from configs.sampling import AutoGuidance, ClassifierFree, Guided, Sample
 
 if TYPE_CHECKING:
     from configs.recipe import Recipe
@@ -252,6 +252,11 @@ def _guidance(recipe: Recipe) -> None:
         if channels is not None and channels > recipe.latent_channels:
             raise ValueError(
                 f"{field}.guidance.channels is {channels} but the latent has {recipe.latent_channels} channels"
+            )
+        if isinstance(guidance, Guided) and guidance.groups != "both" and recipe.train_semvae is None:
+            raise ValueError(
+                f"{field}.guidance.groups is {guidance.groups} but there are no semantic channels (train_semvae): "
+                "use both"
             )
         if isinstance(guidance, AutoGuidance) and guidance.semantic_scale is not None and recipe.train_semvae is None:
             raise ValueError(

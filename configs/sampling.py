@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.diffusion import DiffusionModel
 from configs.section import Added, Positive, Precision, Section, Seed, Share, SigmaRel, Weight
@@ -14,25 +15,63 @@ class NoGuidance(Section):
     method: Literal["none"] = "none"
 
 
-class ClassifierFree(Section):
-    method: Literal["classifier_free"] = "classifier_free"
+class Guided(Section):
+    """Extrapolation from a guide, for chosen channel groups within an interval of their own time (papers.md 2.6)."""
+
     scale: Annotated[float, Field(ge=1.0)]
+    groups: Annotated[Literal["both", "texture", "semantic"], Added(before="both")] = "both"
+    """Channel groups that are guided; the other one keeps the main network's velocity."""
+    interval_start: Annotated[Share, Added(before=0.0)] = 0.0
+    """Guidance is off while a group's time is below this, or above `interval_end`."""
+    interval_end: Annotated[Share, Added(before=1.0)] = 1.0
+
+    def scales(self, groups: Iterable[str]) -> tuple[float, ...]:
+        """Of each channel group by its name; 1 is no guidance."""
+        return tuple(self._scale(name) if self.groups in ("both", name) else 1.0 for name in groups)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Within which a group's time is guided, bounds included."""
+        return self.interval_start, self.interval_end
+
+    def _scale(self, group: str) -> float:
+        return self.scale
+
+    @model_validator(mode="after")
+    def _interval_is_one(self) -> Guided:
+        if self.interval_start > self.interval_end:
+            raise ValueError(
+                f"interval_start {self.interval_start:g} is above interval_end {self.interval_end:g}: guidance would "
+                "never act; use method: none for that"
+            )
+        return self
+
+
+class ClassifierFree(Guided):
+    method: Literal["classifier_free"] = "classifier_free"
+    interval_start: Share = 0.0
     channels: Positive | None = None
     """Guide the first channels only (3 reproduces the published LightningDiT scores); None guides all."""
-    interval_start: Share = 0.0
-    """Guidance is off while a group's time is below this."""
 
 
-class AutoGuidance(Section):
-    """Extrapolate from a weaker model (papers.md 2.6)."""
+class AutoGuidance(Guided):
+    """The guide is a weaker model, under the same label."""
 
     method: Literal["autoguidance"] = "autoguidance"
-    scale: Annotated[float, Field(ge=1.0)]
     semantic_scale: Annotated[float, Field(ge=1.0)] | None = None
     """Scale of the semantic group; None takes `scale`."""
     weights: str
     """Path, fsspec URL or hub name of the weak model, trained on the same latents."""
     model: DiffusionModel
+
+    def _scale(self, group: str) -> float:
+        return self.scale if group != "semantic" or self.semantic_scale is None else self.semantic_scale
+
+    @model_validator(mode="after")
+    def _semantics_are_guided(self) -> AutoGuidance:
+        if self.groups == "texture" and self.semantic_scale is not None:
+            raise ValueError(f"semantic_scale is {self.semantic_scale:g} but groups is texture: leave one of them out")
+        return self
 
 
 Guidance = Annotated[NoGuidance | ClassifierFree | AutoGuidance, Field(discriminator="method")]

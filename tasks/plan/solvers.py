@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from configs import Recipe
 from configs.diffusion import SemanticFirstClock, UnetModel
-from configs.sampling import AutoGuidance, ClassifierFree, Sample
+from configs.sampling import Guided, Sample
 
 
 def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[int, float, str]:
@@ -25,14 +25,8 @@ def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[
         grid = [span * _shifted(i / steps, section.shift) for i in range(steps + 1)]
         times = grid[:-1] + (grid[1:] if section.solver == "heun" else [])
         count, how = len(times), f"{len(times)} evaluations of {section.solver}"
-    guidance = section.guidance
-    if isinstance(guidance, ClassifierFree) and guidance.scale != 1.0:
-        start = guidance.interval_start
-        active = sum(any(min(max(g - offset, 0.0), 1.0) >= start for offset in offsets) for g in times)
-        return count, count * active / len(times), how
-    if isinstance(guidance, AutoGuidance) and (guidance.scale != 1.0 or guidance.semantic_scale not in (None, 1.0)):
-        return count, float(count), how
-    return count, 0.0, how
+    own_times = [[min(max(g - offset, 0.0), 1.0) for offset in offsets] for g in times]
+    return count, count * _guided(section, tuple(recipe.channel_groups), own_times) / len(times), how
 
 
 def _denoisings(model: UnetModel, section: Sample) -> tuple[int, float, str]:
@@ -40,11 +34,18 @@ def _denoisings(model: UnetModel, section: Sample) -> tuple[int, float, str]:
     low, high = model.sigma_min ** (1 / model.rho), model.sigma_max ** (1 / model.rho)
     levels = [(high + i / (section.steps - 1) * (low - high)) ** model.rho for i in range(section.steps)]
     asked = levels + (levels[1:] if section.solver == "heun" else [])
-    guidance, how = section.guidance, f"{len(asked)} evaluations of {section.solver}"
-    if isinstance(guidance, ClassifierFree) and guidance.scale != 1.0:
-        return len(asked), float(sum(1 / (1 + sigma) >= guidance.interval_start for sigma in asked)), how
-    guided = isinstance(guidance, AutoGuidance) and guidance.scale != 1.0
-    return len(asked), float(len(asked)) if guided else 0.0, how
+    guided = _guided(section, ("texture",), [[1 / (1 + sigma)] for sigma in asked])
+    return len(asked), float(guided), f"{len(asked)} evaluations of {section.solver}"
+
+
+def _guided(section: Sample, groups: tuple[str, ...], times: list[list[float]]) -> int:
+    """At how many of these moments, each with the time of every group, the guide runs."""
+    guidance = section.guidance
+    if not isinstance(guidance, Guided):
+        return 0
+    low, high = guidance.interval
+    scales = guidance.scales(groups)
+    return sum(any(low <= t <= high and scale != 1.0 for t, scale in zip(own, scales, strict=True)) for own in times)
 
 
 def _shifted(t: float, shift: float) -> float:

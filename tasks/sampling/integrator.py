@@ -161,26 +161,24 @@ class Integrator:
 
         main = counted("main", self.model)
         guide = None if stage.weak is None else counted("guide", stage.weak)
-        return _guidance(stage.section, self.groups, self.model.null_label, guide)(main)
+        return build_guidance(stage.section, self.groups, self.model.null_label, guide)(main)
 
 
-def _guidance(section: Sample, groups: ChannelGroups, null_label: int, guide: Velocity | None) -> Guidance:
+def build_guidance(section: Sample, groups: ChannelGroups, null_label: int, guide: Velocity | None) -> Guidance:
     """The guidance that a sample section names; `guide` is the weak network's velocity where there is one."""
     asked = section.guidance
     if isinstance(asked, NoGuidanceSection):
         return NoGuidance()
     if isinstance(asked, ClassifierFreeSection):
         return ClassifierFree(
-            asked.scale,
+            asked.scales(groups.names),
             null_label=null_label,
             channels=asked.channels,
-            interval=(asked.interval_start, 1.0),
+            interval=asked.interval,
             groups=groups,
         )
     assert guide is not None  # the integrator loads one for every stage that is guided so
-    semantic = asked.scale if asked.semantic_scale is None else asked.semantic_scale
-    scales = tuple(semantic if name == "semantic" else asked.scale for name in groups.names)
-    return AutoGuidance(guide, scales, groups=groups)
+    return AutoGuidance(guide, asked.scales(groups.names), asked.interval, groups)
 
 
 def _weak_guide(recipe: Recipe, section: AutoGuidanceSection, model: DiffusionNetwork) -> DiffusionNetwork:

@@ -230,3 +230,36 @@ def test_seeds_outside_their_range_are_refused(section: str) -> None:
         with pytest.raises(UserError, match=rf"{section}\.seed.*{seed}"):
             load_recipe("demo_tiny", [f"{section}.seed={seed}"])
     assert getattr(load_recipe("demo_tiny", [f"{section}.seed={2**63 - 1}"]), section).seed == 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["sample.guidance.interval_start=0.6", "sample.guidance.interval_end=0.2"],
+            ["interval_start 0.6"],
+        ),
+        (["sample.guidance.groups=semantics"], ["sample.guidance", "groups", "'semantics'", "texture"]),
+        (
+            [
+                "train_semvae=null",
+                "train_dit.clock.kind=synchronous",
+                "train_dit.objective.semantic_weight=1.0",
+                "sample.guidance.groups=texture",
+            ],
+            ["sample.guidance.groups is texture", "use both"],
+        ),
+        (
+            [
+                "sample.guidance={method: autoguidance, scale: 1.5, weights: w, model: {size: S}, groups: texture, "
+                "semantic_scale: 2.0}"
+            ],
+            ["semantic_scale is 2", "groups is texture"],
+        ),
+    ],
+)
+def test_impossible_guidance_is_refused(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        load_recipe("demo", overrides)
+    for word in words:
+        assert word in str(refused.value)

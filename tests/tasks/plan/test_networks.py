@@ -215,6 +215,9 @@ def test_a_tokenizers_stages_cost_what_their_images_do() -> None:
 # ------------------------------------------------------------------------------------------------------------- sampling
 
 
+AUTO = "{method: autoguidance, scale: 1.6, weights: weak.pt, model: {size: S}"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -223,12 +226,18 @@ def test_a_tokenizers_stages_cost_what_their_images_do() -> None:
         ["sample.off_by_one=true", "sample.guidance={method: none}"],
         ["sample.guidance.interval_start=0.4", "sample.shift=0.3"],
         ["sample.guidance.interval_start=0.4", "sample.solver=heun", "train_dit.clock={kind: synchronous}"],
+        ["sample.guidance.interval_start=0.2", "sample.guidance.interval_end=0.6", "sample.guidance.groups=texture"],
+        ["sample.guidance.interval_end=0.5", "sample.guidance.groups=semantic", "sample.solver=heun"],
+        [f"sample.guidance={AUTO}, interval_start: 0.3, interval_end: 0.9}}"],
+        [f"sample.guidance={AUTO}, groups: semantic, semantic_scale: 1.5}}"],
+        [f"sample.guidance={AUTO}, groups: texture, interval_end: 0.5}}", "sample.shift=0.3"],
+        [f"sample.guidance={AUTO}, groups: semantic, semantic_scale: 1.0}}"],
     ],
 )
 def test_evaluations_are_those_that_the_solver_makes(changes: list[str]) -> None:
-    from models.guidance import ClassifierFree, NoGuidance
     from models.solvers import sample as solve
     from tasks.networks import build_clock, channel_groups
+    from tasks.sampling.integrator import build_guidance
 
     recipe = load_recipe("demo_tiny", ["sample.steps=11", *changes])
     section, groups = recipe.sample, channel_groups(recipe)
@@ -238,10 +247,10 @@ def test_evaluations_are_those_that_the_solver_makes(changes: list[str]) -> None
         asked[int(y_B[0])] += 1
         return torch.zeros_like(x_BCHW)
 
-    guidance: NoGuidance | ClassifierFree = NoGuidance()
-    if section.guidance.method == "classifier_free":
-        interval = (section.guidance.interval_start, 1.0)
-        guidance = ClassifierFree(section.guidance.scale, null_label=1, interval=interval, groups=groups)
+    def weak(x_BCHW: torch.Tensor, t_BG: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        return network(x_BCHW, t_BG, torch.ones_like(y_B))
+
+    guidance = build_guidance(section, groups, null_label=1, guide=weak)
     solve(
         guidance(network),
         torch.zeros(1, groups.channels, 4, 4),

@@ -12,11 +12,13 @@ from safetensors.torch import load, save_file
 
 from configs import Recipe, UserError, load_recipe
 from infra.artifacts import Artifact
+from models.guidance import Velocity
 from tasks.data.statistics import ChannelSums, LatentStatistics, statistics_hash
 from tasks.data.tensors import WRITE_OPTIONS, latent_table
 from tasks.encode import standards
-from tasks.networks import build_dit
+from tasks.networks import build_dit, channel_groups
 from tasks.sample import STAGE
+from tasks.sampling.integrator import build_guidance
 from tasks.sampling.sampler import Sampler
 from tasks.train_dit import STAGE as TRAIN
 from tasks.train_dit import Diffusion
@@ -239,6 +241,35 @@ def test_evaluations_are_counted_in_units_of_the_full_resolution(tmp_path: Path)
     plain = sampler(tmp_path, "sample.stages=[{side: 4, steps: 5}]", "sample.guidance={method: none}")
     plain.images(np.arange(2))
     assert plain.integrator.evaluations() == {"effective_evaluations": 5.0, "evaluations": 5.0}
+
+
+BY_A_WEAK_ONE = "{method: autoguidance, scale: 1.6, weights: weak.pt, model: {size: S}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "semantics_from"),
+    [
+        ("groups: both", 2.0),
+        ("groups: semantic, semantic_scale: 3.0", 3.0),
+        ("groups: texture", 1.0),
+        ("interval_start: 0.5", 2.0),
+        ("interval_end: 0.4", 1.0),
+    ],
+)
+def test_a_weak_network_guides_some_channels_for_some_of_the_time(fields: str, semantics_from: float) -> None:
+    """Main velocity 1 and the guide's 0, so a guided channel moves by its scale."""
+    recipe = load_recipe("demo_tiny", [f"sample.guidance={BY_A_WEAK_ONE}, {fields}}}", "sample.guidance.scale=2.0"])
+    groups = channel_groups(recipe)
+
+    def always(value: float) -> Velocity:
+        return lambda x_BCHW, t_BG, y_B: torch.full_like(x_BCHW, value)
+
+    guided = build_guidance(recipe.sample, groups, null_label=10, guide=always(0.0))(always(1.0))
+    at = torch.tensor([[0.3, 0.6]])  # texture, semantics
+    found = guided(torch.zeros(1, groups.channels, 2, 2), at, torch.zeros(1, dtype=torch.long))
+    texture, semantics = (found[0, part].unique().tolist() for part in groups.slices)
+    texture_guided = "texture" in fields or "both" in fields or "interval_end" in fields
+    assert texture == [2.0 if texture_guided else 1.0] and semantics == [semantics_from]
 
 
 def test_a_cascade_guides_a_cascade(tmp_path: Path) -> None:
