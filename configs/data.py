@@ -159,6 +159,14 @@ class Foundation(Section):
     imagenet_norm: bool = True
     interpolation: Annotated[Literal["bicubic", "bilinear"], Added(before="bicubic")] = "bicubic"
     """Of the resize; the published VA-VAE's is bilinear."""
+    vector: Annotated[Literal["mean", "token"], Added(before="mean")] = "mean"
+    """What stands for an image as a whole where sets of images are scored: the mean of the grid, or the class token
+    of a vision transformer."""
+
+    @property
+    def label(self) -> str:
+        """What scores on it are called after."""
+        return self.name if self.vector == "mean" else f"{self.name} {self.vector}"
 
 
 class Encode(Section):

@@ -11,6 +11,7 @@ from configs.compute import Compute, Tracking
 from configs.data import Data, Encode, Foundation, Image, ReadyLatents, Shard
 from configs.diffusion import TrainDit
 from configs.errors import UserError
+from configs.published import Published
 from configs.rules import check
 from configs.sampling import Sample, SampleResolution
 from configs.scores import Evaluate, Report
@@ -40,6 +41,7 @@ class Recipe(Section):
     evaluate: LeftOut[Evaluate] = NOTHING
     evaluate_tokenizer: EvaluateTokenizer = EvaluateTokenizer()
     report: Report = Report()
+    published: Published | None = None
     compute: Compute = Compute()
     tracking: Tracking = Tracking()
 

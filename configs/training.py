@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import NOTHING, LeftOut, Positive, Section, Seed, Share, SigmaRel, Weight
+from configs.section import NOTHING, Added, LeftOut, Positive, Section, Seed, Share, SigmaRel, Weight
 
 
 class Guard(Section):
@@ -51,6 +51,12 @@ class Training(Section):
     (on a CPU it is `fp32`), `fp16` scales losses dynamically."""
     ema_decay: Share | None = None
     """Of the average that is used where averaged weights are asked for; None keeps none."""
+    ema_rampup: Annotated[Share | None, Added(before=None)] = None
+    """Half-life of averages with a decay, at most this share of the images seen so far: the early weights are soon
+    forgotten (EDM, Karras et al. 2022: 0.05). None has the whole half-life from the start."""
+    keep_averages_at: Annotated[tuple[Positive, ...], Added(before=())] = ()
+    """Images at which the average of `ema_decay` is stored by itself, as `averages/{images, 14 digits}.safetensors` in
+    the artifact: weak guides, or points of a curve."""
     ema_decays: tuple[Share, ...] = ()
     """Decays of further averages, each a file of the artifact."""
     ema_sigmas: tuple[SigmaRel, ...] = ()
@@ -78,6 +84,14 @@ class Training(Section):
                 f"images is {self.images} but {' and '.join(missing)} {'are' if missing[1:] else 'is'} not set: "
                 "training needs both; only a network that is used as it is (images: 0) does without"
             )
+        if self.keep_averages_at and self.ema_decay is None:
+            raise ValueError("keep_averages_at names images but ema_decay is not set, so there is no average: set it")
+        for point in self.keep_averages_at if self.images else ():
+            if point > self.images or point % self.batch:
+                raise ValueError(
+                    f"keep_averages_at names {point}: expected multiples of batch {self.batch} up to images "
+                    f"{self.images}"
+                )
         if self.snapshot_every is not None and len(self.ema_sigmas) < 2:
             raise ValueError(
                 f"snapshot_every is set but ema_sigmas has {len(self.ema_sigmas)} entries: name two widths, e.g. "

@@ -9,6 +9,7 @@ from typing import Any
 
 from configs import UserError
 from configs.load import read_recorded
+from configs.published import departures, scores_of_pictures
 from flows.publish import publish
 from infra import tracking
 from infra.artifacts import MANIFEST, Artifact
@@ -56,7 +57,7 @@ def compare(runs: Sequence[str], root: str | None = None) -> Artifact:
         title="Comparison",
         lead=lead,
         compared_runs=found,
-        network=first.evaluate.features.name,
+        network=first.evaluate.features.label,
         floor=floors[0] if all(floor == floors[0] for floor in floors) else {},
         details={"Differences between the recipes": _differences(found, evaluated)},
     )
@@ -121,6 +122,8 @@ def _standing(run: str, evaluated: Artifact) -> ComparedRun:
     figures = {"training_seconds": model.manifest.seconds, "images_trained": float(model.manifest.rows)}
     if "images_per_second" in made.scores:
         figures["images_per_second"] = made.scores["images_per_second"]
+    recipe = read_recorded(manifest.recipe)
+    published, departed = scores_of_pictures(recipe), departures(recipe)
     return ComparedRun(
         f"{manifest.recipe['name']} {evaluated.fingerprint[:6]}",
         {name: value for name, value in manifest.scores.items() if not name.startswith((_FLOOR, "judge_"))},
@@ -129,8 +132,15 @@ def _standing(run: str, evaluated: Artifact) -> ComparedRun:
         },
         figures=figures,
         intervals=manifest.facts.get("intervals", {}),
+        published={} if published is None else published.named,
         sheet=sample.read(GRID) if sample.files(GRID) else None,
-        facts={"given": run, "evaluate": evaluated.uri, "model": model.uri, **manifest.runs},
+        facts={
+            "given": run,
+            "evaluate": evaluated.uri,
+            "model": model.uri,
+            **({} if published is None else {"not as published": "; ".join(departed) or "nothing"}),
+            **manifest.runs,
+        },
     )
 
 

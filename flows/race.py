@@ -148,7 +148,7 @@ class Racing:
             lead=f"{len(self.race.variants)} variants × {len(self.race.seeds)} seeds; each trains on "
             f"{recipe.train_dit.images:,} images and is scored {self.race.points} times by {self._images:,} samples.",
             compared_runs=found,
-            network=recipe.evaluate.features.name,
+            network=recipe.evaluate.features.label,
             floor=self._real.floor,
             details={"The race": sections["race"]},
             seconds=f"{_CLOCKS[self.race.clock][1]} of training",
@@ -189,7 +189,7 @@ class Racing:
         model, trials = self._models[entry], self._trials[entry]
         clock = model.manifest.facts["curves"][_CLOCKS[self.race.clock][0]]
         passed = comparison.interpolated([images for images, _ in trials], clock)
-        network = entry.recipe.evaluate.features.name
+        network = entry.recipe.evaluate.features.label
         last = trials[-1][1]
         curves = {
             score: [(i, t, made.manifest.scores[score]) for (i, made), t in zip(trials, passed, strict=True)]

@@ -81,6 +81,11 @@ class FoundationModel(nn.Module):
             return int(self.network.embed_dim)
         return int(self.network.feature_info[-1 if self.layer is None else self.layer]["num_chs"])
 
+    @property
+    def has_token(self) -> bool:
+        """Whether `pooled` gives the class token of the last block, normed."""
+        return self.layer is None and getattr(self.network, "global_pool", None) == "token"
+
     def grid(self, image_side: int) -> int:
         """Side of the feature grid for square images of this side (pixels)."""
         side = self._side(image_side)

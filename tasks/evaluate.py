@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from configs.published import published_metrics, scores_of_pictures
 from tasks.scoring import inception
 from tasks.scoring import reference as references
 from tasks.scoring.distances import FrechetFrom
@@ -49,6 +50,7 @@ def run(context: Context) -> Outcome:
         values |= _reconstruction(context, sets, reference)
     if judge is not None:
         values |= judge.manifest.scores
+    context.tracker.metrics(published_metrics(scores_of_pictures(context.recipe)))
     return Outcome(files=[], rows=made.images, facts=_facts(context, made, real, floor, scores), scores=values)
 
 
@@ -83,7 +85,7 @@ def _facts(
     section = context.recipe.evaluate
     published = None if section.inception is None else inception.Identity.at(section.inception.weights)
     return {
-        "network": section.features.name,
+        "network": section.features.label,
         "inception": None if published is None else {"sha256": published.sha256, "genuine": published.genuine},
         "reference": section.reference,
         "images": {"generated": made.images, "test": real.images, "floor": floor.images if floor else 0},

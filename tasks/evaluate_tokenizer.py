@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from configs import Recipe, UserError
+from configs.published import published_metrics, scores_of_tokenizer
 from infra.weights import identities
 from tasks.data.images import pick_images
 from tasks.data.portions import RECONSTRUCTION_ROWS, RECONSTRUCTIONS_SHOWN
@@ -62,6 +63,7 @@ def run(context: Context) -> Outcome:
         raise UserError(f"the tokenizer cannot be scored: {error}; see evaluate_tokenizer.images") from None
     picture = pictures.png(_side_by_side(context))
     context.tracker.file(PICTURE, picture)
+    context.tracker.metrics(published_metrics(scores_of_tokenizer(recipe)))
     files = [context.out.write_bytes(PICTURE, picture)]
     return Outcome(files=files, rows=found["again"].images, facts=facts, scores=scores | latent)
 

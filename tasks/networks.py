@@ -184,6 +184,10 @@ def load_foundation(section: Foundation) -> FoundationModel:
             f"foundation.feature_dim is {section.feature_dim} but {section.name} (layer {section.layer}) gives "
             f"{model.feature_dim}: set feature_dim: {model.feature_dim}"
         )
+    if section.vector == "token" and not model.has_token:
+        raise UserError(
+            f"vector is token but {section.name} (layer {section.layer}) has no class token at its end: use mean"
+        )
     return model
 
 

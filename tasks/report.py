@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from configs import UserError
+from configs.published import beside, departures, scores_of_pictures
 from infra.artifacts import Manifest
 from tasks.data.images import pick_images, read_labels
 from tasks.drawing import pages, pictures
@@ -113,6 +114,10 @@ def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int
         pictures={name.removesuffix(".png"): _as_url(data) for name, data in files.items() if name.endswith(".png")},
         cards=_cards(made),
         rows=_score_rows(made),
+        published=recipe.published,
+        published_here=scores_of_pictures(recipe),
+        beside=beside(scores_of_pictures(recipe), made.scores),
+        departures=departures(recipe),
         network=made.facts["network"],
         counts=made.facts["images"],
         by_label=[

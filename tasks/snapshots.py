@@ -13,11 +13,17 @@ from infra.artifacts import Artifact
 from models.power_ema import Average, combination
 
 FOLDER = "snapshots"
+KEPT = "averages"
 _NAME = re.compile(FOLDER + r"/(?P<images>\d+)-sigma-(?P<sigma>[0-9.e-]+)\.safetensors")
 
 
 def snapshot_file(images_seen: int, sigma_rel: float) -> str:
     return f"{FOLDER}/{images_seen:014d}-sigma-{sigma_rel:g}.safetensors"
+
+
+def kept_file(images_seen: int) -> str:
+    """Of the average of `ema_decay` that `keep_averages_at` asks for: a network's weights, to be named anywhere."""
+    return f"{KEPT}/{images_seen:014d}.safetensors"
 
 
 def taken_at(artifact: Artifact, sigma_rel: float) -> list[int]:

@@ -38,6 +38,8 @@ class ComparedRun:
     """What is not a score of images: seconds, images per second."""
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Of scores, where there are some."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """What its paper reports."""
     sheet: bytes | None = None
     """A PNG of images."""
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -206,6 +208,11 @@ def page(
         rows=cells,
         best=best,
         floor={name: f"{floor[name]:.4g}" for name in columns if name in floor},
+        published={
+            each.name: {name: f"{each.published[name]:.4g}" for name in columns if name in each.published}
+            for each in compared_runs
+            if each.published
+        },
         pictures={name.removesuffix(".png"): _as_url(data) for name, data in pictures.items()},
         sheets=[
             (each.name, each.seed, _as_url(each.sheet)) for each, *_ in _by_name(compared_runs).values() if each.sheet

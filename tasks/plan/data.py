@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from configs import Recipe, UserError
-from configs.data import FashionMnist, ReadyLatents, Shard
+from configs.data import FashionMnist, ImageFolder, ReadyLatents, Shard
 
 _SAMPLED = 200
 _JPEG, _ASPECT = 0.6, 4 / 3
@@ -34,8 +35,12 @@ class Images:
 _KNOWN = {
     "fashion-mnist": (60_000, 10_000, 525.3, 10.9, "mean of the 70,000 PNGs that stage shard writes"),
     "imagenet-1k": (1_281_167, 50_000, 110_000.0, 36.0, "mean assumed as in docs/scale.md"),
+    "cifar-10": (50_000, 10_000, 2_300.0, 20.0, "assumed: PNGs of 2.3 kB"),
+    "ffhq": (70_000, 0, 8_000.0, 20.0, "assumed: PNGs of 8 kB at 64 × 64"),
 }
-"""Train and test images, bytes of an image and of a key, and where the bytes come from."""
+"""Train and test images (none: what `shard.test_share` takes), bytes of an image and of a key, and where the bytes come
+from."""
+_CLASSES = {"imagenet-1k": 1_000, "cifar-10": 10, "ffhq": 1}
 
 
 def images_of(recipe: Recipe, count: int | None = None, mean_bytes: float | None = None) -> Images:
@@ -55,7 +60,8 @@ def images_of(recipe: Recipe, count: int | None = None, mean_bytes: float | None
         size, key = (known[2], known[3]) if known else (110_000.0, 36.0)
         found = Images(count - test, test, size, key, "given (--images)", known[4] if known else "assumed: 110 kB")
     elif known is not None:
-        found = Images(*known[:4], f"the published set {_name(recipe)}", known[4])
+        total, test = known[0] + known[1], known[1] or round(recipe.shard.test_share * known[0])
+        found = Images(total - test, test, known[2], known[3], f"the published set {_name(recipe)}", known[4])
     else:
         found = _listed(recipe)
     if recipe.ready_latents:  # all of them are trained on
@@ -72,7 +78,15 @@ def images_of(recipe: Recipe, count: int | None = None, mean_bytes: float | None
 
 
 def _name(recipe: Recipe) -> str:
-    return "fashion-mnist" if isinstance(recipe.data.source, FashionMnist) else recipe.data.revision or ""
+    """Of the known set that the recipe is about; empty where its images are its own, or are here to be counted."""
+    data, published = recipe.data, recipe.published
+    if isinstance(data.source, FashionMnist):
+        return "fashion-mnist"
+    name = published.data if published is not None else None
+    if name is None or data.classes != _CLASSES[name]:
+        return ""
+    here = isinstance(data.source, ImageFolder) and Path(data.source.path).is_dir()
+    return "" if here else name
 
 
 def _listed(recipe: Recipe) -> Images:

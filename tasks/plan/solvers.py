@@ -5,6 +5,7 @@ from __future__ import annotations
 from configs import Recipe
 from configs.diffusion import SemanticFirstClock, UnetModel
 from configs.sampling import Guided, Sample
+from tasks.plan import networks
 
 
 def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[int, float, str]:
@@ -27,6 +28,20 @@ def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[
         count, how = len(times), f"{len(times)} evaluations of {section.solver}"
     own_times = [[min(max(g - offset, 0.0), 1.0) for offset in offsets] for g in times]
     return count, count * _guided(section, tuple(recipe.channel_groups), own_times) / len(times), how
+
+
+def effective_evaluations(recipe: Recipe, adaptive: int) -> float:
+    """Passes of the main network for one image, in units of one at full resolution (papers.md 3.2).
+
+    Guidance is left out: it multiplies what a cascade costs and what it is compared with alike.
+    """
+    full = networks.diffusion(recipe, recipe.train_dit.model)[0].flops
+    return sum(
+        solver_evaluations(recipe, recipe.sample.at(each), adaptive)[0]
+        * networks.diffusion(recipe, recipe.train_dit.model, each.side)[0].flops
+        / full
+        for each in recipe.sampled_resolutions
+    )
 
 
 def _denoisings(model: UnetModel, section: Sample) -> tuple[int, float, str]:

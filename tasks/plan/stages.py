@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from configs import Recipe
 from configs.data import ParquetFiles
+from configs.published import departures, scores_of_pictures, scores_of_tokenizer
 from configs.sampling import AutoGuidance
 from tasks.dag import FLOWS, PIPELINE, in_pipeline
 from tasks.data.portions import SAMPLE_GRID_ROWS, SAMPLE_ROWS_PER_PART
 from tasks.plan import networks, scoring, sizes, trainings
 from tasks.plan.data import Images
 from tasks.plan.networks import Cost
-from tasks.plan.solvers import solver_evaluations
+from tasks.plan.solvers import effective_evaluations, solver_evaluations
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, SIZES, Figure, Work
 
 STAGES = frozenset(stage for stages in FLOWS.values() for stage in stages)
@@ -27,7 +29,7 @@ def works(recipe: Recipe, images: Images, evaluations: int, flow: str = "sfd-ful
     there = [stage for stage in FLOWS[flow] if _present(stage, recipe, flow)]
     for stage in there:
         recipe.require((stage, *_READ_BESIDE.get(stage, ())), f"stage {stage}")
-    return [work_of(stage, recipe, images, evaluations) for stage in there]
+    return [_with_published(work_of(stage, recipe, images, evaluations), recipe) for stage in there]
 
 
 def _present(stage: str, recipe: Recipe, flow: str) -> bool:
@@ -145,6 +147,33 @@ def sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
         workers=actors,
         gpus=compute.gpus_per_actor,
         cpus=compute.cpus_per_actor,
+        notes=_against_baseline(recipe, evaluations),
+    )
+
+
+def _with_published(work: Work, recipe: Recipe) -> Work:
+    """A scoring stage with what the paper reports for it, and where the settings are not the paper's."""
+    of = {"evaluate": scores_of_pictures, "evaluate_tokenizer": scores_of_tokenizer}.get(work.stage)
+    found = None if of is None else of(recipe)
+    if found is None or recipe.published is None:
+        return work
+    values = ", ".join(f"{name} {value:g}" for name, value in found.named.items())
+    notes = [f"{work.stage}: published {values} ({recipe.published.source})"]
+    notes += [f"{work.stage}: {found.note}"] if found.note else []
+    notes += [f"not as published: {each}" for each in departures(recipe)]
+    return replace(work, notes=(*work.notes, *notes))
+
+
+def _against_baseline(recipe: Recipe, evaluations: int) -> tuple[str, ...]:
+    """What a cascade saves over what its paper compares with, in a line."""
+    baseline = None if recipe.published is None else recipe.published.baseline
+    if baseline is None:
+        return ()
+    own = effective_evaluations(recipe, evaluations)
+    claimed = "" if baseline.speedup is None else f", claimed is {baseline.speedup:g} at least"
+    return (
+        f"sample: {own:.1f} effective evaluations an image against {baseline.evaluations} ({baseline.of}): "
+        f"{baseline.evaluations / own:.2f} times as fast{claimed}",
     )
 
 

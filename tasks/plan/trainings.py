@@ -178,6 +178,7 @@ def _trained(
     compute, trains = recipe.compute.train, section.images > 0
     averages = (section.ema_decay is not None) + len(section.ema_decays) + len(section.ema_sigmas)
     snapshots = len(section.ema_sigmas) * (section.images // section.snapshot_every) if section.snapshot_every else 0
+    snapshots += len(section.keep_averages_at)
     weights, objective = sizes.weights_bytes(network), sizes.weights_bytes(own[0] + own[1]) if trains else 0.0
     saves = (section.images - 1) // compute.checkpoint_every if trains else 0
     kept = min(saves, compute.keep_checkpoints + 1)  # one more while it is written

@@ -62,7 +62,7 @@ class DiffusionPreview:
             figures = {}
             if self._scored:
                 found = _gathered(self._features_of(self._made(range(self._scored))), self._scored)
-                name = score_name("frechet", self._recipe.evaluate.features.name)
+                name = score_name("frechet", self._recipe.evaluate.features.label)
                 figures = {f"{name}_{self._scored}": self._distance().of_rows(found)}
         finally:
             self._network.train()

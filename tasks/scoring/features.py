@@ -192,6 +192,7 @@ class FeatureExtractor:
             torch.set_num_threads(threads)
         self.size, self.precision = networks.size, networks.precision
         self.features = load_foundation(networks.features).to(self.device)
+        self.by_token = networks.features.vector == "token"
         self.judge = None if networks.judge is None else trained_classifier(networks.judge).to(self.device)
         self.inception = None if networks.inception is None else Inception(networks.inception).to(self.device)
         self.lpips = None if networks.lpips is None else Lpips(networks.lpips, WITHOUT_LPIPS)
@@ -209,6 +210,10 @@ class FeatureExtractor:
         with computing(self.precision, self.device):
             return self._found(labels, pixels_BHW3, reconstruct)
 
+    def _vectors(self, images: Tensor) -> Tensor:
+        """One of each image, (B, D)."""
+        return self.features.pooled(images) if self.by_token else self.features(images).mean(dim=(2, 3))
+
     def _found(self, labels: NDArray[np.int64], pixels_BHW3: Pixels, reconstruct: bool) -> PerImageFeatures:
         count, likeness = len(labels), dict[str, Any]()
         pixels, images = pixels_BHW3, self._filled(pixels_BHW3)
@@ -217,7 +222,7 @@ class FeatureExtractor:
             pixels = to_pixels(self.tokenizer.decode(self.tokenizer.encode(images).mean))[:count]
             likeness = self._likeness(pixels_BHW3, pixels)
             images = self._filled(pixels)
-        features = self.features(images).mean(dim=(2, 3))[:count].float().cpu().numpy()
+        features = self._vectors(images)[:count].float().cpu().numpy()
         predictions = None if self.judge is None else predict(self.judge, images)[:count]
         return PerImageFeatures(
             labels, features, predictions, likeness.pop("psnr", None), **likeness, **self._published(pixels)

@@ -242,7 +242,7 @@ def with_statistics(real: ImageFeatures, reference: Reference) -> ImageFeatures:
 def score_names(section: Evaluate) -> dict[str, Callable[[str], str]]:
     """What scores on each network's vectors are called."""
     names: dict[str, Callable[[str], str]] = {
-        "features": lambda score: score_name(score, section.features.name),
+        "features": lambda score: score_name(score, section.features.label),
     }
     if section.inception is not None:
         names["pool"] = inception.Identity.at(section.inception.weights).name

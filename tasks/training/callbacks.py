@@ -6,6 +6,7 @@ none changes a weight, so that a training with them is the same in every bit as 
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch.distributed as dist
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from configs.training import Validation as ValidationSection
 from infra import logs
-from tasks.snapshots import snapshot_file
+from tasks.snapshots import kept_file, snapshot_file
 from tasks.training.checkpoints import Checkpoints
-from tasks.training.ema import sigma_name
+from tasks.training.ema import MAIN, sigma_name
 from tasks.training.profiling import Profiler
 from tasks.training.requests import LEAVE, PROFILE, SAVE, Requests
 from tasks.training.state import Best, State
@@ -108,14 +109,37 @@ class Snapshots:
         self._checkpoints, self._sigmas = checkpoints, sigmas
 
     def __call__(self, now: StepSpan, state: State) -> None:
-        # Under the names that the network has by itself: that is who reads them.
-        names = {id(parameter): name for name, parameter in state.trainee.network.named_parameters()}
-        own = {name: names.get(id(parameter)) for name, parameter in state.trainee.module.named_parameters()}
         for sigma in self._sigmas:
-            kept: dict[str, Tensor] = {}
-            for name, whole in state.average(sigma_name(sigma)):
-                found = own[name]
-                if dist.get_rank() == 0 and found is not None:
-                    kept[found] = whole.to("cpu", copy=True).contiguous()
+            kept = _averaged_network(state, sigma_name(sigma))
             if dist.get_rank() == 0:
                 self._checkpoints.snapshot(snapshot_file(now.images_seen, sigma), kept)
+
+
+class KeptAverages:
+    """Stores the average that is sampled from, at the images that the recipe names, as a network of its own."""
+
+    def __init__(self, checkpoints: Checkpoints, at: tuple[int, ...]) -> None:
+        self.every: int | None = math.gcd(*at)
+        self._checkpoints, self._at = checkpoints, at
+
+    def __call__(self, now: StepSpan, state: State) -> None:
+        if now.images_seen not in self._at:
+            return
+        kept = _averaged_network(state, MAIN)
+        if dist.get_rank() == 0:
+            rest = state.trainee.network.state_dict()  # tables that are never trained
+            kept |= {name: rest[name].to("cpu", copy=True).contiguous() for name in rest if name not in kept}
+            self._checkpoints.snapshot(kept_file(now.images_seen), kept)
+
+
+def _averaged_network(state: State, average: str) -> dict[str, Tensor]:
+    """Trained weights of an average in rank 0's memory, under the names that the network has by itself: that is who
+    reads them. All workers must call it together; others get nothing."""
+    names = {id(parameter): name for name, parameter in state.trainee.network.named_parameters()}
+    own = {name: names.get(id(parameter)) for name, parameter in state.trainee.module.named_parameters()}
+    kept: dict[str, Tensor] = {}
+    for name, whole in state.average(average):
+        found = own[name]
+        if dist.get_rank() == 0 and found is not None:
+            kept[found] = whole.to("cpu", copy=True).contiguous()
+    return kept

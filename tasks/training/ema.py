@@ -78,8 +78,8 @@ def averages(section: Training, local: Mapping[str, Tensor]) -> dict[str, Ema]:
     """All averages that a recipe asks for, by name."""
     shares: dict[str, Share] = {}
     if section.ema_decay is not None:
-        shares[MAIN] = _constant(section.ema_decay)
-    shares |= {decay_name(decay): _constant(decay) for decay in section.ema_decays}
+        shares[MAIN] = _constant(section.ema_decay, section.ema_rampup)
+    shares |= {decay_name(decay): _constant(decay, section.ema_rampup) for decay in section.ema_decays}
     shares |= {sigma_name(sigma): _power(sigma) for sigma in section.ema_sigmas}
     return {name: Ema(local, share) for name, share in shares.items()}
 
@@ -93,8 +93,15 @@ def sigma_name(sigma_rel: float) -> str:
     return f"{MAIN}-sigma-{sigma_rel:g}"
 
 
-def _constant(decay: float) -> Share:
-    return lambda before, after: 1 - decay
+def _constant(decay: float, rampup: float | None) -> Share:
+    if rampup is None:
+        return lambda before, after: 1 - decay
+
+    def share(before: int, after: int) -> float:
+        halflife = max(rampup * before, 1e-8)  # in images; before the first step there is nothing to remember
+        return 1 - min(decay, 0.5 ** ((after - before) / halflife))
+
+    return share
 
 
 def _power(sigma_rel: float) -> Share:

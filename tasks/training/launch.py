@@ -27,6 +27,7 @@ from infra.storage import FileEntry, Storage
 from tasks.data.receipts import RECEIPTS, finished
 from tasks.plan.memory import memory_of
 from tasks.snapshots import FOLDER as SNAPSHOTS
+from tasks.snapshots import KEPT
 from tasks.stage import Context, Job, Outcome
 from tasks.training import checkpoints, requests
 from tasks.training.checkpoints import Checkpoint
@@ -239,7 +240,7 @@ def _objective(out: Storage, trainee: Trainee, end: Checkpoint) -> list[FileEntr
 
 def _snapshots(out: Storage) -> list[FileEntry]:
     """Of averages, stored while training went on."""
-    names = out.names(SNAPSHOTS)
+    names = [*out.names(SNAPSHOTS), *out.names(KEPT)]
     return [receipt.entry for receipt in finished(out, [(name, name) for name in names]).values()]
 
 

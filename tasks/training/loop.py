@@ -18,7 +18,7 @@ from infra.storage import Storage
 from models.execution import prepare
 from tasks.loading.loader import Loader
 from tasks.training.adversary import AdversarialTraining
-from tasks.training.callbacks import Asked, Callback, Pictures, Scores, Snapshots, StepSpan
+from tasks.training.callbacks import Asked, Callback, KeptAverages, Pictures, Scores, Snapshots, StepSpan
 from tasks.training.checkpoints import Checkpoint, Checkpoints
 from tasks.training.device_feed import Feed
 from tasks.training.ema import averages
@@ -181,5 +181,7 @@ def _callbacks(
         found.append(Pictures(setting.preview(trainee), compute.preview_every))
     if section.snapshot_every is not None:
         found.append(Snapshots(checkpoints, section.snapshot_every, section.ema_sigmas))
+    if section.keep_averages_at:
+        found.append(KeptAverages(checkpoints, section.keep_averages_at))
     requests = Requests(setting.out, setting.device, setting.warned)
     return [*found, Asked(requests, profiler, compute.profile_at)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tasks.stage import Stage
 
 TABLE = Path(__file__).with_suffix(".json")
-UNNAMED = {"name", "compute", "tracking"}
+UNNAMED = {"name", "published", "compute", "tracking"}
 """Sections that are in no fingerprint."""
 
 

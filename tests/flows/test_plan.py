@@ -215,3 +215,33 @@ def test_the_command_refuses_by_name() -> None:
         result = CliRunner().invoke(app, arguments)
         assert isinstance(result.exception, UserError) and message in str(result.exception)
     assert load_cluster("local").pools["head"].cpus == os.cpu_count()
+
+
+def test_a_plan_says_what_is_published_and_what_is_not_as_published() -> None:
+    told = make_plan("sfd_xl_80ep", ["sample.batch=128"]).notes
+    assert "evaluate: published fid 1.3, sfid 3.87, inception_score 233.4" in "; ".join(told)
+    assert "not as published: sample.batch is 128, published with 4" in told
+    assert not any("not as published" in note for note in make_plan("lightningdit_xl_64ep").notes)
+    assert "fid 5.14" in "; ".join(make_plan("lightningdit_xl_64ep", ["sample.guidance={method: none}"]).notes)
+    tokenizer = make_plan("vavae_f16d32", flow="tokenizer-eval").notes
+    assert any("reconstruction_fid 0.28" in note for note in tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("lowdiff_cifar10", "21.9 effective evaluations an image against 35 (EDM's 18 steps of Heun): 1.60 times"),
+        ("lowdiff_ffhq64", "50.2 effective evaluations an image against 79 (EDM's 40 steps of Heun): 1.57 times"),
+        ("lowdiff_b_imagenet256", "159.2 effective evaluations an image against 249"),
+    ],
+)
+def test_a_plan_says_what_a_cascade_saves(recipe: str, words: str) -> None:
+    assert any(words in note for note in make_plan(recipe, flow="lowdiff-full").notes)
+
+
+def test_images_are_those_of_the_papers_set_until_there_are_others() -> None:
+    assert stage(make_plan("lowdiff_ffhq64"), "shard").work.rows.value == 70_000
+    assert stage(make_plan("lowdiff_cifar10"), "shard").work.rows.value == 60_000
+    for overrides in (["data.classes=3"], ["data.classes=3", "data.source.path=s3://my/images"]):
+        with pytest.raises(UserError, match="--images"):
+            make_plan("lightningdit_xl_64ep", [*overrides, "sample.images=300"])

@@ -136,3 +136,14 @@ def test_given_weights_are_loaded_strictly_and_heads_are_ignored() -> None:
         FoundationModel("efficientnet_lite0", weights={k: v for k, v in weights.items() if k != "conv_stem.weight"})
     with pytest.raises(ValueError, match="no model 'dinov9'"):
         FoundationModel("dinov9")
+
+
+def test_the_class_token_stands_for_an_image_where_a_network_has_one() -> None:
+    """FD-DINOv2 is a distance of the class token after the last norm (Stein et al. 2023)."""
+    torch.manual_seed(0)
+    model = FoundationModel("vit_small_patch14_dinov2.lvd142m", input_size=28)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    tokens = model.network.forward_features(model.preprocess(images))
+    assert model.has_token and torch.equal(model.pooled(images), tokens[:, 0])
+    assert not FoundationModel("efficientnet_lite0").has_token
+    assert not FoundationModel("vit_base_patch16_siglip_224").has_token  # it pools by attention

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from configs import UserError
+from configs.data import Foundation
 from infra.artifacts import Artifact
+from tasks.drawing.pictures import to_tensor
 from tasks.evaluate import STAGE
+from tasks.networks import load_foundation
 from tasks.scoring.features import FeatureExtractor, FeatureNetworks, PerImageFeatures, peak_signal_to_noise
 from tasks.stage import perform
 from tests.helpers.builders import at, context, drawing, put_networks, put_sample, put_shard, small_recipe
@@ -44,6 +47,27 @@ def test_features_do_not_depend_on_how_many_images_come_at_once(tmp_path: Path) 
     assert np.array_equal(whole.features, pieces.features)
     assert whole.psnr is not None and np.array_equal(whole.psnr, pieces.psnr)  # type: ignore[arg-type]
     assert whole.predictions is None and whole.consistency is None
+
+
+def test_an_image_is_its_class_token_where_the_recipe_says_so() -> None:
+    mean = Foundation(name="vit_tiny_patch16_224", weights="random", feature_dim=192, input_size=32)
+    torch.manual_seed(0)
+    means = FeatureExtractor(FeatureNetworks(32, mean))
+    torch.manual_seed(0)
+    tokens = FeatureExtractor(FeatureNetworks(32, mean.model_copy(update={"vector": "token"})))
+    labels = np.arange(3)
+    images = pictures(labels, seed=3)
+    found = tokens.look(labels, images).features
+    network, given = tokens.features, tokens.features.preprocess(to_tensor(images))
+    assert np.allclose(found, network.network.forward_features(given)[:, 0].numpy(), atol=1e-5)
+    assert not np.allclose(found, means.look(labels, images).features, atol=1e-3)
+    assert mean.label == "vit_tiny_patch16_224"
+    assert mean.model_copy(update={"vector": "token"}).label == "vit_tiny_patch16_224 token"
+    without = Foundation(
+        name="efficientnet_lite0", weights="package", feature_dim=320, input_size=32, layer=4, vector="token"
+    )
+    with pytest.raises(UserError, match=r"efficientnet_lite0 .* has no class token"):
+        load_foundation(without)
 
 
 def test_psnr_in_closed_form() -> None:

@@ -13,6 +13,7 @@ PUBLISHED = {
     "lightningdit_xl_64ep": 675.26,
     "lightningdit_xl_800ep": 675.26,
     "sfd_xl_80ep": 682.77,
+    "sfd_xl_80ep_short": 682.77,
     "sfd_xl_800ep": 682.77,
     "sfd_xxl_80ep": 1037.19,
     "sfd_xxl_800ep": 1037.19,

@@ -14,12 +14,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.power_ema import Average, combination, exponent, new_share
-from tasks.snapshots import snapshot_file
+from tasks.snapshots import kept_file, snapshot_file
+from tasks.training.ema import averages
 from tests.helpers.toy_training import BATCH, LAYOUTS, Run, Toy, near, notes, result, same, section, train
 
 BROKEN = frozenset({6 * BATCH + 3})
 LONG = 130
-AVERAGES: dict[str, Any] = {"ema_decays": (0.5,), "ema_sigmas": (0.1, 0.2, 0.14), "snapshot_every": 3 * BATCH}
+AVERAGES: dict[str, Any] = {
+    "ema_decays": (0.5,),
+    "ema_sigmas": (0.1, 0.2, 0.14),
+    "snapshot_every": 3 * BATCH,
+    "keep_averages_at": (4 * BATCH, 10 * BATCH),
+}
 VALIDATED: dict[str, Any] = {"validation": {"every": 2 * BATCH, "images": 40}}
 KEEP_ALL: dict[str, Any] = {"checkpoint_every": BATCH, "keep_checkpoints": 100}
 
@@ -176,6 +182,32 @@ def test_averages_resume_in_every_bit(one: Path) -> None:
     assert same(result(one, "averages resumed"), result(one, "averages"))
     for path in (one / "averages" / "snapshots").iterdir():
         assert path.read_bytes() == (one / "averages resumed" / "snapshots" / path.name).read_bytes(), path.name
+
+
+def test_averages_are_kept_where_the_recipe_says(one: Path) -> None:
+    """Each is the average of the checkpoint there, with what is never trained, under the network's own names."""
+    for folder in ("averages", "averages resumed"):
+        kept = sorted((one / folder / "averages").iterdir())
+        assert [path.name for path in kept if path.suffix == ".safetensors"] == [
+            f"{images * BATCH:014d}.safetensors" for images in (4, 10)
+        ]
+    for images in (4, 10):
+        stored = load_file(one / "averages" / kept_file(images * BATCH))
+        whole = load_file(one / "averages" / "checkpoints" / f"{images * BATCH:014d}" / "ema.safetensors")
+        assert set(stored) == set(Toy().state_dict())
+        assert all(torch.equal(stored[name], tensor) for name, tensor in whole.items())
+        assert load_file(one / "averages resumed" / kept_file(images * BATCH)).keys() == stored.keys()
+
+
+@pytest.mark.parametrize(("seen", "halflife"), [(0, 0.0), (512, 25.6), (4_000_000, 200_000.0), (40_000_000, 500_000.0)])
+def test_averages_ramp_up_as_edms(seen: int, halflife: float) -> None:
+    """A half-life of half a million images, and no more than 5 % of those seen (Karras et al. 2022)."""
+    decay = 0.5 ** (512 / 500_000)
+    asked = section(ema_decay=decay, ema_rampup=0.05)
+    share = averages(asked, {"w": torch.zeros(1)})["ema"].share(seen, seen + 512)
+    expected = 1.0 if not halflife else 1 - 0.5 ** (512 / halflife)
+    assert share == pytest.approx(expected)
+    assert averages(section(ema_decay=decay), {"w": torch.zeros(1)})["ema"].share(0, 512) == pytest.approx(1 - decay)
 
 
 def test_another_average_comes_from_snapshots(one: Path) -> None:
