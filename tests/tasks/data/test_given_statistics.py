@@ -7,18 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from configs import Recipe, UserError, load_recipe
 from flows.stages import STAGES
+from flows.weights import app
 from models.checkpoints import Checkpoint, Statistics, write
-from tasks import sample, train_dit
+from tasks import sample, train_dit, train_vavae
 from tasks.data.given_statistics import differences, external, given_statistics
 from tasks.data.statistics import LatentStatistics, statistics_hash
-from tasks.networks import build_network
+from tasks.networks import build_autoencoder, build_network
 from tasks.sampling.sampler import Sampler
 from tasks.stage import perform
 from tests.helpers.builders import SMALL, at, context, put, put_networks
-from tests.helpers.published import save_lightningdit, save_statistics
+from tests.helpers.published import hub_cache, save_lightningdit, save_sfd, save_statistics, save_tokenizer
+from tests.helpers.web import web_server
 
 MEAN, STD = torch.linspace(-0.5, 0.5, 48), torch.linspace(0.5, 1.5, 48)
 
@@ -164,3 +167,58 @@ def test_training_further_takes_given_statistics_and_tells_how_far_they_are(
     told = capsys.readouterr().out
     assert "statistics of texture from files: means are up to" in told and "statistics of semantic from files" in told
     assert "are these the latents that the weights were trained on?" in told
+
+
+def test_the_remedy_for_weights_without_statistics_works(files: dict[str, str], tmp_path: Path) -> None:
+    """`weights is …, but none travel in …: put them there with weights import --statistics`, run as it says."""
+    plain = recipe()
+    network = build_network(plain, plain.train_dit.model)
+    write(tmp_path / "bare.safetensors", Checkpoint("lightningdit", dict(network.state_dict())))
+    asked = "train_dit.statistics=weights"
+    with pytest.raises(UserError, match="weights import --statistics") as refusal:
+        given_statistics(recipe(f"train_dit.pretrained={tmp_path}/bare.safetensors", asked))
+    assert "`weights import --statistics`" in str(refusal.value)
+    save_lightningdit(tmp_path / "theirs.pt", network.state_dict(), network.state_dict(), {})
+    options = ["--statistics", files["texture"], "--semantic-statistics", files["semantic"]]
+    options += ["--semantic-channels", str(sizes()[1])]
+    done = CliRunner().invoke(
+        app, ["import", f"{tmp_path}/theirs.pt", f"{tmp_path}/with.safetensors", *options], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    found = given_statistics(recipe(f"train_dit.pretrained={tmp_path}/with.safetensors", asked))
+    assert found is not None and np.array_equal(found[0].mean()[: sizes()[0]], MEAN[: sizes()[0]].numpy())
+
+
+@pytest.mark.parametrize("place", ["folder", "web", "hub"])
+def test_all_that_is_given_comes_from_a_folder_a_web_server_or_a_hubs_cache(
+    place: str, files: dict[str, str], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokenizer, diffusion weights, guide and statistics as the authors' codes write them."""
+    plain = recipe()
+    network = build_network(plain, plain.train_dit.model)
+    model = {"model_type": "LightningDiT-XL/1", "semantic_chans": sizes()[1]}
+    save_sfd(tmp_path / "0400000.pt", network.state_dict(), network.state_dict(), model)
+    save_tokenizer(tmp_path / "ldm.ckpt", build_autoencoder(plain.train_vavae.model).state_dict())
+    names = ["0400000.pt", "ldm.ckpt", "latents_stats.pt", "latents_sv_stats.pt"]
+    with web_server(tmp_path) as url:
+        where = str(tmp_path)
+        if place == "web":
+            where = url
+        elif place == "hub":
+            where = hub_cache(tmp_path / "hub", "SFD-Project/SFD", {n: (tmp_path / n).read_bytes() for n in names})
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        own = plain.train_dit.model.model_dump_json(exclude_none=True)
+        chosen = recipe(
+            "train_vavae.images=0",
+            f"train_vavae.pretrained={where}/ldm.ckpt",
+            "train_dit.images=0",
+            f"train_dit.pretrained={where}/0400000.pt",
+            f"train_dit.statistics.texture={where}/latents_stats.pt",
+            f"train_dit.statistics.semantic={where}/latents_sv_stats.pt",
+            f"sample.guidance={{method: autoguidance, scale: 2.0, weights: '{where}/0400000.pt', model: {own}}}",
+        )
+        for stage in (train_vavae, train_dit, sample):
+            stage.check(chosen)
+        found = given_statistics(chosen)
+    assert found is not None and np.array_equal(found[0].std()[-sizes()[1] :], STD[-sizes()[1] :].numpy())
