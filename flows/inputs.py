@@ -21,6 +21,18 @@ def sample_job(recipe: Recipe, name: str, root: str | None) -> Job:
     return job
 
 
+def shards_of(recipe: Recipe, job: Job) -> Artifact | None:
+    """The recipe's images beside a sample job of it; None where it reads none.
+
+    Latents know the shards that they were made of: nothing is listed where there are some.
+    """
+    latents = Context(job).optional("encode")
+    if latents is not None:
+        made_of = latents.manifest.inputs.get("shard")
+        return None if made_of is None else Artifact(job.root, "shard", made_of)
+    return Context(_job("shard", recipe, job.root)).artifact if recipe.needs_images else None
+
+
 def latents_of(recipe: Recipe, name: str, root: str | None) -> Artifact:
     """The recipe's `encode` artifact. Arguments as :func:`sample_job`'s. Raises UserError where it is not complete."""
     artifact = Context(_job("encode", recipe, root)).artifact

@@ -80,7 +80,7 @@ class Racing:
                 inputs[stage.name] = made[key] if key in made else made.setdefault(key, run(stage, *given))
             self._inputs[entry.variant] = inputs
         first = self.entries[0]
-        shards = self._inputs[first.variant]["shard"]
+        shards = self._inputs[first.variant].get("shard")  # none beside ready latents
         self._real = real_images(ScoringInputs(first.recipe, self.root, shards))
 
     def train(self) -> None:

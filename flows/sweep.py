@@ -10,7 +10,7 @@ import yaml
 from prefect import flow
 
 from configs import Recipe, UserError, load_recipe
-from flows.inputs import sample_job
+from flows.inputs import sample_job, shards_of
 from flows.publish import publish
 from flows.race import run_jobs
 from flows.run import preflight_storage
@@ -65,8 +65,7 @@ def settings_of(
 
 def _run(settings: dict[str, Recipe], jobs: dict[str, Job], over: Sequence[str], tracker: tracking.Tracker) -> Artifact:
     first, job = next(iter(settings.values())), next(iter(jobs.values()))
-    shards = Artifact(job.root, "shard", Context(job).input("encode").manifest.inputs["shard"])
-    real = real_images(ScoringInputs(first, job.root, shards))
+    real = real_images(ScoringInputs(first, job.root, shards_of(first, job)))
     trials = {name: _trial(settings[name], jobs[name], real) for name in settings}
     missing = [each for each in trials.values() if not Context(each).artifact.is_complete()]
     run_jobs("sweep", TrialActor, missing, first.compute.actors, len(missing) * first.sample.images)

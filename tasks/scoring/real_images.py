@@ -48,7 +48,7 @@ class RealImages:
     reference: Artifact
     judge: Artifact | None
     floor: dict[str, float]
-    """Scores of real images, as many as the recipe samples."""
+    """Scores of real images, as many as the recipe samples; empty where the run reads none."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,11 @@ def real_images(given: ScoringInputs) -> RealImages:
     """
     reference, judge = references.resolve(given.recipe), classifier_of(given)
     sets, artifacts = features_of(given, reference, judge, {})
-    floor = sets["floor"].first(min(given.recipe.sample.images, sets["floor"].images))
-    base = scored(with_statistics(sets["reference"], reference), floor, given.recipe, intervals=False)
-    return RealImages(reference.artifact or artifacts["reference"], judge, base.values)
+    base: dict[str, float] = {}
+    if "floor" in sets:
+        floor = sets["floor"].first(min(given.recipe.sample.images, sets["floor"].images))
+        base = scored(with_statistics(sets["reference"], reference), floor, given.recipe, intervals=False).values
+    return RealImages(reference.artifact or artifacts["reference"], judge, base)
 
 
 def classifier_of(given: ScoringInputs) -> Artifact | None:
