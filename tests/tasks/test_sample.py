@@ -161,7 +161,7 @@ def test_model_and_latents_of_different_runs_are_refused(tmp_path: Path) -> None
 def test_the_stage_resumes_and_equals_an_undisturbed_run(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample, "_LEAST_PER_PART", 20)
+    monkeypatch.setattr(sample, "SAMPLE_ROWS_PER_PART", 20)
     job, _ = prepared(tmp_path, "sample.images=50")
     artifact = perform(STAGE, job.job)
     manifest = artifact.manifest
