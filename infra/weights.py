@@ -60,18 +60,27 @@ def identities(**locations: str | None) -> dict[str, str]:
     found: dict[str, str] = {}
     for use, location in locations.items():
         if location and location not in _NAMES and not location.startswith(_HUB):
-            path = fetch(location)
-            found[use] = file_hash(path)
-            if path.name.endswith(INDEX):
-                shards = [file_hash(path.with_name(name)) for name in shards_of(path)]
-                found[use] = hashlib.sha256(" ".join([found[use], *shards]).encode()).hexdigest()
+            found[use] = file_hash(fetch(location))
     return found
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, read again only when its size or time changed."""
+    """SHA-256 of a file, or of an index of weights with its shards; read again only when size or time changed.
+
+    Raises:
+        UserError: an index is damaged, or one of its shards is missing.
+    """
     found = path.stat()
-    return _hash(path, found.st_size, found.st_mtime_ns)
+    own = _hash(path, found.st_size, found.st_mtime_ns)
+    if not path.name.endswith(INDEX):
+        return own
+    try:
+        shards = [file_hash(path.with_name(name)) for name in shards_of(path)]
+    except ValueError as error:
+        raise UserError(f"weights {error}") from None
+    except FileNotFoundError as error:
+        raise UserError(f"weights {path}: its shard {Path(error.filename).name} is not beside it; fetch it") from None
+    return hashlib.sha256(" ".join([own, *shards]).encode()).hexdigest()
 
 
 @lru_cache(maxsize=16)

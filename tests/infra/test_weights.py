@@ -117,6 +117,8 @@ def test_shards_are_fetched_beside_their_index(tmp_path: Path, home: Path) -> No
         sharded(index.parent, {name: value + 1 for name, value in weights("dit_plain").items()})
         assert identities(pretrained=str(index)) != before, "shards of the same index are known by their content"
         (tmp_path / "sharded" / "model-00002-of-00002.safetensors").unlink()
+        with pytest.raises(UserError, match=r"its shard model-00002-of-00002\.safetensors is not beside it"):
+            identities(pretrained=str(index))
         index.write_text(index.read_text() + " ")
         with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors: no such file"):
             fetch(f"{url}/sharded/./{index.name}")
