@@ -13,6 +13,7 @@ from PIL import Image
 from infra.artifacts import Artifact
 from tasks import networks
 from tasks.data.images import images
+from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
 from tasks.drawing.pictures import to_tensor
 from tasks.evaluate_tokenizer import STAGE
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
@@ -112,7 +113,7 @@ def test_the_stage_scores_both_tokenizers(root: str, local_ray: None) -> None:
 def test_the_plan_counts_what_its_networks_do(root: str) -> None:
     """Of a part of each set, whose last batch is filled up for the networks that score reconstructions."""
     tokenizer, semantic = (Artifact(root, stage, stage) for stage in ("train_vavae", "train_semvae"))
-    batch, part = scoring.EXAMINED_BATCH, scoring.EXAMINED_AT_ONCE
+    batch, part = SCORING_BATCH, SCORED_AT_ONCE
     labels, pixels = np.zeros(batch, np.int64), np.zeros((batch, 32, 32, 3), np.uint8)
 
     def looks(lpips: str | None) -> int:
