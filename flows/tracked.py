@@ -42,8 +42,10 @@ def tracked(experiment: str, name: str, tags: Mapping[str, str], jobs: bool = Fa
     tracker = tracking.start_run(experiment, name, {**tags, "prefect_flow_run": flow_run})
     api = "" if prefect_server.is_temporary() else get_current_settings().api.url or ""
     opened = open_runs.OpenRun(flow_run, api, tracker.uri, tracker.run, jobs)
-    watched = "" if prefect_server.is_temporary() else flow_run  # a temporary server goes with its command
-    with open_runs.listed(opened), heartbeat.beating(watched):
+    with (
+        open_runs.listed(opened),
+        heartbeat.beating(flow_run if api else ""),
+    ):  # a temporary server goes with its command
         try:
             yield tracker
         except STOPS:
