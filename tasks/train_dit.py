@@ -18,9 +18,7 @@ from models.objectives import TrainableVelocity
 from tasks.data.given_statistics import differences, given_statistics, tell_differences
 from tasks.data.given_statistics import external as given_external
 from tasks.data.statistics import LatentStatistics
-from tasks.loading.beside import LatentsWithImages
 from tasks.loading.loader import IMAGE, Batch, Loader
-from tasks.loading.memory import as_tensor
 from tasks.networks import build_network, build_objective, check_grid, load_foundation
 from tasks.randomness import ImageNumbers
 from tasks.sampling.preview import DiffusionPreview
@@ -107,13 +105,12 @@ class Diffusion(Trainee):
         columns = [*self.statistics.columns, *([_ALIGN] if self.aligned and not self.section.online else [])]
         options: dict[str, Any] = {"flips": flips, "threads": self.threads, "cache_gib": self.cache_gib}
         options |= {"keys": False, "pin": torch.cuda.is_available()}
-        batch = self.section.batch
-        if self.shards is None:
-            return Loader(self.latents, split, columns, batch, seed, **options)
-        return LatentsWithImages(self.latents, self.shards, self.side, split, columns, batch, seed, **options)
+        if self.shards is not None:
+            columns, options = [*columns, IMAGE], options | {"shards": self.shards, "size": self.side}
+        return Loader(self.latents, split, columns, self.section.batch, seed, **options)
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
-        stored = [as_tensor(batch.arrays[name]).to(device, non_blocking=True) for name in self.statistics.columns]
+        stored = [torch.as_tensor(batch.arrays[name]).to(device, non_blocking=True) for name in self.statistics.columns]
         latents = torch.cat(stored, dim=1)  # as float16 until normalised
         given: dict[str, Any] = {}
         if self.resolutions is None:
@@ -142,7 +139,7 @@ class Diffusion(Trainee):
     def _targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Features of the batch's images to align with, as stored or of the images themselves."""
         if self.foundation is None:
-            return as_tensor(batch.arrays[_ALIGN]).to(device, non_blocking=True)
+            return torch.as_tensor(batch.arrays[_ALIGN]).to(device, non_blocking=True)
         with autocast(self.section.foundation_precision, device):
             features: Tensor = self.foundation.to(device)(to_float(batch.arrays[IMAGE], device))
         return features

@@ -17,7 +17,6 @@ from infra.weights import check_pretrained, identities, load_pretrained
 from models.tokenizer_losses import TrainableSemanticVAE
 from tasks.data.images import images
 from tasks.loading.loader import IMAGE, Batch, Loader
-from tasks.loading.memory import as_tensor
 from tasks.networks import build_semantic_vae, load_foundation
 from tasks.randomness import ImageNumbers
 from tasks.stage import Context, Outcome
@@ -119,7 +118,7 @@ class Semantics(Trainee):
         if self.streamed:
             features = self._features(batch.arrays[IMAGE], device)
         else:
-            features = as_tensor(batch.arrays[_FEATURES]).to(device, non_blocking=True).float()
+            features = torch.as_tensor(batch.arrays[_FEATURES]).to(device, non_blocking=True).float()
         shape = (self.section.model.channels, *features.shape[-2:])
         return {"features_BDhw": features, "noise_BChw": self.noise.normal(batch.positions, shape).to(device)}
 

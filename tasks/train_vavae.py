@@ -17,7 +17,6 @@ from models.discriminator import PatchDiscriminator, TrainableDiscriminator
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
 from tasks.data.images import images
 from tasks.loading.loader import IMAGE, Batch, Loader
-from tasks.loading.memory import as_tensor
 from tasks.networks import build_autoencoder, load_foundation
 from tasks.randomness import ImageNumbers
 from tasks.scoring.lpips import Lpips
@@ -43,7 +42,7 @@ def run(context: Context) -> Outcome:
 
 def to_float(images_BHWC: Any, device: torch.device) -> Tensor:
     """uint8 numpy (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1] on the device."""
-    pixels: Tensor = as_tensor(images_BHWC).to(device, non_blocking=True)
+    pixels: Tensor = torch.as_tensor(images_BHWC).to(device, non_blocking=True)
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
 
 

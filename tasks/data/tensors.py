@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from configs.errors import UserError
 
@@ -74,27 +73,6 @@ def to_numpy(column: pa.ChunkedArray | pa.Array, field: pa.Field) -> np.ndarray:
     if not views:
         return np.empty((0, *shape), dtype)
     return (views[0] if len(views) == 1 else np.concatenate(views)).reshape(-1, *shape)
-
-
-def values_in_file(metadata: pq.FileMetaData, name: str) -> list[tuple[int, int]] | None:
-    """Where in a file the values of a fixed-width column should lie: (offset, bytes) for every row group.
-
-    That is so for columns written with WRITE_OPTIONS: plain, without nulls and one page in a row group, so that the
-    values end the column's chunk. None where the metadata speaks against it; about pages it does not say anything.
-    """
-    columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
-    number = next((number for number, column in enumerate(columns) if column.path == name), None)
-    if number is None or columns[number].max_definition_level or columns[number].max_repetition_level:
-        return None
-    width = {"INT32": 4, "INT64": 8, "FIXED_LEN_BYTE_ARRAY": columns[number].length}.get(columns[number].physical_type)
-    found = []
-    for group in range(metadata.num_row_groups):
-        chunk = metadata.row_group(group).column(number)
-        size, whole = chunk.num_values * (width or 0), chunk.total_compressed_size
-        if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or not 0 < size < whole:
-            return None
-        found.append((chunk.data_page_offset + whole - size, size))
-    return found
 
 
 def latent_table(keys: Sequence[str], labels: np.ndarray, tensors: Mapping[str, np.ndarray]) -> pa.Table:

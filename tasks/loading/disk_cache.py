@@ -1,4 +1,4 @@
-"""Local copies of remote parts, so that later epochs read from disk; of bounded size, the least recently used goes."""
+"""Copies of remote parts on local disk, of bounded size: the least recently used goes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import fcntl
 import hashlib
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from configs.errors import UserError
 from infra.artifacts import Artifact
 from infra.storage import FileEntry
 
-_PARTIAL, _LOCK = ".partial", ".lock"
+_LOCK = ".lock"
 
 
 def copy_name(entry: FileEntry) -> str:
@@ -24,46 +24,38 @@ def copy_name(entry: FileEntry) -> str:
 
 
 def fetch(artifact: Artifact, entry: FileEntry, copy: Path, limit_bytes: int) -> FileIO:
-    """A part's copy on local disk, open; fetched and checked against the manifest's hash if it is not there yet.
+    """A part's copy, open; fetched and checked against the manifest's hash if it is not there.
 
-    What does not fit beside it is evicted first: the folder never holds more than `limit_bytes`, which must be enough
-    for this part. Of several processes that want the same part, one fetches it. Raises UserError where the remote
-    file is not the manifest's.
+    What does not fit beside it is evicted first: the folder never holds more than `limit_bytes`,
+    which must be enough for this part. Of several threads or processes that want the same part, one
+    fetches it. Raises UserError where the remote file is not the manifest's.
     """
-    if found := _opened(copy, entry):
-        return found
+    if file := _opened(copy, entry):
+        return file
     copy.parent.mkdir(parents=True, exist_ok=True)
-    partial = copy.with_suffix(_PARTIAL)
-    with _locked(partial) as file:
-        if found := _opened(copy, entry):  # another process was faster
-            return found
+    with _locked(copy.parent / f"{entry.sha256[:2]}{_LOCK}"):
+        if file := _opened(copy, entry):  # another one was faster
+            return file
         data = artifact.storage.read_bytes(entry.path)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise UserError(
-                f"{artifact.uri}/{entry.path} is damaged (its hash is not the manifest's); run the flow again with "
-                f"--force {artifact.stage}"
+                f"{artifact.uri}/{entry.path} is damaged (its hash is not the manifest's); "
+                f"run the flow again with --force {artifact.stage}"
             )
-        with (copy.parent / f"room{_LOCK}").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            file.truncate(0)
+        with _locked(copy.parent / f"room{_LOCK}"):
             _make_room(copy.parent, limit_bytes - len(data))
-            file.truncate(len(data))  # others count it from here on
-        file.write(data)
-        file.flush()
-        found = FileIO(partial)  # before another process can evict it
-        partial.replace(copy)
-        return found
+            (partial := copy.with_suffix(".partial")).write_bytes(data)
+            file = FileIO(partial)  # before another process can evict it
+            partial.replace(copy)
+            return file
 
 
-def _locked(path: Path) -> BinaryIO:
-    """The file of this name, created if need be, for this process alone: until it is closed or the process dies."""
-    while True:
-        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "wb")  # noqa: SIM115
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """A lock that is held by one thread of one process, and ends with it."""
+    with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):  # who held it before has given the file its final name
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()
+        yield
 
 
 def _opened(copy: Path, entry: FileEntry) -> FileIO | None:
@@ -76,20 +68,19 @@ def _opened(copy: Path, entry: FileEntry) -> FileIO | None:
     if status.st_size != entry.bytes:
         file.close()
         return None
-    os.utime(file.fileno(), ns=(time.time_ns(), status.st_mtime_ns))  # used just now, and not changed
+    os.utime(file.fileno(), ns=(time.time_ns(), status.st_mtime_ns))  # used, but not changed
     return file
 
 
 def _make_room(folder: Path, bytes_left: int) -> None:
-    """Evict the least recently used copies; one that a process has open lives on until it lets go."""
-    found, total = [], 0
+    """Evict the least recently used; what a process has open lives on until it lets go."""
+    files = []
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # another process evicts too
-            status = path.stat()
-            total += status.st_size
-            if path.suffix not in (_PARTIAL, _LOCK):
-                found.append((status.st_atime_ns, status.st_size, path))
-    for _, size, path in sorted(found):
+        with suppress(FileNotFoundError):  # a damaged copy is deleted without asking
+            if path.suffix != _LOCK:
+                files.append((path.stat().st_atime_ns, path.stat().st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
         if total <= bytes_left:
             return
         path.unlink(missing_ok=True)

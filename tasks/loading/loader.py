@@ -1,13 +1,18 @@
-"""Batches for training, from image shards or latents, in an order that no number of workers changes.
+"""Batches for training, from image shards or latents, in an order of their own.
 
-Image number p of a run (counted from 0 over all epochs) is the same image for the same seed, whatever the batch
-size, the number of workers and where the run was interrupted: the cursor is the number of images seen.
+Image number p of a run (counted from 0 over all epochs) is the same image for the same seed,
+whatever the batch size, the number of workers and where the run was interrupted: the cursor is the
+number of images seen.
+
+Four things with a file each: the order says which row of which row group image number p is, the
+reader reads row groups, the shuffle buffer keeps their rows until it is their turn, the prefetcher
+has batches made of them before they are asked for.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +23,12 @@ from configs.errors import UserError
 from infra.artifacts import Artifact
 from tasks.data.decode import Undecodable, load
 from tasks.data.tensors import FLIP
-from tasks.loading.memory import Buffers
+from tasks.loading.beside import IMAGE, ReaderWithImages
 from tasks.loading.order import Order
-from tasks.loading.prefetch import Stream, each
-from tasks.loading.row_groups import GroupReader
-from tasks.loading.shuffle import Rows, Share, Windows
+from tasks.loading.prefetch import Prefetcher
+from tasks.loading.row_groups import RowGroupReader
+from tasks.loading.shuffle import MIRRORED, Share, ShuffleBuffer
 
-IMAGE = "image"
 _SHUFFLED_LATENTS = 16_384
 _SHUFFLED_IMAGES = 4_096
 
@@ -36,30 +40,34 @@ class Batch:
     images_seen: int
     """Cursor after this batch, over all workers: restart from it to go on with the next."""
     positions: np.ndarray
-    """int64 (b,): the number of each row among all images of the run; random numbers belong to it."""
+    """int64 (b,): the numbers of its images in the run; random numbers belong to them."""
     keys: list[str]
     labels: np.ndarray
     """int64 (b,)."""
-    arrays: dict[str, np.ndarray]
-    """(b, …) per column: latents float16 (b, C, h, w), images uint8 (b, size, size, 3). Their memory serves a later
-    batch once nothing refers to it: arrays, slices and tensors over it stay as they are for as long as they live."""
+    arrays: dict[str, Any]
+    """(b, …) per column: latents float16 (b, C, h, w), images uint8 (b, size, size, 3). Numpy
+    arrays, or torch's tensors where they are in page-locked memory."""
 
 
 class Loader:
     """Endless, restartable batches of one split of an artifact.
 
-    artifact: of stage `shard` (column `image`, decoded and cropped to `size`) or `encode` (latent columns).
+    Memory of a stream: its worker's share of one shuffle (16,384 rows of latents or 4,096 encoded
+    images, over all workers), one row group as it is read, with all columns, for each of the 32
+    lanes that it serves, and for each thread; `ahead` batches and the one that is made.
+
+    artifact: of stage `shard` (column `image`) or `encode` (latent columns).
     columns: names without `_flip`.
     batch: global batch, over all workers.
-    flips: serve each image mirrored in half of the epochs, as the seed says: latents from their `_flip` column.
+    flips: serve each image mirrored in half of the epochs, latents from their `_flip` column.
+    size: side in pixels to which images are cropped.
     threads: of this process, which read row groups side by side and decode images.
     ahead: batches prepared before they are asked for; 0 prepares them in the caller's thread.
+    pin: batches in page-locked memory, from which copies to an accelerator overlap with compute.
     cache_gib: keep remote parts on this machine's disk, up to this size; 0 reads them in place.
-    pin: put batches into page-locked memory, from which copies to an accelerator overlap with compute; make tensors
-        of them with `tasks.loading.memory.as_tensor`.
+    shards: what the latents were made of, to serve its `image` beside them.
 
-    Raises:
-        UserError: columns or flips that the artifact does not have, an empty split, damaged files.
+    Raises UserError on columns or flips that are not there, on an empty split and other shards.
     """
 
     def __init__(
@@ -77,76 +85,85 @@ class Loader:
         keys: bool = True,
         pin: bool = False,
         cache_gib: float = 0.0,
+        shards: Artifact | None = None,
     ) -> None:
         self.columns, self.batch, self.flips, self.size = tuple(columns), batch, flips, size
         self.ahead, self.pin, self.split = ahead, pin, split
-        images = IMAGE in self.columns
-        if images and size is None:
-            raise ValueError("a loader of images needs `size`, the side in pixels they are cropped to")
-        facts = artifact.manifest.facts
-        self.shapes = {name: tuple(shape) for name, shape in facts.get("shapes", {}).items()}
-        stored = [name + suffix for name in self.columns for suffix in ("", FLIP)[: 1 + (flips and name != IMAGE)]]
-        missing = [name for name in stored if name not in self.shapes and name != IMAGE]
-        if missing:
+        if IMAGE in self.columns and size is None:
+            raise ValueError("a loader of images needs `size`, the side they are cropped to")
+        facts = artifact.manifest.facts.get("shapes", {})
+        self.shapes = {name: tuple(shape) for name, shape in facts.items()}
+        latents = [name for name in self.columns if name != IMAGE]
+        flipped = [name + FLIP for name in latents if flips]
+        if missing := [name for name in (*latents, *flipped) if name not in self.shapes]:
+            stored = ", ".join(self.shapes) or "images"
             raise UserError(
-                f"{artifact.uri} has no columns {', '.join(missing)} (it has {', '.join(self.shapes) or 'images'}): "
+                f"{artifact.uri} has no columns {', '.join(missing)} (it has {stored}): "
                 "check encode.align_features, image.flips and train_semvae in its recipe"
             )
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        stored = ["label", *(["key"] * keys), *stored]
-        self.reader = GroupReader(artifact, split, stored, self.shapes, int(cache_gib * 2**30))
+        named = ["key"] if keys or IMAGE in self.columns else []  # what does not decode is named
+        self._served, cache_bytes = ["label", *named, *self.columns], int(cache_gib * 2**30)
+        read = [name for name in self._served if name != IMAGE or shards is None] + flipped
+        self.reader = RowGroupReader(artifact, split, read, self.shapes, cache_bytes)
+        self._images_from = shards or artifact
+        self._rows: RowGroupReader | ReaderWithImages = self.reader
+        if shards is not None:
+            images = RowGroupReader(shards, split, [IMAGE], {}, cache_bytes)
+            self._rows = ReaderWithImages(self.reader, images)
         if not self.reader.index:
             raise UserError(f"{artifact.uri}: split {split!r} has no rows")
-        self.order = Order(self.reader.group_rows, seed, _SHUFFLED_IMAGES if images else _SHUFFLED_LATENTS)
-        self._latents = {name: self.shapes[name] for name in self.columns if name != IMAGE}
-
-    @property
-    def rows(self) -> int:
+        shuffled = _SHUFFLED_LATENTS if latents else _SHUFFLED_IMAGES
+        self.order = Order(self.reader.group_rows, seed, shuffled)
+        self.rows = self.order.rows
         """Images of the split: the length of an epoch."""
-        return self.order.rows
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def stream(self, cursor: int = 0, rank: int = 0, world: int = 1) -> Stream[Batch]:
-        """Worker `rank`'s slices of the global batches from image number `cursor` on, without end; to be closed.
+    def stream(self, cursor: int = 0, rank: int = 0, world: int = 1) -> Prefetcher[Batch]:
+        """Worker `rank`'s slices of the global batches from image number `cursor` on.
 
-        Raises:
-            ValueError: the batch does not divide over the workers.
+        It has no end and is to be closed. Raises ValueError where the batch does not divide.
         """
         if self.batch % world:
-            raise ValueError(f"a global batch of {self.batch} does not divide over {world} workers")
-        return Stream(self._batches(Share(cursor, self.batch, rank, world)), self.ahead)
+            raise ValueError(f"a batch of {self.batch} does not divide over {world} workers")
+        return Prefetcher(self._batches(Share(cursor, self.batch, rank, world)), self.ahead)
 
     def keys_at(self, cursor: int) -> list[str]:
         """Keys of the whole global batch that begins at image number `cursor`."""
-        reader = GroupReader(self.reader.artifact, self.split, ["label", "key"], {})
-        share = Share(cursor, self.batch, 0, 1)
-        return Windows(reader, self.order, share, Buffers(0), ["key"]).take(0).items["key"]
-
-    # ------------------------------------------------------------------------------------------------ parts
+        reader = RowGroupReader(self.reader.artifact, self.split, ["key"], {})
+        share = Share(cursor, self.batch, rank=0, world=1)
+        return list(ShuffleBuffer(reader, self.order, share, ["key"]).take(0)["key"])
 
     def _batches(self, share: Share) -> Iterator[Batch]:
-        # Those that a shuffle fills, those that wait, ours, the consumer's and the one it had before.
-        shuffled = -(-min(self.order.shuffled_rows, self.rows) // self.batch) + 1 if self._latents else 0
-        buffers = Buffers((shuffled + self.ahead + 3) * max(1, len(self._latents)), self.pin)
-        items = [name for name in self.reader.columns if name in ("key", IMAGE)]
-        windows = Windows(self.reader, self.order, share, buffers, items, self._latents, self.flips, self._pool)
+        reader, order, flips = self._rows, self.order, self.flips
+        buffer = ShuffleBuffer(reader, order, share, self._served, flips, self._pool)
         for number in itertools.count():
-            yield self._assemble(windows.take(number), buffers, share, number)
+            images, rows = share.images(number), buffer.take(number)
+            seen = share.cursor + (number + 1) * share.batch
+            labels, keys = np.array(rows["label"], np.int64), list(rows.get("key", ()))
+            yield Batch(seen, images, keys, labels, {c: self._array(c, rows) for c in self.columns})
 
-    def _assemble(self, rows: Rows, buffers: Buffers, share: Share, number: int) -> Batch:
-        positions, keys, arrays = share.positions(number), rows.items.get("key", []), rows.latents
-        if IMAGE in self.columns:
-            arrays[IMAGE] = buffers.take((share.size, self.size or 0, self.size or 0, 3), np.uint8)
-            mirrored, names = rows.flips.tolist(), keys or positions.tolist()
-            each(self._pool, self._decode, zip(arrays[IMAGE], rows.items[IMAGE], mirrored, names, strict=True))
-        images_seen = share.cursor + (number + 1) * share.batch
-        return Batch(images_seen, positions, keys, rows.labels, arrays)
+    def _array(self, name: str, rows: dict[str, tuple[Any, ...]]) -> Any:
+        """A column of a batch: latents copied together, images decoded."""
+        if name != IMAGE:
+            latents = self._empty((len(rows[name]), *self.shapes[name]), "float16")
+            np.concatenate(rows[name], out=np.asarray(latents).reshape(-1))
+            return latents
+        pixels = self._empty((len(rows[name]), self.size or 0, self.size or 0, 3), "uint8")
+        every: Callable[..., Iterable[None]] = self._pool.map if self._pool else map
+        list(every(self._decode, np.asarray(pixels), rows[name], rows[MIRRORED], rows["key"]))
+        return pixels
 
-    def _decode(self, item: tuple[np.ndarray, bytes, bool, Any]) -> None:
-        slot, data, flip, name = item
+    def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        if not self.pin:
+            return np.empty(shape, dtype)
+        import torch  # whose pool of such memory knows which copies are still under way
+
+        return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
+
+    def _decode(self, out: np.ndarray, data: bytes, mirrored: bool, key: str) -> None:
         try:
             image = load(data, self.size or 0)
         except Undecodable as error:
-            raise UserError(
-                f"{self.reader.artifact.uri}: image {name!r} does not decode ({error}); run shard again"
-            ) from None
-        slot[...] = image[:, ::-1] if flip else image
+            told = f"image {key!r} does not decode ({error}); run shard again"
+            raise UserError(f"{self._images_from.uri}: {told}") from None
+        out[...] = image[:, ::-1] if mirrored else image

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tasks.loading.loader import Batch
-from tasks.loading.prefetch import Stream
+from tasks.loading.prefetch import Prefetcher
 from tasks.training.trainee import Trainee, pieces
 
 
@@ -41,7 +41,7 @@ class Feed:
         self._trainee, self._batches, self._micro, self._device = trainee, batches, micro, device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ahead = device.type == "cuda" if ahead is None else ahead
-        self._prepared = Stream(self._prepare(), int(self._ahead))
+        self._prepared = Prefetcher(self._prepare(), int(self._ahead))
 
     def __iter__(self) -> Self:
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from tasks.loading.loader import Batch, Loader
@@ -9,10 +11,9 @@ from tasks.loading.order import Order
 
 
 def served(order: Order, epoch: int, start: int, stop: int) -> list[int]:
-    rows: list[int] = []
-    for span in order.spans(start, stop):
-        rows += order.window_rows(epoch, span.lane, span.window)[span.start : span.stop].tolist()
-    return rows
+    window_rows = lru_cache(order.window_rows)
+    windows = zip(*(found.tolist() for found in order.windows(np.arange(start, stop))), strict=True)
+    return [int(window_rows(epoch, lane, window)[turn]) for lane, window, turn in windows]
 
 
 def take(loader: Loader, images: int, cursor: int = 0, world: int = 1) -> list[Batch]:

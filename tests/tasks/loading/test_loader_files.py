@@ -11,10 +11,9 @@ import pytest
 from configs import UserError
 from infra.artifacts import Artifact
 from tasks.data.tensors import WRITE_OPTIONS, latent_table
+from tasks.loading import row_groups
 from tasks.loading.loader import Loader
-from tasks.loading.part_file import PartFile
-from tasks.loading.placement import Placement, read_into
-from tasks.loading.row_groups import GroupReader
+from tasks.loading.row_groups import RowGroupReader
 from tests.helpers.piles import put_latents
 from tests.helpers.streams import same, take, with_a_flipped_bit
 
@@ -79,24 +78,44 @@ def test_latents_of_another_dtype_are_refused(tmp_path: Path) -> None:
         take(Loader(artifact, "train", ("z",), 14, 0), 14)
 
 
-def test_after_its_first_reading_a_local_group_needs_no_decoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checksums_are_looked_at_once_for_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact, content = put_latents(str(tmp_path), (40,), SHAPES)
-    decoded: list[list[str]] = []
-    whole = PartFile.decoded
-    monkeypatch.setattr(
-        PartFile, "decoded", lambda *given, verify: decoded.append(given[3]) or whole(*given, verify=verify)
-    )
-    reader = GroupReader(artifact, "train", ["label", "key", "z"], {"z": SHAPES["z"]})
-    for _ in range(2):
-        found = np.zeros((4, 2, 2, 2), np.float16)
-        places = [row.data for row in found.reshape(4, -1).view(np.uint8)]
-        group = reader.read(1, {"z": Placement(np.array([2, 3, 4, 9]), places)})
-        assert np.array_equal(found, content["z"][[18, 19, 20, 25]])
-        assert group.labels.tolist() == content["label"][16:32].tolist()
-        assert group.items("key", slice(0, 2)) == ["image-00016", "image-00017"]
-    assert decoded == [["label", "key", "z"], ["key"]]
+    looked: list[bool] = []
+    whole = pq.ParquetFile
+
+    def watched(file: Any, **options: Any) -> Any:
+        if "page_checksum_verification" in options:
+            looked.append(options["page_checksum_verification"])
+        return whole(file, **options)
+
+    monkeypatch.setattr("tasks.loading.row_groups.pq.ParquetFile", watched)
+    reader = RowGroupReader(artifact, "train", ["label", "key", "z"], {"z": SHAPES["z"]})
+    for number in (1, 1, 2, 1):
+        group = reader.read(number)
+        rows = slice(16 * number, min(16 * number + 16, 40))
+        assert np.array_equal(group["z"], content["z"][rows].reshape(-1, 8))
+        assert group["label"] == content["label"][rows].tolist()
+        assert group["key"] == [f"image-{row:05d}" for row in range(rows.start, rows.stop)]
+    os.utime(_file(artifact, 0), ns=(0, 0))  # now it is another file
+    reader.read(1)
+    assert looked == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut off", "longer", "damaged"])
+def test_damaged_remote_files_are_refused_by_name(home: Path, harm: str) -> None:
+    artifact, _ = put_latents("memory://damaged", (64, 64), {"z": (2, 4, 4)})
+    name, storage = artifact.files("train/")[1].path, artifact.storage
+    good = storage.read_bytes(name)
+    bad = {"cut off": good[: len(good) // 2], "longer": good + b"more" * 9}
+    if harm == "missing":
+        storage.delete(name)
+    else:
+        storage.write_bytes(name, bad.get(harm, with_a_flipped_bit(good)))
+    with pytest.raises(UserError, match=r"train/part-00001\.parquet is damaged .* --force encode"):
+        take(Loader(artifact, "train", ("z",), 64, 0), 128)
+    storage.write_bytes(name, good)
+    assert take(Loader(artifact, "train", ("z",), 64, 0), 128)
+    storage.delete()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -113,12 +132,14 @@ def test_a_file_that_changes_under_a_stream_is_refused_by_name(
         for _ in range(4):
             next(stream)  # every group was found whole
         if harm == "cut off while it is read":
+            opened = row_groups._stamp
 
-            def cut(file: Any, offset: int, places: Any) -> None:
+            def cut(file: Any) -> Any:
+                stamp = opened(file)
                 os.truncate(path, len(good) // 3)
-                read_into(file, offset, places)
+                return stamp
 
-            monkeypatch.setattr("tasks.loading.placement.read_into", cut)
+            monkeypatch.setattr(row_groups, "_stamp", cut)
         elif harm == "cut off":
             os.truncate(path, len(good) // 3)
         elif harm == "damaged":

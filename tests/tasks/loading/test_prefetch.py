@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.loading.prefetch import Stream
+from tasks.loading.prefetch import Prefetcher
 
 
 class Source:
@@ -28,19 +28,19 @@ class Source:
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_items_come_in_order_and_errors_in_their_place(ahead: int) -> None:
-    with Stream(Source().items(fail_at=5), ahead) as stream:
+    with Prefetcher(Source().items(fail_at=5), ahead) as stream:
         assert list(itertools.islice(stream, 5)) == [0, 1, 2, 3, 4]
         with pytest.raises(OSError, match="no more"):
             next(stream)
         assert list(stream) == []
-    with Stream(iter([1, 2]), ahead) as stream:
+    with Prefetcher(iter([1, 2]), ahead) as stream:
         assert list(stream) == [1, 2] and list(stream) == []
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_a_closed_stream_has_let_go(ahead: int) -> None:
     source, before = Source(), threading.active_count()
-    with Stream(source.items(), ahead) as stream:
+    with Prefetcher(source.items(), ahead) as stream:
         assert next(stream) == 0
     assert threading.active_count() == before and source.released.is_set()
     assert list(stream) == []
@@ -49,7 +49,7 @@ def test_a_closed_stream_has_let_go(ahead: int) -> None:
 
 def test_a_forgotten_stream_ends_its_thread() -> None:
     source = Source()
-    stream = Stream(source.items(), 2)
+    stream = Prefetcher(source.items(), 2)
     next(stream)
     del stream
     gc.collect()

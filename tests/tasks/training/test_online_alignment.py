@@ -20,7 +20,6 @@ from tasks import encode, train_dit
 from tasks.data.tensors import FLIP
 from tasks.encoder import Encoder
 from tasks.loading import loader as loading
-from tasks.loading.beside import LatentsWithImages
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
 from tasks.train_dit import Diffusion
@@ -85,9 +84,10 @@ def batches(loader: Loader, count: int, cursor: int = 0, rank: int = 0, world: i
     return found
 
 
-def with_images(place: Path, keys: bool = True, split: str = "train") -> LatentsWithImages:
+def with_images(place: Path, keys: bool = True, split: str = "train") -> Loader:
     latents, shards = (Artifact(at(place / "root"), name, name) for name in ("encode", "shard"))
-    return LatentsWithImages(latents, shards, 32, split, ["z"], 16, 3, flips=split == "train", keys=keys, threads=2)
+    options: dict[str, Any] = {"size": 32, "shards": shards, "flips": split == "train", "keys": keys}
+    return Loader(latents, split, ["z", IMAGE], 16, 3, threads=2, **options)
 
 
 @pytest.mark.parametrize("shuffled", [16_384, 64], ids=["one window", "many lanes"])
@@ -161,7 +161,7 @@ def test_held_out_images_have_targets_of_their_own(place: Path) -> None:
 
 def test_latents_need_no_stored_features(place: Path) -> None:
     made = trainee(place, "online", "encode.align_features=false")
-    assert made.loader.columns == ("z", "s")
+    assert made.loader.columns == ("z", "s", IMAGE)
     assert "f" not in made.loader.columns and f"f{FLIP}" not in made.loader.reader.columns
     with pytest.raises(UserError, match="align: online to make them in training"):
         recipe_of(place, "encode.align_features=false")
@@ -184,7 +184,8 @@ def test_latents_without_images_are_refused_by_name(place: Path) -> None:
 def test_other_shards_are_refused_by_name(place: Path, tmp_path: Path) -> None:
     shards = put_shard(at(tmp_path), recipe_of(place), train=90)
     with pytest.raises(UserError, match=r"train/part-00000.parquet has 45 rows and the latents made of it .* 100"):
-        LatentsWithImages(Artifact(at(place / "root"), "encode", "encode"), shards, 32, "train", ["z"], 16, 3)
+        latents = Artifact(at(place / "root"), "encode", "encode")
+        Loader(latents, "train", ["z", IMAGE], 16, 3, size=32, shards=shards)
 
 
 def test_no_fingerprint_knows_of_it_while_targets_are_stored() -> None:
