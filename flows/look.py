@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
@@ -68,9 +69,9 @@ def look(data: Data, images: int, seed: int, output: Path) -> list[str]:
 
 def _sheet(source: Source, listing: Listing, count: int, seed: int) -> bytes:
     """A PNG of random images, each with its label, class, size and mode."""
-    font = ImageFont.load_default(11)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 10)  # most scripts
     tiles = [
-        _tile(data, f"{row['label']} {listing.classes[row['label']]}", font)
+        _tile(data, f"{row['label']} · {listing.classes[row['label']]}", font)
         for row, data in _some(source, listing.images, count, seed)
     ]
     columns = min(_COLUMNS, len(tiles))
