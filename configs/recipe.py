@@ -1,4 +1,4 @@
-"""A recipe: all sections together. The rules that hold between them are in `configs/rules.py`."""
+"""A recipe: all sections together. The rules that hold between them are in `rules.py` and `fits.py`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from configs.compute import Compute, Tracking
 from configs.data import Data, Encode, Foundation, Image, ReadyLatents, Shard
 from configs.diffusion import TrainDit
 from configs.errors import UserError
+from configs.fits import RULES as FITS
 from configs.published import Published
-from configs.rules import check
+from configs.rules import RULES, check
 from configs.sampling import Sample, SampleResolution
 from configs.scores import Evaluate, Report
 from configs.section import NOTHING, LeftOut, Section, fingerprinted
@@ -114,5 +115,5 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
-        check(self)
+        check(self, {**RULES, **FITS})
         return self

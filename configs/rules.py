@@ -6,7 +6,7 @@ which sections it is about and does not look where a recipe leaves one of them o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, StatisticsFiles, UnetModel
@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     from configs.recipe import Recipe
 
 
-def check(recipe: Recipe) -> None:
-    """Raises ValueError where sections do not fit each other."""
-    for rule, sections in _RULES.items():
-        if not any(recipe.lacks(section) for section in sections):
+Rules = Mapping[Callable[["Recipe"], None], tuple[str, ...]]
+
+
+def check(recipe: Recipe, rules: Rules) -> None:
+    """Raises ValueError with all in which sections do not fit each other."""
+    faults: list[str] = []
+    for rule, sections in rules.items():
+        if any(recipe.lacks(section) for section in sections):
+            continue
+        try:
             rule(recipe)
+        except ValueError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 def _sizes(recipe: Recipe) -> None:
@@ -34,7 +44,7 @@ def _sizes(recipe: Recipe) -> None:
 
 
 def _patches(recipe: Recipe) -> None:
-    for field, model in _models(recipe):
+    for field, model in models_of(recipe):
         if not isinstance(model, DitModel):
             continue
         if recipe.latent_size % model.patch_size:
@@ -50,16 +60,16 @@ def _patches(recipe: Recipe) -> None:
                 )
 
 
-def _models(recipe: Recipe) -> list[tuple[str, DiffusionModel]]:
+def models_of(recipe: Recipe) -> list[tuple[str, DiffusionModel]]:
     """The network that is trained and those that guide it, with their fields' names."""
-    guides = ((field, section.guidance) for field, section in _sampled(recipe))
+    guides = ((field, section.guidance) for field, section in sampled(recipe))
     return [
         ("train_dit.model", recipe.train_dit.model),
         *((f"{field}.guidance.model", each.model) for field, each in guides if isinstance(each, AutoGuidance)),
     ]
 
 
-def _sampled(recipe: Recipe) -> list[tuple[str, Sample]]:
+def sampled(recipe: Recipe) -> list[tuple[str, Sample]]:
     """The sample section, and as it holds at every stage that says otherwise, with their fields' names."""
     if recipe.lacks("sample"):
         return []
@@ -112,7 +122,7 @@ def _stages(recipe: Recipe) -> None:
 
 def _pixels(recipe: Recipe) -> None:
     model, identity = recipe.train_dit.model, recipe.train_vavae.model.identity
-    for field, each in _models(recipe):
+    for field, each in models_of(recipe):
         if isinstance(each, UnetModel) != identity:
             raise ValueError(
                 f"{field}.kind is {each.kind} but train_vavae.model.identity is {str(identity).lower()}: a UNet "
@@ -246,7 +256,7 @@ def _alignment(recipe: Recipe) -> None:
 
 
 def _guidance(recipe: Recipe) -> None:
-    for field, section in _sampled(recipe):
+    for field, section in sampled(recipe):
         guidance = section.guidance
         channels = getattr(guidance, "channels", None)
         if channels is not None and channels > recipe.latent_channels:
@@ -273,7 +283,7 @@ def _guidance(recipe: Recipe) -> None:
 def _labels(recipe: Recipe) -> None:
     plan, classes = recipe.sample.labels, recipe.data.classes
     if plan == "unconditional":
-        for field, section in _sampled(recipe):
+        for field, section in sampled(recipe):
             if isinstance(section.guidance, ClassifierFree):
                 raise ValueError(
                     f"sample.labels is unconditional but {field}.guidance.method is classifier_free, whose two passes "
@@ -321,7 +331,7 @@ def _batches(recipe: Recipe) -> None:
             )
 
 
-_RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
+RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _sizes: (),
     _patches: ("train_dit",),
     _pixels: ("train_dit",),

@@ -284,6 +284,8 @@ def preflight(
         raise UserError("--from and --only exclude each other: choose one")
     storage = preflight_storage(root)
     jobs.check(loaded.compute.cluster)
+    from tasks.networks import check_foundation
+
     made: dict[str, Artifact] = {}
     for stage in (each for each in stages if each.present(loaded)):
         outside = None if stage.external is None else stage.external(loaded)
@@ -294,6 +296,8 @@ def preflight(
         runs = _selected(stage, stages, start, only) and (redone or not made[stage.name].is_complete())
         if stage.check is not None and runs:
             stage.check(loaded)
+        if "foundation" in stage.sections and runs:
+            check_foundation(loaded)
     return loaded, storage
 
 

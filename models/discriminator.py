@@ -17,7 +17,7 @@ _NORM_GROUPS = 32
 class PatchDiscriminator(nn.Module):
     """Images (B, C, H, W) to one logit per overlapping patch, (B, 1, h, w); the defaults are the published one.
 
-    layers: halvings of the side; sides must be at least 2 ** (layers + 1) pixels.
+    layers: halvings of the side; sides must be at least 3 * 2 ** layers pixels.
     norm: `batch` as published: means and deviations of the batch at hand, in evaluation too, because nothing ever
         asks for running ones; so logits depend on how a global batch is cut. `group` judges every image by itself.
     Weights begin at N(0, 0.02), norms at N(1, 0.02), drawn from torch's global generator.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
+import torch
 from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from configs.data import Foundation
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, UnetModel
 from configs.errors import UserError
+from configs.fits import check_grid, feature_readers
+from configs.foundations import known_features
 from configs.load import read_recorded
 from configs.recipe import Recipe
 from configs.tokenizers import AutoencoderModel, SemvaeModel
@@ -179,16 +182,43 @@ def load_foundation(section: Foundation) -> FoundationModel:
         imagenet_norm=section.imagenet_norm,
         interpolation=section.interpolation,
     )
-    if model.feature_dim != section.feature_dim:
-        raise UserError(
-            f"foundation.feature_dim is {section.feature_dim} but {section.name} (layer {section.layer}) gives "
-            f"{model.feature_dim}: set feature_dim: {model.feature_dim}"
-        )
+    _check_width(section, model)
     if section.vector == "token" and not model.has_token:
         raise UserError(
             f"vector is token but {section.name} (layer {section.layer}) has no class token at its end: use mean"
         )
     return model
+
+
+def check_foundation(recipe: Recipe) -> None:
+    """Refuse a foundation model that does not fit; one that is not listed is built on the meta device and asked.
+
+    Raises:
+        UserError: there is no such network, or its features are of another width or grid than the recipe needs.
+    """
+    section = recipe.foundation
+    if section is None or known_features(section) is not None or not feature_readers(recipe):
+        return
+    try:
+        with torch.device("meta"):
+            network = FoundationModel(
+                section.name, pretrained=False, input_size=section.input_size, layer=section.layer
+            )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"foundation.name {section.name}: {' '.join(str(error).split())[:200]}") from None
+    _check_width(section, network)
+    try:
+        check_grid(recipe, network.grid(recipe.image.size))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _check_width(section: Foundation, network: FoundationModel) -> None:
+    if network.feature_dim != section.feature_dim:
+        raise UserError(
+            f"foundation.feature_dim is {section.feature_dim} but {section.name} (layer {section.layer}) gives "
+            f"{network.feature_dim}: set feature_dim: {network.feature_dim}"
+        )
 
 
 def check_grid(foundation: FoundationModel, recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from configs import Recipe, UserError
 from configs.data import Data, Shard
+from configs.fits import check_batches
 from configs.load import merge, validate
 from tasks.data.formats import suffix
 from tasks.sources.base import Listing
@@ -132,7 +133,9 @@ class Account:
         its own rules say next."""
         faults = [*self.faults, *self._nothing_there(), *self._too_much_refused(shard)]
         if self.images:
-            faults += [*self._classes_disagree(data, recipe), *self._nothing_to_test_on()]
+            faults += [*self._classes_disagree(data, recipe), *self._nothing_to_test_on(shard)]
+        if self.images and recipe is not None and not faults:
+            faults += self._less_than_a_batch(recipe)
         return faults
 
     # ------------------------------------------------------------------------------------------------ faults
@@ -177,9 +180,25 @@ class Account:
             )
         return faults
 
-    def _nothing_to_test_on(self) -> list[str]:
-        if "all" in self.splits or self.faults:
+    def _less_than_a_batch(self, recipe: Recipe) -> list[str]:
+        loose, share = sum(self.splits.get("all", [])), recipe.shard.test_share
+        train = sum(self.splits.get("train", [])) + loose - max(1 if share and loose > 1 else 0, round(share * loose))
+        try:
+            check_batches(recipe, train, f"{train:,} in the training split")
+        except ValueError as fault:
+            return [str(fault)]
+        return []
+
+    def _nothing_to_test_on(self, shard: Shard) -> list[str]:
+        if self.faults:
             return []
+        if "all" in self.splits:
+            if shard.test_share > 0 or "test" in self.splits:
+                return []
+            return [
+                f"data.source {self.place} has no test split of its own and shard.test_share is 0, so there is "
+                "nothing to score on: raise it, or name a test split in data.source.test_path"
+            ]
         missing = [split for split in ("train", "test") if not sum(self.splits.get(split, []))]
         if not missing:
             return []

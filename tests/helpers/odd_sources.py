@@ -77,6 +77,7 @@ def hub(path: Path, labels: Sequence[Any], names: Sequence[str] | None = ("cat",
 def recipe_of(kind: str, path: Path | str, classes: int, *overrides: str, **fields: Any) -> Recipe:
     source = json.dumps({"kind": kind, "path": str(path), **fields})
     own = [f"data.source={source}", f"data.classes={classes}", "sample.labels=random", "shard.limit=null"]
+    own += ["compute.train.workers=1", *(f"train_{name}.batch=1" for name in ("vavae", "semvae", "dit"))]
     return load_recipe("demo_tiny", [*own, *overrides])
 
 

@@ -44,10 +44,14 @@ def folder_of_classes(root: Path, classes: dict[str, int]) -> Path:
     return root
 
 
+SMALL_BATCHES = [f"train_{name}.batch=2" for name in ("vavae", "semvae", "dit")]
+"""For recipes on a handful of images: a batch that is larger than those is refused."""
+
+
 def folder_recipe(path: Path | str, *overrides: str) -> Recipe:
-    """`demo_tiny` on a folder, for as many classes as that has."""
+    """`demo_tiny` on a folder, for as many classes as that has and a handful of images."""
     classes = sum(each.is_dir() for each in Path(path).iterdir()) if Path(path).is_dir() else 10
-    own = [f"data.classes={max(1, classes)}", "sample.labels=random"]
+    own = [f"data.classes={max(1, classes)}", "sample.labels=random", *SMALL_BATCHES]
     return load_recipe("demo_tiny", [f"data.source={{kind: folder, path: '{path}'}}", *own, *overrides])
 
 

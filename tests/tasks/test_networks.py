@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from configs import load_recipe
-from tasks.networks import build_autoencoder, build_clock, build_dit, build_semantic_vae, channel_groups
+from configs import UserError, load_recipe
+from tasks.networks import (
+    build_autoencoder,
+    build_clock,
+    build_dit,
+    build_semantic_vae,
+    channel_groups,
+    check_foundation,
+)
 
 # Millions, position table included (papers.md 1.4 and 2.4; SFD with its alignment head).
 PUBLISHED = {
@@ -45,3 +52,17 @@ def test_sfd_recipes_have_the_published_semantic_vae() -> None:
     assert millions(network) == pytest.approx(28.97 + 28.96, abs=0.02)
     assert channel_groups(recipe).sizes == (32, 16)
     assert build_clock(recipe).span == pytest.approx(1.3)
+
+
+def test_a_foundation_that_only_timm_knows_is_asked_before_a_run() -> None:
+    changes = ["foundation.name=resnet18", "foundation.weights=random", "foundation.layer=3"]
+    fitting = load_recipe("demo_tiny", [*changes, "foundation.feature_dim=256", "foundation.input_size=64"])
+    with pytest.raises(UserError, match=r"feature_dim is 7 but resnet18 \(layer 3\) gives 256: set"):
+        check_foundation(load_recipe("demo_tiny", [*changes, "foundation.feature_dim=7"]))
+    check_foundation(fitting)
+    with pytest.raises(UserError, match=r"resnet18 gives features on a grid of 8 × 8.*input_size to 64"):
+        check_foundation(
+            load_recipe("demo_tiny", [*changes, "foundation.feature_dim=256", "foundation.input_size=128"])
+        )
+    with pytest.raises(UserError, match=r"foundation\.name nosuch: timm has no model"):
+        check_foundation(load_recipe("demo_tiny", ["foundation.name=nosuch"]))

@@ -23,7 +23,7 @@ from tasks.shard import STAGE, plan
 from tasks.sources import Listing, folder, listing_table, one_look, open_source
 from tasks.sources.csv_file import UNKNOWN_LENGTH, CsvSource
 from tasks.stage import Job, perform
-from tests.helpers.piles import encoded, folder_of_classes, folder_recipe, picture, read_rows, run_stage
+from tests.helpers.piles import SMALL_BATCHES, encoded, folder_of_classes, folder_recipe, picture, read_rows, run_stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -164,7 +164,7 @@ def test_duplicates_are_reported(tmp_path: Path) -> None:
     pile = folder_of_classes(tmp_path / "pile", {"a": 10, "b": 10})
     (pile / "a" / "again.png").write_bytes((pile / "a" / "0003.png").read_bytes())
     (pile / "b" / "wrong label.png").write_bytes((pile / "a" / "0004.png").read_bytes())
-    artifact = run_stage(STAGE, folder_recipe(pile, "shard.test_share=0.0"), str(tmp_path / "root"))
+    artifact = run_stage(STAGE, folder_recipe(pile, "shard.test_share=0.05"), str(tmp_path / "root"))
     assert artifact.manifest.facts["duplicates"] == {"images": 2, "across_splits": 0, "across_classes": 1}
     rows = pq.read_table(pa.BufferReader(artifact.read("duplicates.parquet"))).to_pylist()
     assert {frozenset((row["key"], row["same_as"])) for row in rows} == {
@@ -280,7 +280,7 @@ def test_a_run_lists_its_source_once(
     monkeypatch.setattr(run, "disconnect", lambda: None)
     monkeypatch.setattr(shard, "_written", _written_here)  # workers of Ray have no keys of this bucket
     source = f"data.source={{kind: folder, path: '{where}'}}"
-    wanted = ("demo_tiny", [source, "data.classes=2", "sample.labels=random"], str(tmp_path / "root"))
+    wanted = ("demo_tiny", [source, "data.classes=2", "sample.labels=random", *SMALL_BATCHES], str(tmp_path / "root"))
     with one_look():
         run.preflight((STAGE,), *wanted)
         with run.open_run("sfd-full", (STAGE,), *wanted, only="shard") as opened:

@@ -17,7 +17,7 @@ from tasks.sources.csv_file import CsvSource
 from tasks.sources.imagenet import ImageNetSource
 from tasks.sources.parquet import ParquetSource
 from tasks.sources.webdataset import WebDatasetSource
-from tests.helpers.piles import encoded, picture, read_rows, run_stage
+from tests.helpers.piles import SMALL_BATCHES, encoded, picture, read_rows, run_stage
 
 
 def _tar(path: Path | None, members: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
@@ -86,7 +86,9 @@ def test_imagenet_validation_labels_by_name(imagenet: dict[str, str]) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_imagenet_through_the_stage(imagenet: dict[str, str], tmp_path: Path) -> None:
     source = "data.source=" + json.dumps({"kind": "imagenet", **imagenet})
-    artifact = run_stage(STAGE, load_recipe("demo_tiny", [source, "data.classes=2"]), str(tmp_path / "root"))
+    artifact = run_stage(
+        STAGE, load_recipe("demo_tiny", [source, "data.classes=2", *SMALL_BATCHES]), str(tmp_path / "root")
+    )
     assert artifact.manifest.facts["splits"] == {"train": 12, "test": 4}
     assert {row["key"] for row in read_rows(artifact, "test")} == {f"test/val_{i}.JPEG" for i in range(4)}
 
@@ -147,7 +149,9 @@ def test_hub_parquet_through_the_stage(tmp_path: Path) -> None:
         _hub_parquet(data / f"train-{number}-of-3.parquet", range(10 * number, 10 * number + 10), ["cat", "dog"])
     _hub_parquet(data / "validation-0-of-1.parquet", range(30, 36), ["cat", "dog"])
     source = {"kind": "parquet", "path": f"{data}/train-*.parquet", "test_path": f"{data}/validation-*.parquet"}
-    recipe = load_recipe("demo_tiny", ["data.source=" + json.dumps(source), "data.classes=2", "shard.rows_per_shard=7"])
+    recipe = load_recipe(
+        "demo_tiny", ["data.source=" + json.dumps(source), "data.classes=2", "shard.rows_per_shard=7", *SMALL_BATCHES]
+    )
     artifact = run_stage(STAGE, recipe, str(tmp_path / "root"))
     assert artifact.manifest.facts["classes"] == ["cat", "dog"]
     assert artifact.manifest.facts["splits"] == {"train": 30, "test": 6}

@@ -168,6 +168,19 @@ def test_an_empty_test_tree_is_refused(tmp_path: Path) -> None:
         listed(recipe_of("folder", tmp_path / "train", 2, test_path=str(tmp_path / "val")))
 
 
+def test_batches_larger_than_the_data_are_refused(tmp_path: Path) -> None:
+    tree(tmp_path, {"a": 10, "b": 10})
+    with pytest.raises(UserError, match=r"train_dit\.batch 19 is more than all.*18 in the training split.*most 18"):
+        listed(recipe_of("folder", tmp_path, 2, "train_dit.batch=19"))
+    listed(recipe_of("folder", tmp_path, 2, "train_dit.batch=18"))
+
+
+def test_a_source_without_anything_to_score_on_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path, {"a": 3, "b": 3})
+    with pytest.raises(UserError, match=r"no test split of its own and shard\.test_share is 0"):
+        listed(recipe_of("folder", tmp_path, 2, "shard.test_share=0.0"))
+
+
 def test_pointers_of_git_lfs_and_annex_are_named(tmp_path: Path) -> None:
     tree(tmp_path, {"cats": 0, "dogs": 0})
     for number in range(9):

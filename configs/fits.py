@@ -1,0 +1,206 @@
+"""More rules between sections: what a network, a loader or a score would refuse later, refused by the recipe.
+
+As in `configs/rules.py`, each raises ValueError with the fields, what was found and what would be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from configs.data import Foundation
+from configs.diffusion import DitModel, UnetModel
+from configs.foundations import known_features
+from configs.rules import models_of, sampled
+from configs.sampling import ClassifierFree
+from models.sizes import SIZES
+
+if TYPE_CHECKING:
+    from configs.recipe import Recipe
+
+TRAINED = ("train_vavae", "train_semvae", "train_dit")
+_LPIPS_SIDE = 16
+"""VGG16 halves its input four times."""
+
+
+def _heads(recipe: Recipe) -> None:
+    for field, model in models_of(recipe):
+        if not isinstance(model, DitModel) or model.align_depth is None:
+            continue
+        depth = SIZES[model.size]["depth"] if model.size else model.depth
+        if depth is not None and model.align_depth > depth:
+            raise ValueError(
+                f"{field}.align_depth is {model.align_depth} but the network has {depth} blocks: use at most {depth}"
+            )
+        if recipe.foundation is None:
+            raise ValueError(
+                f"{field}.align_depth is set but foundation is not: name the network that it was aligned with, or "
+                "leave it out"
+            )
+
+
+def _levels(recipe: Recipe) -> None:
+    for field, model in models_of(recipe):
+        if not isinstance(model, UnetModel):
+            continue
+        finest, levels = recipe.sides[-1], len(model.multipliers)
+        if [finest >> level for level in range(len(recipe.sides))] != list(reversed(recipe.sides)):
+            raise ValueError(
+                f"train_dit.cascade.sides {list(recipe.sides)} leave one out: a UNet's resolutions double from one to "
+                "the next"
+            )
+        if len(recipe.sides) > levels:
+            raise ValueError(
+                f"{field}.multipliers has {levels} levels but train_dit.cascade.sides has {len(recipe.sides)}: give "
+                "each side a level of its own"
+            )
+        if finest % 2 ** (levels - 1):
+            raise ValueError(
+                f"{field}.multipliers has {levels} levels, which halve the side {finest} {levels - 1} times: use fewer "
+                f"levels, or a side that is a multiple of {2 ** (levels - 1)}"
+            )
+
+
+def feature_readers(recipe: Recipe) -> list[str]:
+    """Fields that put features of the foundation model and latents on one grid."""
+    readers = {
+        "train_vavae.objective.align_weight": recipe.train_vavae.images > 0 and recipe.train_vavae.aligned,
+        "train_semvae": recipe.train_semvae is not None,
+        "encode.align_features": recipe.encode.align_features,
+    }
+    return [name for name, reads in readers.items() if reads]
+
+
+def check_grid(recipe: Recipe, side: int) -> None:
+    """Raises ValueError where features on a grid of this side do not lie on the latents."""
+    section, readers = recipe.foundation, feature_readers(recipe)
+    if section is None or not readers or side == recipe.latent_size:
+        return
+    cell = section.input_size // side if side else 0
+    fitting = f" to {recipe.latent_size * cell}" if cell and cell * side == section.input_size else ""
+    raise ValueError(
+        f"foundation {section.name} gives features on a grid of {side} × {side} at input_size {section.input_size}, "
+        f"but {readers[0]} wants them on the latents' {recipe.latent_size} × {recipe.latent_size} (image.size "
+        f"{recipe.image.size} / {recipe.train_vavae.model.downscale}): set foundation.input_size{fitting}, or take "
+        "another foundation.layer"
+    )
+
+
+def _grids(recipe: Recipe) -> None:
+    found = known_features(recipe.foundation) if recipe.foundation is not None else None
+    if found is not None:
+        check_grid(recipe, found.side)
+
+
+def _widths(recipe: Recipe) -> None:
+    sections: dict[str, Foundation | None] = {"foundation": recipe.foundation}
+    if not recipe.lacks("evaluate"):
+        sections["evaluate.features"] = recipe.evaluate.features
+    for field, section in sections.items():
+        found = known_features(section) if section is not None else None
+        if section is None or found is None or found.width == section.feature_dim:
+            continue
+        raise ValueError(
+            f"{field}.feature_dim is {section.feature_dim} but {section.name} gives {found.width}: set "
+            f"{field}.feature_dim to {found.width}"
+        )
+
+
+def _aligned_tokens(recipe: Recipe) -> None:
+    section = recipe.train_dit
+    if section.images and section.objective.align_weight > 0 and isinstance(section.model, DitModel):
+        patch, side = section.model.patch_size, recipe.latent_size
+        if patch > 1:
+            raise ValueError(
+                f"train_dit.objective.align_weight is above 0 but train_dit.model.patch_size is {patch}, so tokens lie "
+                f"on {side // patch} × {side // patch} and stored features on {side} × {side}: use patch_size 1, or "
+                "align_weight 0"
+            )
+
+
+def _label_dropout(recipe: Recipe) -> None:
+    trained = recipe.train_dit
+    if not trained.images or trained.objective.label_dropout > 0 or recipe.sample.labels == "unconditional":
+        return
+    for field, section in sampled(recipe):
+        if isinstance(section.guidance, ClassifierFree) and section.guidance.scale > 1.0:
+            raise ValueError(
+                f"{field}.guidance.method is classifier_free but train_dit.objective.label_dropout is 0, so the model "
+                "never learns to do without a label: raise it (0.1 is usual), or use method: none"
+            )
+
+
+def _limit(recipe: Recipe) -> None:
+    limit, classes = recipe.shard.limit, recipe.data.classes
+    if limit is None:
+        return
+    if limit < classes and not recipe.data.allow_empty_classes:
+        raise ValueError(
+            f"shard.limit {limit} is below data.classes {classes}, so training never sees some classes: raise it to "
+            f"{classes} at least, or set data.allow_empty_classes to true"
+        )
+    check_batches(recipe, limit, f"shard.limit {limit}")
+
+
+def check_batches(recipe: Recipe, images: int, what: str) -> None:
+    """Raises ValueError where a batch is larger than the training split. what: where that number comes from."""
+    for name in TRAINED:
+        section = getattr(recipe, name)
+        if section is not None and section.images and section.batch > images:
+            raise ValueError(
+                f"{name}.batch {section.batch} is more than all images to learn from ({what}): use at most {images}"
+            )
+
+
+def _steps(recipe: Recipe) -> None:
+    for resolution in recipe.sampled_resolutions:
+        own = recipe.sample.at(resolution)
+        if own.off_by_one and own.steps < 2:
+            raise ValueError(f"sample.steps is {own.steps} and off_by_one counts its points: use at least 2")
+
+
+def _critics(recipe: Recipe) -> None:
+    section, side = recipe.train_vavae, recipe.image.size
+    if not section.images:
+        return
+    if section.model.identity:
+        raise ValueError(
+            f"train_vavae.model.identity is true but train_vavae.images is {section.images}: there is nothing to "
+            "train, use images: 0"
+        )
+    layers = section.objective.discriminator.layers
+    if section.adversarial and side >> layers < 3:
+        raise ValueError(
+            f"train_vavae.objective.discriminator.layers {layers} leaves nothing of images of {side} pixels: use fewer "
+            f"layers, or image.size {3 << layers} and more"
+        )
+    if section.perceptual and side < _LPIPS_SIDE:
+        raise ValueError(
+            f"train_vavae.objective.perceptual_weight is above 0 but image.size is {side}, too small for LPIPS: use "
+            f"{_LPIPS_SIDE} pixels and more, or weight 0"
+        )
+
+
+def _neighbours(recipe: Recipe) -> None:
+    section = recipe.evaluate
+    least = min(recipe.sample.images, section.images, recipe.shard.limit or section.images)
+    if least <= section.neighbours:
+        raise ValueError(
+            f"evaluate.neighbours {section.neighbours} need more than so many images, but sample.images, "
+            f"evaluate.images or shard.limit leave {least}: raise those or lower neighbours"
+        )
+
+
+RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
+    _heads: ("train_dit",),
+    _levels: ("train_dit",),
+    _grids: (),
+    _widths: (),
+    _aligned_tokens: ("train_dit",),
+    _label_dropout: ("train_dit", "sample"),
+    _limit: (),
+    _steps: ("train_dit", "sample"),
+    _critics: (),
+    _neighbours: ("sample", "evaluate"),
+}
+"""Each rule with the sections that it cannot do without."""

@@ -1,0 +1,79 @@
+"""What a network, a loader or a score would refuse later is refused by the recipe, with the way out."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs import UserError, load_recipe
+
+GRID = "set foundation.input_size"
+
+
+@pytest.mark.parametrize(
+    ("base", "overrides", "words"),
+    [
+        (
+            "demo_tiny",
+            ["train_dit.model.align_depth=4"],
+            ["align_depth is 4 but the network has 3 blocks", "at most 3"],
+        ),
+        ("sfd_xl_80ep", ["train_dit.model.align_depth=29"], ["has 28 blocks"]),
+        ("demo_tiny", ["image.size=64"], ["grid of 4 × 4 at input_size 64", "latents' 8 × 8", "input_size to 128"]),
+        ("demo_tiny", ["foundation.input_size=128"], ["grid of 8 × 8", "set foundation.input_size to 64"]),
+        ("demo_tiny", ["foundation.layer=4", "foundation.feature_dim=320"], ["grid of 2 × 2", "foundation.layer"]),
+        (
+            "vavae_f16d32",
+            ["image.size=128"],
+            ["grid of 16 × 16", "train_vavae.objective.align_weight", "latents' 8 × 8"],
+        ),
+        ("demo_tiny", ["train_dit.model.patch_size=2"], ["patch_size is 2", "2 × 2", "align_weight 0"]),
+        ("demo_tiny", ["foundation.feature_dim=64"], ["foundation.feature_dim is 64", "gives 112"]),
+        ("demo_tiny", ["evaluate.features.feature_dim=1280"], ["evaluate.features.feature_dim to 320"]),
+        ("demo_tiny", ["train_dit.objective.label_dropout=0.0"], ["classifier_free", "label_dropout is 0", "0.1"]),
+        ("demo_tiny", ["shard.limit=8"], ["shard.limit 8 is below data.classes 10", "allow_empty_classes"]),
+        ("demo_tiny", ["shard.limit=20"], ["train_vavae.batch 32 is more than all images", "use at most 20"]),
+        ("demo_tiny", ["sample.steps=1", "sample.off_by_one=true"], ["sample.steps is 1", "at least 2"]),
+        ("demo_tiny", ["evaluate.neighbours=40"], ["evaluate.neighbours 40", "leave 40"]),
+        (
+            "demo_tiny",
+            ["train_vavae.objective.gan_weight=0.5", "train_vavae.objective.discriminator.layers=4"],
+            ["discriminator.layers 4 leaves nothing of images of 32 pixels", "image.size 48"],
+        ),
+        ("lowdiff_pixels_tiny", ["train_vavae.images=8"], ["identity is true but train_vavae.images is 8"]),
+        ("lowdiff_pixels_tiny", ["train_dit.cascade.sides=[4, 16]", "sample.stages=[]"], ["resolutions double"]),
+        (
+            "lowdiff_pixels_tiny",
+            ["train_dit.model.multipliers=[1]"],
+            ["has 1 levels but train_dit.cascade.sides has 2"],
+        ),
+        (
+            "lowdiff_pixels_tiny",
+            ["train_dit.model.multipliers=[1, 1, 1, 1, 1, 1]"],
+            ["halve the side 16 5 times", "multiple of 32"],
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(base: str, overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(base, overrides)
+    for each in words:
+        assert each in str(caught.value)
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("demo_tiny", ["data.classes=3", "image.size=64", "train_dit.objective.label_dropout=0.0"])
+    message = str(caught.value)
+    assert "use 39" in message and "input_size to 128" in message and "label_dropout is 0" in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train_dit.objective.label_dropout=0.0", "sample.guidance={method: none}"],
+        ["shard.limit=8", "data.allow_empty_classes=true", *(f"train_{n}.batch=8" for n in ("vavae", "semvae", "dit"))],
+        ["foundation.input_size=128", "image.size=64"],
+    ],
+)
+def test_what_works_is_not(overrides: list[str]) -> None:
+    load_recipe("demo_tiny", overrides)

@@ -1,0 +1,148 @@
+"""Every network of every recipe that is accepted can be built and fed: on the meta device, where that costs nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import lru_cache
+
+import pytest
+import torch
+
+from configs import Recipe, UserError, load_recipe, recipe_names
+from configs.data import Foundation
+from configs.diffusion import UnetModel
+from configs.fits import feature_readers
+from configs.foundations import known_features
+from configs.load import RECIPES, assign, resolve, validate
+from configs.rules import models_of
+from models.discriminator import PatchDiscriminator
+from models.foundation import FoundationModel
+from tasks.networks import build_autoencoder, build_network, build_objective, build_semantic_vae
+
+VAE, DIT = "train_vavae.model", "train_dit.model"
+CHOICES: dict[str, list[list[str]]] = {
+    "demo_tiny": [
+        ["", "image.size=28", "image.size=64", "image.size=96"],
+        ["", f"{DIT}.patch_size=2", f"{DIT}.patch_size=4"],
+        ["", f"{DIT}.align_depth=null", f"{DIT}.align_depth=3", f"{DIT}.align_depth=9"],
+        ["", "train_dit.objective.align_weight=0.0"],
+        ["", "foundation.input_size=128", "foundation.layer=2", "foundation.layer=-1"],
+        ["", "foundation.feature_dim=40", "foundation.feature_dim=320"],
+        ["", f"{VAE}.channel_multipliers=[1, 2]", f"{VAE}.channel_multipliers=[1, 1, 1]"],
+        ["", f"{VAE}.norm_groups=3", f"{VAE}.attention_levels=[1]", f"{VAE}.attention_levels=[7]"],
+        ["", *(f"train_dit.cascade={{sides: {sides}}}" for sides in ([2, 4], [4, 8], [1, 4]))],
+        ["", f"{DIT}.heads=3", f"{DIT}.hidden_size=50", f"{DIT}.rope=false"],
+        ["", "train_semvae.model.heads=5"],
+        ["", "train_vavae.objective.discriminator.layers=4", "train_vavae.objective.discriminator.layers=2"],
+        ["", "train_vavae.objective.gan_weight=0.5", "train_vavae.objective.gan_weight=1.0"],
+    ],
+    "lowdiff_pixels_tiny": [
+        ["", "image.size=12", "image.size=32", "image.size=24"],
+        ["", "train_dit.cascade.sides=[16]", "train_dit.cascade.sides=[4, 16]", "train_dit.cascade.sides=[8, 16, 32]",
+         "train_dit.cascade.sides=[12, 24]"],
+        ["", f"{DIT}.multipliers=[1]", f"{DIT}.multipliers=[1, 2, 2, 2, 2]"],
+        ["", f"{DIT}.channels=6", f"{DIT}.channels=5"],
+    ],
+}  # fmt: skip
+TRIES = 40
+"""Random choices from each grid; those of a seed, so that a failure can be looked at."""
+
+
+def _grid(base: str) -> Iterator[Recipe]:
+    drawn, values = random.Random(0), resolve("recipe", RECIPES, base)
+    for _ in range(TRIES):
+        # Most ways through a long list are refused for some reason or other: change a few things at a time.
+        few = drawn.sample(CHOICES[base], 2)
+        overrides = [each for each in (drawn.choice(options) for options in few) if each]
+        try:
+            changed = deepcopy(values)
+            for override in ("sample.stages=[]", *overrides):
+                assign(changed, override)
+            yield validate(changed)
+        except UserError:
+            continue
+
+
+@lru_cache
+def _foundation(section: Foundation) -> FoundationModel:
+    with torch.device("meta"):
+        return FoundationModel(section.name, pretrained=False, input_size=section.input_size, layer=section.layer)
+
+
+def _fed(recipe: Recipe) -> None:
+    """Build and run what the stages of a recipe build, without a number in it."""
+    size, latent, channels = recipe.image.size, recipe.latent_size, recipe.latent_channels
+    with torch.device("meta"):
+        images = torch.empty(2, 3, size, size)
+        texture = build_autoencoder(recipe.train_vavae.model).encode(images).mean
+        assert texture.shape == (2, recipe.channel_groups["texture"], latent, latent)
+        if recipe.train_vavae.images and recipe.train_vavae.adversarial:
+            critic = recipe.train_vavae.objective.discriminator
+            PatchDiscriminator(width=critic.width, layers=critic.layers, norm=critic.norm)(images)
+        target = None
+        if recipe.foundation is not None and feature_readers(recipe):
+            network = _foundation(recipe.foundation)
+            side, width = network.grid(size), network.feature_dim
+            assert (width, side) == (recipe.foundation.feature_dim, latent)
+            target = torch.empty(2, width, side, side)
+            if recipe.train_semvae is not None:
+                build_semantic_vae(recipe.train_semvae.model, width).encode(target)
+        if recipe.lacks("train_dit"):
+            return
+        for _, section in models_of(recipe):
+            network = build_network(recipe, section)
+            for side in recipe.sides:
+                x = torch.empty(2, 3 if isinstance(section, UnetModel) else channels, side, side)
+                clocks = 1 if isinstance(section, UnetModel) else len(recipe.channel_groups)
+                network(x, torch.empty(2, clocks), torch.zeros(2, dtype=torch.int64))
+        if recipe.train_dit.images and not isinstance(recipe.train_dit.model, UnetModel):
+            x = torch.empty(2, channels, latent, latent)
+            labels = torch.zeros(2, dtype=torch.int64)
+            build_objective(recipe).loss(
+                build_network(recipe, recipe.train_dit.model), x, labels, x, torch.empty(2), align_target_BChw=target
+            )
+
+
+@pytest.mark.parametrize("base", CHOICES)
+def test_no_network_refuses_what_the_recipe_accepted(base: str) -> None:
+    tried = 0
+    for recipe in _grid(base):
+        tried += 1
+        _fed(recipe)
+    assert tried > TRIES // 4, "the grid is refused before anything is tried"
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "xl" not in name and "xxl" not in name])
+def test_networks_of_shipped_recipes_fit(name: str) -> None:
+    _fed(load_recipe(name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "vit_small_patch14_reg4_dinov2.lvd142m",
+        "vit_base_patch14_dinov2",
+        "vit_large_patch16_224",
+    ],
+)
+def test_widths_and_grids_of_vision_transformers(name: str) -> None:
+    section = Foundation(name=name, weights="random", feature_dim=1, input_size=112)
+    network = _foundation(section)
+    found = known_features(section)
+    assert found is not None and (found.width, found.side) == (network.feature_dim, network.grid(256))
+
+
+@pytest.mark.parametrize("layer", [None, *range(-5, 5)])
+@pytest.mark.parametrize("size", [63, 64])
+def test_widths_and_grids_of_every_level_of_efficientnet(layer: int | None, size: int) -> None:
+    section = Foundation(name="efficientnet_lite0", weights="random", feature_dim=1, input_size=size, layer=layer)
+    network, found = _foundation(section), known_features(section)
+    assert found is not None and (found.width, found.side) == (network.feature_dim, network.grid(256))
+
+
+def test_networks_that_are_not_listed_are_not_guessed() -> None:
+    for name in ("resnet18", "vit_giant_patch14_dinov2", "convnext_tiny"):
+        assert known_features(Foundation(name=name, weights="random", feature_dim=1, input_size=64)) is None
