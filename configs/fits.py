@@ -63,15 +63,19 @@ def _levels(recipe: Recipe) -> None:
 
 def feature_readers(recipe: Recipe) -> list[str]:
     """Fields that put features of the foundation model and latents on one grid."""
+    if recipe.ready_latents:  # no image is looked at
+        return []
+    trained = None if recipe.lacks("train_dit") else recipe.train_dit
     readers = {
         "train_vavae.objective.align_weight": recipe.train_vavae.images > 0 and recipe.train_vavae.aligned,
         "train_semvae": recipe.train_semvae is not None,
         "encode.align_features": recipe.encode.align_features,
+        "train_dit.objective.align": trained is not None and trained.images > 0 and trained.online,
     }
     return [name for name, reads in readers.items() if reads]
 
 
-def check_grid(recipe: Recipe, side: int) -> None:
+def check_feature_grid(recipe: Recipe, side: int) -> None:
     """Raises ValueError where features on a grid of this side do not lie on the latents."""
     section, readers = recipe.foundation, feature_readers(recipe)
     if section is None or not readers or side == recipe.latent_size:
@@ -89,7 +93,7 @@ def check_grid(recipe: Recipe, side: int) -> None:
 def _grids(recipe: Recipe) -> None:
     found = known_features(recipe.foundation) if recipe.foundation is not None else None
     if found is not None:
-        check_grid(recipe, found.side)
+        check_feature_grid(recipe, found.side)
 
 
 def _widths(recipe: Recipe) -> None:
@@ -113,7 +117,7 @@ def _aligned_tokens(recipe: Recipe) -> None:
         if patch > 1:
             raise ValueError(
                 f"train_dit.objective.align_weight is above 0 but train_dit.model.patch_size is {patch}, so tokens lie "
-                f"on {side // patch} × {side // patch} and stored features on {side} × {side}: use patch_size 1, or "
+                f"on {side // patch} × {side // patch} and features on {side} × {side}: use patch_size 1, or "
                 "align_weight 0"
             )
 

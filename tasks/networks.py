@@ -11,7 +11,7 @@ from torch import nn
 from configs.data import Foundation
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, UnetModel
 from configs.errors import UserError
-from configs.fits import check_grid, feature_readers
+from configs.fits import check_feature_grid, feature_readers
 from configs.foundations import known_features
 from configs.load import read_recorded
 from configs.recipe import Recipe
@@ -207,10 +207,7 @@ def check_foundation(recipe: Recipe) -> None:
     except (ValueError, RuntimeError) as error:
         raise UserError(f"foundation.name {section.name}: {' '.join(str(error).split())[:200]}") from None
     _check_width(section, network)
-    try:
-        check_grid(recipe, network.grid(recipe.image.size))
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    check_grid(network, recipe)
 
 
 def _check_width(section: Foundation, network: FoundationModel) -> None:
@@ -223,12 +220,10 @@ def _check_width(section: Foundation, network: FoundationModel) -> None:
 
 def check_grid(foundation: FoundationModel, recipe: Recipe) -> None:
     """Raises UserError where features of a recipe's images do not lie on the grid of their latents."""
-    grid, latent = foundation.grid(recipe.image.size), recipe.latent_size
-    if grid != latent:
-        raise UserError(
-            f"foundation features form a {grid} × {grid} grid but latents are {latent} × {latent}: set "
-            "foundation.input_size or foundation.layer so that the two agree"
-        )
+    try:
+        check_feature_grid(recipe, foundation.grid(recipe.image.size))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _frozen(network: Network, artifact: Artifact, name: str) -> Network:
