@@ -120,12 +120,15 @@ def _handle(number: int, frame: Any) -> None:
         _leave(number)
     _State.number = number
     logging.disable(logging.CRITICAL)  # what libraries say of an interruption is nothing to act upon
-    if _State.ask is not None:
-        _State.ask()
-    if number == signal.SIGINT:
-        threading.Thread(target=_hurry, args=(_State.ask is not None,), daemon=True).start()
-    if _State.ask is None:
+    ask = _State.ask
+    if number == signal.SIGINT:  # before anything is asked: storage may be away
+        threading.Thread(target=_hurry, args=(ask is not None,), daemon=True).start()
+    if ask is None:
         raise Stopped(number)
+    try:
+        ask()
+    except Exception:
+        raise Stopped(number) from None
 
 
 def _hurry(saving: bool) -> None:

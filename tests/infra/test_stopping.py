@@ -87,6 +87,23 @@ def test_saving_that_takes_too_long_is_left(begun: Begun) -> None:
     assert (said, process.returncode) == ("asked\nstopped\n", 0)
 
 
+def test_a_wish_that_cannot_be_left_stops_at_once(begun: Begun) -> None:
+    process = begun("""
+        def ask():
+            raise ConnectionError("storage is away")
+
+        try:
+            with stopping.saving_first(ask):
+                print("ready", flush=True)
+                time.sleep(60)
+        except stopping.Stopped:
+            print("stopped", flush=True)
+    """)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert (said, process.returncode) == ("stopped\n", 0)
+
+
 def test_a_second_signal_leaves_at_once(begun: Begun) -> None:
     process = begun("""
         with stopping.saving_first(lambda: print("asked", flush=True)):
