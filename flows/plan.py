@@ -90,7 +90,7 @@ def make_plan(
         UserError: an unknown recipe, cluster or pool, or a source that is neither known nor here.
     """
     loaded, place = load_recipe(recipe, overrides), load_cluster(cluster)
-    planned = works(loaded, images_of(loaded, images, image_bytes), place.assumed.dopri5_evaluations, flow)
+    planned = works(loaded, images_of(loaded, images, image_bytes, flow), place.assumed.dopri5_evaluations, flow)
     reached: dict[str, Rate] = {}
     if measured:
         from tasks.plan.actual import actuals, rates

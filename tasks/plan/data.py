@@ -7,6 +7,7 @@ from pathlib import Path
 
 from configs import Recipe, UserError
 from configs.data import FashionMnist, ImageFolder, ReadyLatents, Shard
+from tasks.dag import FLOWS, PIPELINE
 
 _SAMPLED = 200
 _JPEG, _ASPECT = 0.6, 4 / 3
@@ -43,17 +44,22 @@ from."""
 _CLASSES = {"imagenet-1k": 1_000, "cifar-10": 10, "ffhq": 1}
 
 
-def images_of(recipe: Recipe, count: int | None = None, mean_bytes: float | None = None) -> Images:
+def images_of(
+    recipe: Recipe, count: int | None = None, mean_bytes: float | None = None, flow: str = "sfd-full"
+) -> Images:
     """The images that `shard` would find.
 
     Args:
         recipe: names the source; a local one is listed where it is not a known set.
         count: take this many images instead, `shard.test_share` of them for testing.
         mean_bytes: take this size of an encoded image instead.
+        flow: what they are for; the tokenizers by themselves are always looked at on images.
 
     Raises:
         UserError: the source is neither known nor here, and no count was given.
     """
+    if FLOWS[flow] is PIPELINE and not recipe.needs_images and not recipe.ready_latents:
+        return Images(0, 0, 0.0, 0.0, "the recipe reads no images", "no images")
     known = _KNOWN.get(_name(recipe))
     if count is not None:
         test = round(recipe.shard.test_share * count)

@@ -120,7 +120,7 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
         image_bytes=images.mean_bytes if decodes else 0.0,
         row_bytes=row,
         groups=sizes.parts(images.train, recipe.encode.rows_per_group) / max(1, images.train),
-        dataset=(sizes.latent_bytes(images, recipe) * images.train / images.all, _train_parts(images, recipe)),
+        dataset=(sizes.latent_bytes(images, recipe) * images.train / max(1, images.all), _train_parts(images, recipe)),
     )
 
 
@@ -146,7 +146,7 @@ def _on_images(
         source=source,
         row_bytes=images.mean_bytes,
         groups=1 / SHARD_ROWS_PER_GROUP,
-        dataset=(sizes.shard_bytes(images, recipe) * images.train / images.all, _train_parts(images, recipe)),
+        dataset=(sizes.shard_bytes(images, recipe) * images.train / max(1, images.all), _train_parts(images, recipe)),
         decodes=section.images,
         image_bytes=images.mean_bytes,
         alone=scored * scoring,

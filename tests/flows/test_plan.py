@@ -245,3 +245,16 @@ def test_images_are_those_of_the_papers_set_until_there_are_others() -> None:
     for overrides in (["data.classes=3"], ["data.classes=3", "data.source.path=s3://my/images"]):
         with pytest.raises(UserError, match="--images"):
             make_plan("lightningdit_xl_64ep", [*overrides, "sample.images=300"])
+
+
+def test_a_plan_of_given_weights_and_statistics_needs_no_images() -> None:
+    given = [
+        "train_dit.images=0",
+        "train_dit.pretrained=w.pt",
+        "train_dit.statistics.texture=latents_stats.pt",
+        "train_dit.statistics.semantic=latents_sv_stats.pt",
+        "evaluate.reference=r.npz",
+    ]
+    found = make_plan("sfd_xl_80ep", given)
+    assert [each.work.stage for each in found.stages] == ["train_vavae", "train_dit", "sample", "evaluate", "report"]
+    assert stage(found, "train_vavae").work.flops.value == 0, "there is nothing to score it on"
