@@ -119,8 +119,8 @@ def _tile(data: bytes, label: str, font: Any) -> Image.Image:
     tile = Image.new("RGB", (_TILE, _TILE + 2 * _LINE), "white")
     draw = ImageDraw.Draw(tile)
     try:
-        image, what = decode(data), Image.open(io.BytesIO(data))
-        text = f"{what.width} × {what.height} {what.mode}"
+        image = decode(data)
+        text = _what(data, image)
         image.thumbnail((_TILE, _TILE))
         if max(image.size) < _TILE // 2:  # small ones by whole pixels
             times = _TILE // max(image.size)
@@ -132,6 +132,16 @@ def _tile(data: bytes, label: str, font: Any) -> Image.Image:
     for number, line in enumerate((label, text)):
         draw.text((0, _TILE + number * _LINE), _fitting(draw, line, font), fill="black", font=font)
     return tile
+
+
+def _what(data: bytes, image: Image.Image) -> str:
+    """Size and mode as stored, or those it was decoded to where its metadata are broken."""
+    try:
+        with Image.open(io.BytesIO(data)) as stored:
+            image = stored
+    except Exception:  # whatever a broken header makes of it
+        pass
+    return f"{image.width} × {image.height} {image.mode}"
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Any) -> str:

@@ -7,6 +7,7 @@ of an animation the first frame counts. Embedded colour profiles are ignored, as
 from __future__ import annotations
 
 import io
+import warnings
 from contextlib import suppress
 from importlib import import_module
 
@@ -21,6 +22,7 @@ MAX_ASPECT = 100
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
 
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)  # pixels are what counts
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked from the header, before a pixel is decoded
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 for _module, _register in (("pillow_heif", "register_heif_opener"), ("pillow_jxl", "")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tasks.data.formats import HEAD_BYTES
 from tasks.sources.names import is_leftover, normal, split_in
 
 _READERS = 16  # threads that wait for storage
-_SIGNS = "*?["
+_SIGNS = "*?[{"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,12 @@ def expand(path: str, suffix: str) -> list[File]:
         return [File(path, normal(name), int(info["size"]), _mark(storage, name, info))]
     folder, pattern = _root_of(path, suffix)
     storage = Storage.at(folder or ".")
-    found = {name: info for name, info in storage.listed().items() if fnmatch(name, pattern)}
+    wanted = _in_braces(pattern)
+    found = {name: info for name, info in storage.listed().items() if name in wanted or fnmatch(name, pattern)}
+    if wanted and (missing := wanted - found.keys()):
+        raise UserError(
+            f"data.source: {len(missing)} of {len(wanted)} files of {path} are not there (such as {min(missing)})"
+        )
     found = {name: info for name, info in found.items() if not any(map(is_leftover, name.split("/")))}
     if not found:
         raise UserError(
@@ -144,6 +150,15 @@ def _root_of(path: str, suffix: str) -> tuple[str, str]:
     parts = path.split("/")
     first = next(number for number, part in enumerate(parts) if any(sign in part for sign in _SIGNS))
     return "/".join(parts[:first]) or ("/" if path.startswith("/") else ""), "/".join(parts[first:])
+
+
+def _in_braces(pattern: str) -> set[str]:
+    """Names of shards written as `part-{0000..0146}.tar`; empty where a pattern has no such range."""
+    parts = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if len(parts) != 4:
+        return set()
+    before, first, last, after = parts
+    return {f"{before}{number:0{len(first)}d}{after}" for number in range(int(first), int(last) + 1)}
 
 
 def _joined(folder: str, name: str) -> str:

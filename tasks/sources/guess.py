@@ -33,7 +33,7 @@ def guess(path: str, test_path: str | None = None) -> dict[str, Any]:
     known = _KINDS.get(suffix(path))
     if known == "csv":
         return {"kind": known, "path": path}
-    if known == "webdataset" and not any(sign in path for sign in "*?[") and _holds_tars(path):
+    if known == "webdataset" and not any(sign in path for sign in "*?[{") and _holds_tars(path):
         return {"kind": "imagenet", "path": path, **apart}
     if known is not None:
         return {"kind": known, "path": path, **apart}

@@ -94,7 +94,12 @@ class ParquetSource:
         """The labels of one file, with the names of classes it gives as metadata."""
         with _opened(file.path) as opened:
             schema = opened.schema_arrow
-            self._image_column(opened, file.path)
+            images = self._image_column(opened, file.path)
+            if opened.metadata.num_rows and not any(_heads(opened, images)):
+                raise UserError(
+                    f"{file.path}: column {images!r} holds no encoded images (only paths?): save the data set with "
+                    "its files embedded"
+                )
             column = self._label_column(schema, file.path)
             labels = opened.read(columns=[column])[column].combine_chunks()
         if pa.types.is_dictionary(labels.type):
@@ -154,9 +159,13 @@ def _bytes(image: object) -> bytes:
 
 
 def _has_pictures(opened: pq.ParquetFile, column: str) -> bool:
+    return any(map(looks_like_picture, _heads(opened, column)))
+
+
+def _heads(opened: pq.ParquetFile, column: str) -> list[bytes]:
+    """How the first images begin."""
     batch = next(opened.iter_batches(batch_size=8, columns=[column]), None)
-    heads = [_bytes(image)[:HEAD_BYTES] for image in batch.column(0).to_pylist()] if batch is not None else []
-    return any(map(looks_like_picture, heads))
+    return [_bytes(image)[:HEAD_BYTES] for image in batch.column(0).to_pylist()] if batch is not None else []
 
 
 def _candidates(schema: pa.Schema, fits: object) -> list[str]:

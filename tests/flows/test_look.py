@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from configs import UserError, load_recipe
@@ -95,6 +96,9 @@ def test_what_does_not_fit_is_told_and_a_field_mends_it(tmp_path: Path) -> None:
 
 def test_pictures_that_cannot_be_read_have_a_tile_that_says_so(tmp_path: Path) -> None:
     tree(tmp_path, {"a": 1, "b": 1})
+    long = PngInfo()
+    long.add_text("workflow", "x" * 3_000_000, zip=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "b" / "long text.png", pnginfo=long)
     (tmp_path / "a" / "cut.jpg").write_bytes(jpeg()[:-40] + bytes(300))
     done = CliRunner().invoke(app, ["look", str(tmp_path), "--output", str(tmp_path / "out" / "look.png")])
     assert done.exit_code == 0 and (tmp_path / "out" / "look.png").is_file()

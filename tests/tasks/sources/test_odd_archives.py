@@ -200,3 +200,21 @@ def test_an_archive_without_a_test_split_has_a_share_set_aside(tmp_path: Path) -
     inner = [(f"n{k}.tar", tar(None, [(f"n{k}_{n}.JPEG", jpeg(n)) for n in range(3)])) for k in range(2)]
     tar(tmp_path / "train.tar", inner)
     assert labels_of(listed(recipe_of("imagenet", tmp_path / "train.tar", 2))) == {"all": [0, 0, 0, 1, 1, 1]}
+
+
+def test_parquet_that_only_names_its_images_is_told(tmp_path: Path) -> None:
+    hub(tmp_path / "x.parquet", [0, 1], names=None, image=[{"bytes": None, "path": f"{n}.jpg"} for n in range(2)])
+    with pytest.raises(UserError, match=r"column 'image' holds no encoded images \(only paths\?\)"):
+        ParquetSource(str(tmp_path)).listing()
+
+
+def test_shards_in_braces_are_those_of_the_range(tmp_path: Path) -> None:
+    """The notation that lists of WebDataset shards are published in."""
+    for number in range(12):
+        webdataset(tmp_path / f"part-{number:04d}.tar", [{"jpg": jpeg(number), "cls": b"0"}])
+    listing = WebDatasetSource(f"{tmp_path}/part-{{0002..0010}}.tar").listing()
+    assert listing.images["key"].to_pylist() == [f"part-{number:04d}.tar/000000" for number in range(2, 11)]
+    with pytest.raises(UserError, match=r"3 of 5 files of .* are not there \(such as part-0012\.tar\)"):
+        WebDatasetSource(f"{tmp_path}/part-{{0010..0014}}.tar").listing()
+    two = WebDatasetSource(f"{tmp_path}/part-{{0000..0001}}.tar", f"{tmp_path}/part-{{0011..0011}}.tar").listing()
+    assert labels_of(two) == {"train": [0, 0], "test": [0]}
