@@ -12,7 +12,7 @@ ARGS   ?=
 BENCHMARKS := $(filter-out s3_server,$(notdir $(basename $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-all check serve bench clean
+.PHONY: help demo quick test test-all check serve bench gpu clean
 
 help:
 	@echo "make demo      the main job on Fashion-MNIST: images to scored samples and a report"
@@ -20,6 +20,7 @@ help:
 	@echo "make test      the tests (make test-all adds the slow ones)"
 	@echo "make check     ruff and mypy"
 	@echo "make serve     Prefect server and worker, MLflow UI, on loopback"
+	@echo "make gpu       what one GPU reaches (benchmarks/gpu.md); ARGS=--smoke tries it on a CPU"
 	@echo "make bench     the benchmarks, one JSON line each"
 	@echo "make clean     forget local artifacts, runs and servers' databases"
 
@@ -42,6 +43,9 @@ check: $(VENV)/.ready
 
 serve: $(VENV)/.ready
 	$(BIN)/latentforge serve $(ARGS)
+
+gpu: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench: $(VENV)/.ready
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done

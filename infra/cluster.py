@@ -1,12 +1,13 @@
-"""The Ray a stage runs on: the cluster it was started in, or a local one of its own."""
+"""The Ray a stage runs on: the cluster it was started in, or a local one of its own.
+
+Ray is imported where it is used: training in one process, and whoever measures it, needs none.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from typing import Any
-
-import ray
 
 from configs.compute import ActorCompute
 from configs.errors import UserError
@@ -29,6 +30,8 @@ an actor have) would go on giving theirs back."""
 
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS, else start a local Ray on loopback; nothing if already connected."""
+    import ray
+
     if ray.is_initialized():
         return
     proxies.spare_loopback()
@@ -58,6 +61,8 @@ def connect() -> None:
 
 def require_gpus(field: str, wanted: float) -> None:
     """Refuse a stage that would wait for ever for accelerators this machine does not have; a cluster may grow."""
+    import ray
+
     found = ray.cluster_resources().get("GPU", 0.0)
     if found < wanted and not os.environ.get("RAY_ADDRESS"):
         raise UserError(
@@ -81,5 +86,7 @@ def actor_options(compute: ActorCompute, cpus: float | None = None) -> dict[str,
 
 def disconnect() -> None:
     """Leave the cluster; a local one ends with its processes."""
+    import ray
+
     if ray.is_initialized():
         ray.shutdown()

@@ -7,9 +7,6 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import ray
-from ray.data import ActorPoolStrategy, DataContext
-
 from configs.compute import ActorCompute
 from configs.errors import UserError
 from infra.cluster import actor_options, connect, require_gpus
@@ -31,6 +28,9 @@ def spread(
     """
     if not items:
         return
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext
+
     connect()
     require_gpus("compute.actors.gpus_per_actor", compute.gpus_per_actor)
     DataContext.get_current().enable_progress_bars = False

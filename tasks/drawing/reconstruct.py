@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import ray
 import torch
 
 from infra.artifacts import Artifact
@@ -20,6 +19,8 @@ def reconstructed(context: Context, images_BHW3: Pixels) -> Pixels:
     """Reconstructions of posterior means by the input `train_vavae`, made in one Ray task."""
     connect()
     compute = context.recipe.compute.actors
+    import ray
+
     task = ray.remote(_reconstruct).options(num_cpus=compute.cpus_per_actor, num_gpus=compute.gpus_per_actor)
     again: Pixels = ray.get(task.remote(context.input("train_vavae"), images_BHW3, compute.cpus_per_actor))
     return again

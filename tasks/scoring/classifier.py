@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -86,6 +85,8 @@ def run(context: Context) -> Outcome:
     compute = context.recipe.compute.actors
     connect()
     cpus = compute.actors * compute.cpus_per_actor if not compute.gpus_per_actor else compute.cpus_per_actor
+    import ray
+
     largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
     cpus = max(1, min(cpus, largest))
     task: Any = ray.remote(_train_remotely).options(
