@@ -36,6 +36,7 @@ CURVES = {
 }
 SCORES = {
     "frechet_efficientnet_lite0": 12.5,
+    "fid": 2.5,
     "floor_frechet_efficientnet_lite0": 3.25,
     "precision_efficientnet_lite0": 0.71,
     "floor_precision_efficientnet_lite0": 0.83,
@@ -44,6 +45,10 @@ SCORES = {
     "reconstruction_psnr": 21.4,
     "reconstruction_frechet_efficientnet_lite0": 4.5,
 }
+PUBLISHED = (
+    "published={source: A paper, guided: {fid: 2.1, fid_gpu: 2.2, sfid: 4.0}, unguided: {fid: 9.9}, "
+    "protocol: {sample.solver: euler, sample.steps: 250}}"
+)
 JUDGED = {"class_consistency": 0.873, "floor_class_consistency": 0.951, "judge_accuracy": 0.912}
 
 
@@ -91,7 +96,7 @@ class References(HTMLParser):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Artifact:
-    recipe = small_recipe("report.rows=3", "report.title=Shapes & <lines>")
+    recipe = small_recipe("report.rows=3", "report.title=Shapes & <lines>", PUBLISHED)
     return perform(STAGE, prepared(tmp_path_factory.mktemp("reported"), recipe, judged=True).job)
 
 
@@ -116,6 +121,15 @@ def test_page_tells_scores_beside_their_floor_costs_and_recipe(reported: Artifac
     assert "semantic_first" in text and "torch" in text
 
 
+def test_page_puts_what_is_published_beside_what_is_here(reported: Artifact) -> None:
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", reported.read("report.html").decode()))
+    assert (
+        "Published and here A paper; FID 2.2 on GPUs. This run is not as published: sample.steps is 4, published"
+        in text
+    )
+    assert "fid 2.1 2.5 +0.4 sfid 4 – not scored" in text and "9.9 " not in text.split("Published and here")[1][:400]
+
+
 def test_pictures_are_files_of_their_own(reported: Artifact) -> None:
     for name in ("generated", "real", "reconstructed"):
         picture = Picture.open(io.BytesIO(reported.read(f"{name}.png")))
@@ -138,7 +152,7 @@ def test_a_plain_recipe_without_semantics_or_judge_is_reported(tmp_path: Path, l
         "sample.guidance={method: none}",
     )
     page = perform(STAGE, prepared(tmp_path, recipe, judged=False).job).read("report.html").decode()
-    assert "no guidance" in page
+    assert "no guidance" in page and "Published and here" not in page
     assert (
         "Class consistency" not in page and "Consistency by class" not in page and "<th>train_semvae</th>" not in page
     )

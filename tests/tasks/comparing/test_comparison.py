@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +79,14 @@ def test_the_page_names_every_entry_marks_the_best_and_is_of_one_piece() -> None
     assert text.count('number best">6.5 ± 0.71<') == 1 and "real images" in text
     assert "lower is better" in text and "higher is better" in text
     assert 'src="http' not in text and "href=" not in text and text.count("data:image/png") == 2
+
+
+def test_the_page_says_what_the_papers_have() -> None:
+    told = [replace(each, published={FRECHET: 1.25}) for each in FOUND[:1]] + list(FOUND[1:])
+    text = page("A race", "Two.", told, [FRECHET, CONSISTENCY], {}, {}, {}).decode()
+    assert text.count("published for ") == 1
+    row = text.split(f"published for {FOUND[0].name}")[1].split("</tr>")[0]
+    assert re.findall(r'number">([^<]+)<', row) == ["1.25", "–"]
 
 
 def test_the_csv_has_every_point_and_every_result() -> None:
