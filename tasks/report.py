@@ -61,14 +61,15 @@ def _sheets(context: Context) -> tuple[list[int], dict[str, pictures.Pixels]]:
         made = shown_per_class(made_labels, section.columns, section.rows)
         generated = pick_images(sample.storage, sample.files("part-"), [*chain(*made)], size)
         return made_labels[made[0]].tolist(), {"generated": pictures.grid(generated, len(made[0]))}
-    real_labels = read_labels(shards, "test/", _LOOKED_THROUGH)
+    split = "test/" if shards.files("test/") else "train/"
+    real_labels = read_labels(shards, split, _LOOKED_THROUGH)
     common = np.intersect1d(made_labels, real_labels)
     if not len(common):
-        raise UserError("no label is both in the sample and in the test split: nothing can be shown side by side")
+        raise UserError("no label is both in the sample and in the source: nothing can be shown side by side")
     made = shown_per_class(made_labels, section.columns, section.rows, common)
     real = shown_per_class(real_labels, section.columns, section.rows, common)
     generated = pick_images(sample.storage, sample.files("part-"), [*chain(*made)], size)
-    originals = pick_images(shards.storage, shards.files("test/"), [*chain(*real)], size)
+    originals = pick_images(shards.storage, shards.files(split), [*chain(*real)], size)
     again = reconstructed(context, originals)
     columns = len(made[0])
     sheets = {
@@ -104,6 +105,7 @@ def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int
     recipe = context.recipe
     shards = manifests["shard"].facts if "shard" in manifests else {}
     classes = shards.get("classes", ())
+    held_out = "shard" in manifests and any(each.path.startswith("test/") for each in manifests["shard"].files)
     made, total = manifests["evaluate"], sum(manifest.seconds for manifest in manifests.values())
     return pages.render(
         "report",
@@ -114,6 +116,7 @@ def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int
         pictures={name.removesuffix(".png"): _as_url(data) for name, data in files.items() if name.endswith(".png")},
         cards=_cards(made),
         rows=_score_rows(made),
+        split="test" if held_out else "training",
         published=recipe.published,
         published_here=scores_of_pictures(recipe),
         beside=beside(scores_of_pictures(recipe), made.scores),

@@ -154,7 +154,7 @@ class Tokenizer(Trainee):
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """PSNR in dB of reconstructed posterior means as uint8, averaged over images of the test split."""
         total, count = 0.0, 0
-        if self.shards is None:
+        if self.shards is None or not self.shards.files("test/"):
             return {}
         for _, shown in images(self.shards, "test", self.size, _SCORED_IMAGES):
             real = torch.from_numpy(shown).to(device).permute(0, 3, 1, 2).float()

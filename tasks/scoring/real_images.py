@@ -172,8 +172,9 @@ def _kept_sets(given: ScoringInputs, reference: Reference, judge: Artifact | Non
         return sets
     split = reference.floor_split
     inputs = {"shard": shards} | ({} if judge is None else {"judge": judge})
-    sets["floor"] = kept("floor", ImageSet(shards, f"{split}/", limit), {"split": split, "images": limit}, inputs)
-    if given.tokenizer is not None:
+    if shards.files(f"{split}/"):  # a source of which all is trained on holds nothing out
+        sets["floor"] = kept("floor", ImageSet(shards, f"{split}/", limit), {"split": split, "images": limit}, inputs)
+    if given.tokenizer is not None and shards.files("test/"):
         images = ImageSet(shards, "test/", limit, reconstruct=True)
         inputs = {"shard": shards, "train_vavae": given.tokenizer}
         sets[RECONSTRUCTED] = kept("reconstruction", images, {"images": limit}, inputs)

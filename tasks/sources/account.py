@@ -133,7 +133,7 @@ class Account:
         its own rules say next."""
         faults = [*self.faults, *self._nothing_there(), *self._too_much_refused(shard)]
         if self.images:
-            faults += [*self._classes_disagree(data, recipe), *self._nothing_to_test_on(shard)]
+            faults += [*self._classes_disagree(data, recipe), *self._nothing_to_test_on(shard, recipe)]
         if self.images and recipe is not None and not faults:
             faults += self._less_than_a_batch(recipe)
         return faults
@@ -189,15 +189,19 @@ class Account:
             return [str(fault)]
         return []
 
-    def _nothing_to_test_on(self, shard: Shard) -> list[str]:
-        if self.faults:
+    def _nothing_to_test_on(self, shard: Shard, recipe: Recipe | None) -> list[str]:
+        scored = None if recipe is None or recipe.lacks("evaluate") else recipe.evaluate
+        # As EDM scores FFHQ: against all images, which are those that it trained on.
+        by_training = scored is not None and scored.reference == "train" and scored.classifier is None
+        if self.faults or by_training:
             return []
         if "all" in self.splits:
             if shard.test_share > 0 or "test" in self.splits:
                 return []
             return [
                 f"data.source {self.place} has no test split of its own and shard.test_share is 0, so there is "
-                "nothing to score on: raise it, or name a test split in data.source.test_path"
+                "nothing to score on: raise it, name a test split in data.source.test_path, or set "
+                "evaluate.reference to train and leave out evaluate.classifier"
             ]
         missing = [split for split in ("train", "test") if not sum(self.splits.get(split, []))]
         if not missing:

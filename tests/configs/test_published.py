@@ -146,6 +146,7 @@ def test_pixels_are_trained_and_scored_as_edms(name: str, count: int) -> None:
     assert (section.reference, section.reference_images, section.images) == ("train", count, 50_000)
     assert section.inception is not None and section.inception.weights == INCEPTION
     assert recipe.data.revision is None
+    assert recipe.shard.test_share == 0.0 if name == "ffhq64" else recipe.data.source.test_path  # type: ignore[union-attr]
     _holds(section.features, {"name": "vit_large_patch14_dinov2.lvd142m", "vector": "token", "input_size": 224})
     _holds(recipe.train_dit, {"clip_norm": None, "ema_rampup": 0.05, "images": 200_000_000})
     half_life = recipe.train_dit.batch / -math.log2(recipe.train_dit.ema_decay)

@@ -92,6 +92,8 @@ def put_shard(root: str, recipe: Recipe, train: int = 200, test: int = 120) -> A
     for split, count, seed in (("train", train, 0), ("test", test, 1)):
         random = np.random.default_rng(seed)
         labels = random.integers(len(CLASSES), size=count)
+        if not count:
+            continue
         for part, rows in enumerate(np.array_split(np.arange(count), 2)):
             table = pa.table(
                 {

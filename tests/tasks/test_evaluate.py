@@ -122,6 +122,18 @@ def test_the_floor_is_what_real_images_reach(evaluated: tuple[str, Artifact, Art
     assert len(good.facts["consistency_by_label"]) == 10
 
 
+def test_where_all_images_are_trained_on_there_is_no_floor(tmp_path: Path, local_ray: None) -> None:
+    recipe = small_recipe(*SETTINGS, "evaluate.reference=train", "evaluate.classifier=null", "shard.test_share=0.0")
+    put_shard(at(tmp_path), recipe, train=120, test=0)
+    put_networks(at(tmp_path), recipe)
+    labels = np.arange(80) % 10
+    put_sample(at(tmp_path), recipe, pictures(labels, seed=9), labels)
+    made = perform(STAGE, context(at(tmp_path), recipe, STAGE, "shard", "train_vavae", "sample").job).manifest
+    assert made.facts["images"] == {"generated": 80, "test": 100, "floor": 0}
+    assert made.scores["frechet_efficientnet_lite0"] > 0
+    assert not [name for name in made.scores if name.startswith(("floor_", "reconstruction_"))]
+
+
 def test_no_distance_calls_itself_fid(evaluated: tuple[str, Artifact, Artifact]) -> None:
     assert not [name for name in evaluated[1].manifest.scores if "fid" in name]
 

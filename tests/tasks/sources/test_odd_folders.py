@@ -179,6 +179,9 @@ def test_a_source_without_anything_to_score_on_is_refused(tmp_path: Path) -> Non
     tree(tmp_path, {"a": 3, "b": 3})
     with pytest.raises(UserError, match=r"no test split of its own and shard\.test_share is 0"):
         listed(recipe_of("folder", tmp_path, 2, "shard.test_share=0.0"))
+    by_training = ("shard.test_share=0.0", "evaluate.reference=train", "evaluate.classifier=null", "train_dit.batch=6")
+    smaller = ("train_vavae.batch=6", "train_semvae.batch=6")
+    listed(recipe_of("folder", tmp_path, 2, *by_training, *smaller))
 
 
 def test_pointers_of_git_lfs_and_annex_are_named(tmp_path: Path) -> None:
