@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -276,8 +277,7 @@ def test_a_run_lists_its_source_once(
     listings: list[str] = []
     entries = folder._entries
     monkeypatch.setattr(folder, "_entries", lambda at, *rest: (listings.append(at.url), entries(at, *rest))[1])
-    monkeypatch.setattr(tracking, "start_run", lambda *arguments, **named: tracking.Tracker())
-    monkeypatch.setattr(run, "disconnect", lambda: None)
+    monkeypatch.setattr(run, "tracked", lambda *arguments: nullcontext(tracking.Tracker()))
     monkeypatch.setattr(shard, "_written", _written_here)  # workers of Ray have no keys of this bucket
     source = f"data.source={{kind: folder, path: '{where}'}}"
     wanted = ("demo_tiny", [source, "data.classes=2", "sample.labels=random", *SMALL_BATCHES], str(tmp_path / "root"))
