@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,17 @@ _Loader.add_implicit_resolver(
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the project."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def described(folder: Path) -> dict[str, str]:
+    """Names of the YAML files in a folder, each with the first sentence of the comment that it begins with."""
+    return {path.stem: _first_sentence(path) for path in sorted(folder.glob("*.yaml"))}
+
+
+def _first_sentence(path: Path) -> str:
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    said = " ".join(line.removeprefix("#").strip() for line in lines)
+    return re.split(r"(?<=[^.]\.) (?=[A-Z])", said, maxsplit=1)[0].removesuffix(".")
 
 
 def load_recipe(

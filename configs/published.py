@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from configs.diffusion import StatisticsFiles
 from configs.section import Positive, Section
 
 if TYPE_CHECKING:
@@ -61,6 +62,15 @@ class Baseline(Section):
     """What the paper claims at least: so many times its images a second."""
 
 
+class Released(Section):
+    """What the authors released: a run that takes it trains nothing (`configs/reproduction.py`)."""
+
+    weights: str
+    """Of the diffusion network, by path, fsspec URL or hub name."""
+    statistics: StatisticsFiles
+    """Of the latents that they were trained on."""
+
+
 class Published(Section):
     """Scores of generated pictures with and without guidance, of the tokenizer, and where they stand."""
 
@@ -72,6 +82,7 @@ class Published(Section):
     unguided: Scores | None = None
     tokenizer: Scores | None = None
     baseline: Baseline | None = None
+    released: Released | None = None
     protocol: dict[str, Any] = Field(default_factory=dict)
     """Fields of `sample` and `evaluate` that the scores depend on, as `sample.steps`, with the published values. Those
     of `sample.guidance` count where the run is guided; None is what the paper does not say."""

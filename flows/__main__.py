@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,16 +14,17 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 import flows  # noqa: F401  # settings first: Prefect reads them at import
-from configs import UserError, load_recipe, recipe_names
-from configs.race import load_race
+from configs import UserError, load_recipe
+from configs.cluster import CLUSTERS
+from configs.load import RECIPES, described
+from configs.race import RACES, load_race
+from configs.reproduction import reproduction
 from flows import artifacts, weights
 from flows import plan as planning
 from flows import serve as servers
-from tasks.dag import FLOWS, load_stage
+from tasks.dag import FLOWS, REPRODUCE, load_stage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +60,8 @@ def run(
     root: Root = None,
 ) -> None:
     """Run a flow here and now, reusing every stage whose inputs did not change."""
+    if flow == REPRODUCE:
+        raise UserError(f"run {flow}: it has a command of its own: latentforge {flow} {recipe}")
     if flow not in FLOWS:
         raise UserError(f"no flow {flow!r}: choose one of {', '.join(FLOWS)}")
     load_recipe(recipe, overrides)  # a mistake in it is told before anything large is imported
@@ -78,6 +83,30 @@ def run(
         with _running():
             uri = perform(recipe=recipe, overrides=overrides, root=root, start=start, only=only, force=force)
     summary(uri)
+
+
+@app.command()
+def reproduce(
+    recipe: Annotated[str, typer.Argument(metavar="NAME", help="A recipe that names what its authors released.")],
+    unguided: Annotated[bool, typer.Option("--unguided", help="Without guidance, for the unguided score.")] = False,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, help="So many instead of the published number, for a look.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    root: Root = None,
+) -> None:
+    """Sample what a paper's authors released, score it as they did, and show the published score beside ours."""
+    changes = reproduction(recipe, unguided, images, overrides)
+    _check_environment()
+    from flows.reproduce import reproduce as flow
+    from flows.run import preflight
+    from flows.stages import STAGES
+    from flows.summary import show_reproduction
+
+    preflight(STAGES, recipe, changes, root)
+    with _running():
+        uri = flow(recipe=recipe, unguided=unguided, images=images, overrides=overrides, root=root)
+    show_reproduction(uri)
 
 
 @app.command()
@@ -138,34 +167,24 @@ def compare(
 
 
 def summary(uri: str) -> None:
-    """Say where the result lies and what it scored."""
-    import json
+    """Say what a run came to, and how to look further."""
+    from flows.summary import show
 
-    from infra.storage import Storage
-    from infra.tracking import tracking_uri
+    show(uri)
 
-    artifact = Storage.at(uri)
-    manifest = json.loads(artifact.read_bytes("manifest.json"))
-    table = Table("score", "value", title=f"{manifest['stage']} {manifest['fingerprint']}")
-    for name, value in sorted(manifest["scores"].items()):
-        table.add_row(name, f"{value:.4g}")
-    console = Console()
-    if manifest["scores"]:
-        console.print(table)
-    console.print(f"result   {uri}", soft_wrap=True)
-    names = [entry["path"] for entry in manifest["files"]]
-    pages = [name for name in names if name.endswith(".html")]
-    for what, shown in (("page   ", pages), ("picture", [] if pages else [n for n in names if n.endswith(".png")])):
-        for name in shown:
-            console.print(f"{what}  {uri}/{name}", soft_wrap=True)
-    console.print(f"MLflow   mlflow ui --backend-store-uri {tracking_uri()}", soft_wrap=True)
+
+_INDENT = 26
+"""Columns before what a name stands for."""
 
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that come with the project."""
-    for name in recipe_names():
-        print(name)
+    """List the recipes, races and clusters that come with the project, and what each is for."""
+    for title, folder in (("Recipes", RECIPES), ("Races", RACES), ("Clusters", CLUSTERS)):
+        print(title)
+        for name, said in described(folder).items():
+            lines = textwrap.wrap(said, shutil.get_terminal_size((80, 24)).columns - _INDENT)
+            print(f"  {name:<{_INDENT - 2}}" + f"\n{' ' * _INDENT}".join(lines))
 
 
 @app.command()

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from configs import UserError, load_recipe
 from configs.cluster import Cluster, load_cluster
+from configs.reproduction import reproduction
 from infra.home import default_root
-from tasks.dag import FLOWS
+from tasks.dag import FLOWS, REPRODUCE
 from tasks.plan.data import images_of
 from tasks.plan.schedule import Plan, Rate, StagePlan, schedule
 from tasks.plan.stages import works
@@ -30,7 +31,7 @@ _WIDTH = 170
 
 
 def command(
-    flow: Annotated[str, typer.Argument(help="The flow: sfd-full, lowdiff-full or tokenizer-eval.")],
+    flow: Annotated[str, typer.Argument(help="The flow: sfd-full, lowdiff-full, tokenizer-eval or reproduce.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name (see `recipes`) or a path to a YAML file.")] = "demo",
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Lay a value upon the recipe; repeatable.")
@@ -89,6 +90,7 @@ def make_plan(
     Raises:
         UserError: an unknown recipe, cluster or pool, or a source that is neither known nor here.
     """
+    overrides = reproduction(recipe, overrides=overrides) if flow == REPRODUCE else overrides
     loaded, place = load_recipe(recipe, overrides), load_cluster(cluster)
     planned = works(loaded, images_of(loaded, images, image_bytes, flow), place.assumed.dopri5_evaluations, flow)
     reached: dict[str, Rate] = {}

@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from configs.errors import Unreachable, UserError
 from infra.addresses import refuse_credentials
 from infra.metrics import count
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 
@@ -175,6 +176,9 @@ class Storage:
 
     def write_table(self, name: str, table: pa.Table, rows_per_group: int, **options: Any) -> FileEntry:
         """Write a Parquet file; `options` go to pyarrow's writer."""
+        import pyarrow as pa  # here, since commands that only list or plan need none of it
+        import pyarrow.parquet as pq
+
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, row_group_size=rows_per_group, **options)
         return self.write_bytes(name, buffer.getvalue().to_pybytes(), rows=table.num_rows)

@@ -118,6 +118,11 @@ class Tracker:
         mine = f"tags.`mlflow.parentRunId` = '{self.run}' and attributes.status = 'RUNNING'"
         return [Tracker(self.uri, found.info.run_id) for found in self._client.search_runs([experiment], mine)]
 
+    @property
+    def page(self) -> str:
+        """Where MLflow's pages show the run, below the address of their server."""
+        return f"#/experiments/{self._client.get_run(self.run).info.experiment_id}/runs/{self.run}"
+
     def finish(self, status: str = "FINISHED") -> None:
         if self.run:
             self._client.set_terminated(self.run, status)
@@ -134,7 +139,18 @@ def start_run(experiment: str, name: str, tags: Mapping[str, str], parent: Track
     if parent:
         all_tags["mlflow.parentRunId"] = parent.run
     run = client.create_run(experiment_id, run_name=name, tags=all_tags)
-    return Tracker(uri, run.info.run_id)
+    tracker = Tracker(uri, run.info.run_id)
+    if parent is None:
+        _of_this_process.append(tracker)
+    return tracker
+
+
+_of_this_process: list[Tracker] = []
+
+
+def own_run() -> Tracker | None:
+    """The run of this process's flow, for a command to point to; None where it ran none."""
+    return _of_this_process[-1] if _of_this_process else None
 
 
 def _experiment(client: Any, name: str, uri: str) -> str:

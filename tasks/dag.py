@@ -14,7 +14,8 @@ StageName = Literal["shard", "train_vavae", "train_semvae", "encode", "train_dit
 PIPELINE: tuple[str, ...] = get_args(StageName)
 TOKENIZERS: tuple[str, ...] = ("shard", "train_vavae", "train_semvae", "evaluate_tokenizer")
 """The stages that train and score the tokenizers alone."""
-FLOWS = {"sfd-full": PIPELINE, "lowdiff-full": PIPELINE, "tokenizer-eval": TOKENIZERS}
+REPRODUCE = "reproduce"
+FLOWS = {"sfd-full": PIPELINE, "lowdiff-full": PIPELINE, "tokenizer-eval": TOKENIZERS, REPRODUCE: PIPELINE}
 """Stages by flow, in order."""
 
 

@@ -136,7 +136,7 @@ def _on_images(
     own: tuple[Cost, Cost] = (Cost(), Cost()),
 ) -> Work:
     """A training on decoded images; `flops` are all steps', `scoring` those of one image's score. `own` as below."""
-    scored = min(SCORED[stage], images.test)
+    scored = min(SCORED[stage], images.test) if recipe.needs_images else 0
     return _trained(
         stage,
         recipe,

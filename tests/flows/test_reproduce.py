@@ -1,0 +1,168 @@
+"""From files in the authors' layouts to a table of published scores beside ours; nothing is trained, no image read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from configs import Recipe, UserError, load_recipe
+from configs.published import departures
+from configs.reproduction import reproducible, reproduction
+from flows.plan import make_plan
+from flows.reproduce import verdict
+from flows.run import preflight
+from flows.stages import STAGES
+from tasks.networks import build_autoencoder, build_network
+from tests.flows.conftest import Workplace
+from tests.helpers.builders import at
+from tests.helpers.inceptions import put_inception
+from tests.helpers.published import save_sfd, save_statistics, save_tokenizer
+
+NAMES = [
+    "lightningdit_xl_64ep",
+    "lightningdit_xl_800ep",
+    "sfd_xl_800ep",
+    "sfd_xl_80ep",
+    "sfd_xxl_800ep",
+    "sfd_xxl_80ep",
+]
+IMAGES = 20
+
+
+def put_released(folder: Path) -> Path:
+    """Random weights as SFD's authors would leave them, and a recipe of ours that names them."""
+    base = load_recipe("demo_tiny")
+    torch.manual_seed(3)
+    tokenizer = build_autoencoder(base.train_vavae.model).state_dict()
+    save_tokenizer(folder / "vavae.ckpt", tokenizer)
+    for name in ("main", "guide"):
+        network = build_network(base, base.train_dit.model)
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.05)
+        save_sfd(folder / f"{name}.pt", dict(network.state_dict()), dict(network.state_dict()), {})
+    for group, channels in base.channel_groups.items():
+        save_statistics(folder / f"{group}.pt", torch.zeros(channels), torch.ones(channels))
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (IMAGES, base.image.size, base.image.size, 3), np.uint8)
+    np.savez(folder / "reference.npz", arr_0=pixels)
+    model = {"hidden_size": 48, "depth": 3, "heads": 2, "qk_norm": True, "align_depth": 2, "align_hidden": 32}
+    guidance = {"method": "autoguidance", "scale": 1.5, "weights": str(folder / "guide.pt"), "model": model}
+    values = {
+        "extends": "demo_tiny",
+        "train_vavae": {"images": 0, "pretrained": str(folder / "vavae.ckpt")},
+        "sample": {"images": IMAGES, "batch": 4, "solver": "dopri5", "guidance": guidance},
+        "evaluate": {
+            "images": IMAGES,
+            "reference": str(folder / "reference.npz"),
+            "inception": {"weights": str(put_inception(folder))},
+            "classifier": None,
+            "bootstrap": 0,
+        },
+        "published": {
+            "source": "a test",
+            "guided": {"fid": 1.25, "sfid": 3.5},
+            "unguided": {"fid": 3.0},
+            "released": {
+                "weights": str(folder / "main.pt"),
+                "statistics": {group: str(folder / f"{group}.pt") for group in base.channel_groups},
+            },
+            "protocol": {"sample.images": 50_000, "sample.solver": "dopri5"},
+        },
+    }
+    (folder / "released.yaml").write_text(yaml.safe_dump(values))
+    return folder / "released.yaml"
+
+
+def test_the_authors_files_lead_to_their_table(workplace: Workplace, tmp_path: Path) -> None:
+    recipe, root = put_released(tmp_path), tmp_path / "root"
+    first = workplace.flows("reproduce", str(recipe), "--root", str(root))
+    made = {path.parts[-3] for path in root.glob("*/*/manifest.json")}
+    assert made == {"train_vavae", "train_dit", "sample", "reference_images", "reference", "evaluate", "report"}
+    (table,) = [line for line in first.stdout.splitlines() if line.startswith("│ fid ")]
+    assert [cell.strip() for cell in table.strip("│").split("│")] == ["fid", "1.25", "–", "–"]
+    said = first.stdout.splitlines()[-1]
+    assert said.startswith("verdict  no score with a published name: the Inception weights are not the published file")
+    for words in ("dopri5", "batch 4", "autoguidance", "20 images against reference.npz", "published with 50,000"):
+        assert words in said, words
+    (scored,) = root.glob("evaluate/*/manifest.json")
+    scores = json.loads(scored.read_text())["scores"]
+    assert any("inception" in name for name in scores) and "fid" not in scores
+    before = {path: path.stat().st_mtime_ns for path in root.glob("*/*/manifest.json")}
+    again = workplace.flows("reproduce", str(recipe), "--root", str(root))
+    assert {path: path.stat().st_mtime_ns for path in root.glob("*/*/manifest.json")} == before
+    assert again.stdout.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize(
+    ("field", "content", "words"),
+    [
+        ("texture.pt", {"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, "statistics of 3 channels"),
+        ("guide.pt", {"model": {}, "ema": {"x_embedder.proj.weight": torch.zeros(2)}}, "guide.pt"),
+        ("main.pt", b"cut short", "main.pt"),
+        ("vavae.ckpt", None, "vavae.ckpt"),
+        ("reference.npz", b"<html>", "reference.npz"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_anything_runs(
+    field: str, content: Mapping[str, object] | bytes | None, words: str, tmp_path: Path
+) -> None:
+    recipe = put_released(tmp_path)
+    if content is None:
+        (tmp_path / field).unlink()
+    elif isinstance(content, bytes):
+        (tmp_path / field).write_bytes(content)
+    else:
+        torch.save(content, tmp_path / field)
+    with pytest.raises(UserError, match=words) as refused:
+        preflight(STAGES, str(recipe), reproduction(str(recipe)), at(tmp_path / "root"))
+    assert "\n" not in str(refused.value)
+    assert not list((tmp_path / "root").rglob("*.*")), "nothing ran"
+
+
+def test_all_published_checkpoints_can_be_reproduced() -> None:
+    assert reproducible() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("unguided", [False, True])
+def test_a_reproduction_trains_nothing_and_departs_from_nothing(name: str, unguided: bool) -> None:
+    recipe = load_recipe(name, reproduction(name, unguided))
+    assert recipe.train_dit.images == 0 and not recipe.needs_latents and not recipe.needs_images
+    assert (recipe.sample.guidance.method == "none") == unguided
+    assert departures(recipe) == []
+    assert recipe.evaluate.inception is not None and recipe.sample.images == 50_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plan_knows_what_a_reproduction_costs(name: str) -> None:
+    plan = make_plan(name, cluster="aws", flow="reproduce")
+    assert [each.work.stage for each in plan.stages] == ["train_vavae", "train_dit", "sample", "evaluate", "report"]
+    assert plan.gpu_hours > 10 and plan.dollars > 1
+
+
+def test_a_look_and_an_unknown_name_say_so() -> None:
+    recipe = load_recipe("sfd_xl_80ep", reproduction("sfd_xl_80ep", images=1_000))
+    assert departures(recipe) == ["sample.images is 1,000, published with 50,000"]
+    with pytest.raises(UserError, match=r"recipe demo: names no files .*choose one of lightningdit_xl_64ep"):
+        reproduction("demo")
+
+
+def scored(recipe: Recipe, fid: float) -> str:
+    return verdict(recipe, {"fid": fid, "sfid": 4.0})
+
+
+def test_the_verdict_is_one_line_about_what_moves_a_score() -> None:
+    recipe = load_recipe("lightningdit_xl_64ep", reproduction("lightningdit_xl_64ep"))
+    said = scored(recipe, 2.25)
+    assert said.startswith("fid 2.25, published 2.11 (+0.14); with euler, 249 steps, precision tf32, guidance")
+    assert said.endswith("50,000 images against VIRTUAL_imagenet256_labeled.npz. All as published.")
+    other = load_recipe("sfd_xl_80ep", reproduction("sfd_xl_80ep", overrides=["sample.batch=128"]))
+    assert "batch 128 (it shares a step size)" in scored(other, 1.3)
+    assert scored(other, 1.3).endswith("Not as published: sample.batch is 128, published with 4.")
