@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from configs.published import Beside, beside, departures, scores_of_pictures
 from prefect import flow
 
 from configs import Recipe
 from configs.load import read_recorded
+from configs.published import Beside, beside, departures, scores_of_pictures
 from configs.reproduction import reproduction
 from flows.run import open_run
 from flows.sfd_full import dag
