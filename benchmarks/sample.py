@@ -40,7 +40,6 @@ from models.autoencoder import AutoencoderKL
 from models.lightningdit import LightningDiT
 from models.sizes import SIZES
 from models.solvers import time_grid
-from tasks.compiling import ready
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import (
@@ -49,6 +48,7 @@ from tasks.networks import (
     build_dit,
     build_network,
     channel_groups,
+    ready,
 )
 from tasks.sampling.sampler import Decoder, Sampler
 

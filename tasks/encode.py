@@ -20,7 +20,7 @@ from infra.artifacts import Artifact
 from infra.cluster import actor_options, connect, require_gpus
 from infra.progress import Bar
 from infra.storage import FileEntry
-from tasks import ready_latents
+from tasks.data import ready_latents
 from tasks.data.decode import Undecodable, load
 from tasks.data.receipts import Receipt, finished, quiet_ray_data, receipts, to_text
 from tasks.data.statistics import ChannelSums, statistics_hash

@@ -17,11 +17,10 @@ from torch import Tensor
 from configs import UserError
 from infra.device import computing, default_device
 from models.posterior import DiagonalGaussian
-from tasks.compiling import ready
 from tasks.data.receipts import Receipt, from_text, receipt_row, write_receipt
 from tasks.data.statistics import ChannelSums
 from tasks.data.tensors import FLIP, WRITE_OPTIONS, latent_table
-from tasks.networks import check_grid, load_foundation, trained_autoencoder, trained_semantic_vae
+from tasks.networks import check_grid, load_foundation, ready, trained_autoencoder, trained_semantic_vae
 from tasks.stage import Context, Job
 
 DEVIATION = "_std"

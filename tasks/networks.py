@@ -16,11 +16,15 @@ from configs.foundations import known_features
 from configs.load import read_recorded
 from configs.recipe import Recipe
 from configs.tokenizers import AutoencoderModel, SemvaeModel
+from infra import logs
 from infra.artifacts import Artifact
+from infra.compiled import keep_compiled
+from infra.device import HALVES
 from models.autoencoder import AutoencoderKL, Identity
 from models.cascade_dit import CascadeDiT
 from models.clocks import Clock, SemanticFirst, Synchronous
 from models.edm import DenoisingMatching, Preconditioning
+from models.execution import halve, prepare
 from models.foundation import FoundationModel
 from models.groups import ChannelGroups
 from models.lightningdit import LightningDiT
@@ -229,3 +233,15 @@ def check_grid(foundation: FoundationModel, recipe: Recipe) -> None:
 def _frozen(network: Network, artifact: Artifact, name: str) -> Network:
     network.load_state_dict(load_safetensors(artifact.read(name)))
     return network.requires_grad_(False).eval()
+
+
+def ready(network: Network, compiled: bool, precision: str = "fp32") -> Network:
+    """The same frozen network, its blocks compiled in place (see `prepare`) where that is wanted, and where it will run
+    in a half precision, with products' weights in that (see `halve`).
+    """
+    if precision in HALVES:
+        halve(network, HALVES[precision])
+    if compiled:
+        keep_compiled()
+        prepare(network, compile=True, tell=logs.say)
+    return network

@@ -22,8 +22,7 @@ from infra.device import autocast, set_determinism, set_precision
 from infra.tracking import Tracker
 from models.flops import forward_flops
 from models.foundation import FoundationModel
-from tasks.compiling import ready
-from tasks.networks import build_autoencoder, build_network
+from tasks.networks import build_autoencoder, build_network, ready
 from tasks.train_dit import Diffusion
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Metrics, peak_flops

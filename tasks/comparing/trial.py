@@ -20,10 +20,9 @@ from configs import Recipe
 from infra.artifacts import Artifact
 from infra.device import default_device
 from tasks import train_dit
-from tasks.compiling import ready
 from tasks.data.portions import SCORING_BATCH
 from tasks.drawing import pictures
-from tasks.networks import DiffusionNetwork, trained_dit
+from tasks.networks import DiffusionNetwork, ready, trained_dit
 from tasks.sample import check_statistics, external
 from tasks.sampling.per_image import shown_per_class
 from tasks.sampling.sampler import Decoder, Sampler

@@ -21,10 +21,9 @@ from infra.artifacts import Artifact
 from infra.device import computing, default_device, uploaded
 from models.autoencoder import AutoencoderKL
 from models.captured import Captured
-from tasks.compiling import ready
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
-from tasks.networks import DiffusionNetwork, trained_autoencoder, trained_dit
+from tasks.networks import DiffusionNetwork, ready, trained_autoencoder, trained_dit
 from tasks.sampling.integrator import Integrator
 from tasks.sampling.per_image import image_labels, image_noise
 from tasks.stage import Context

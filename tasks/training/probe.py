@@ -118,7 +118,7 @@ def stored_latents(artifact: Artifact, images: int) -> Latents:
 
 def ready_latents(recipe: Recipe, images: int) -> Latents:
     """The first latents of the recipe's own source of them, where they lie; statistics of those alone."""
-    from tasks.ready_latents import columns_of, source_of
+    from tasks.data.ready_latents import columns_of, source_of
     from tasks.sources.ready_latents import LABELS, NAMES
 
     shard = next(source_of(recipe).shards())

@@ -107,7 +107,7 @@ def test_graphs_go_to_the_home_unless_it_is_said_where(tmp_path: Path, monkeypat
 _NEXT = """
 import torch
 from torch._dynamo.utils import counters
-from tasks.compiling import ready
+from tasks.networks import ready
 torch.manual_seed(0)
 network = ready(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU()).eval().requires_grad_(False), True)
 network(torch.ones(2, 8))

@@ -15,7 +15,8 @@ from torch import Tensor
 from configs import Recipe, UserError, load_recipe
 from flows.stages import STAGES
 from infra.artifacts import Artifact
-from tasks import encode, ready_latents, train_dit
+from tasks import encode, train_dit
+from tasks.data import ready_latents
 from tasks.data.tensors import to_numpy
 from tasks.loading.loader import Loader
 from tasks.plan.data import images_of
