@@ -6,7 +6,6 @@ import json
 import signal
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from configs import Recipe
 from configs.compute import TrainCompute
-from configs.errors import UserError
+from configs.errors import Unreachable, UserError
 from configs.training import Training
 from infra import logs, stopping
 from infra.cluster import connect, require_gpus
@@ -105,10 +104,19 @@ def work(config: dict[str, Any]) -> None:
     """One Ray Train worker."""
     import ray.train
 
+    from tasks.training.ray_parts import say_no_more
+
     context = Context(Job(**config["job"]))
     setting = _setting(context, warned=lambda: ray.train.get_preemption_info() is not None)
-    with suppress(requests.Left):  # the driver sees that there is no result, and says so
+    try:
         fit(lambda: build(context), setting)
+    except requests.Left:
+        return  # the driver sees that there is no result, and says so
+    except UserError as error:
+        say_no_more()
+        if isinstance(error, Unreachable):
+            logs.say(f"{error}; starting anew", "warning")
+        raise
 
 
 def _fit_alone(context: Context) -> None:

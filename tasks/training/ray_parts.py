@@ -20,6 +20,10 @@ _DEFECTS = {
 that was cut short, as RuntimeError and OSError may be of a machine: those start anew."""
 
 
+_ACCOUNTS = ("execution.controller.controller", "execution.failure_handling.default", "util")
+"""Loggers of Ray Train that print the traceback of what a worker raised: the controller's, and the worker's own."""
+
+
 class Mistakes(UserCallback):
     """A UserError of a worker, or a defect of ours, would come again at every start: it fails the run at once.
 
@@ -30,9 +34,26 @@ class Mistakes(UserCallback):
         for error in worker_exceptions.values():
             found = getattr(error, "_base_exc", error)
             if type(found) in _DEFECTS or (isinstance(found, UserError) and not isinstance(found, Unreachable)):
-                # The message is for the driver to say, without the controller's own traceback before it.
-                logging.getLogger("ray.train.v2._internal.execution.controller.controller").disabled = True
+                if isinstance(found, UserError):
+                    say_no_more()
                 raise found
+            if isinstance(found, Unreachable):  # its worker said so
+                _policy.addFilter(_skip_once)
+
+
+_policy = logging.getLogger("ray.train.v2._internal.execution.failure_handling.default")
+"""It tells each failure, once, with its traceback."""
+
+
+def _skip_once(record: logging.LogRecord) -> bool:
+    _policy.removeFilter(_skip_once)
+    return False
+
+
+def say_no_more() -> None:
+    """Keep Ray Train's own account of a mistake out of sight, in this process: the driver says it in one line."""
+    for name in _ACCOUNTS:
+        logging.getLogger(f"ray.train.v2._internal.{name}").disabled = True
 
 
 class _Backend(_TorchBackend):
