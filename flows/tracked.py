@@ -49,19 +49,25 @@ def tracked(experiment: str, name: str, tags: Mapping[str, str], jobs: bool = Fa
         try:
             yield tracker
         except STOPS:
-            with suppress(Exception):
-                tracker.finish("KILLED")
+            _end(tracker, "KILLED", jobs)
             if stopping.asked():
                 _tell_prefect(flow_run)
             raise
         except BaseException:
-            with suppress(Exception):  # MLflow may be what failed; the first error is the one to tell
-                tracker.finish("FAILED")
+            _end(tracker, "FAILED", jobs)
             raise
         else:
             tracker.finish()
         finally:
             disconnect()
+
+
+def _end(tracker: tracking.Tracker, status: str, jobs: bool) -> None:
+    """End the run and those of its stages that were only just begun; jobs end theirs themselves."""
+    with suppress(Exception):  # MLflow may be what failed; the first error is the one to tell
+        for run in [] if jobs else tracker.running_children():
+            run.finish(status)
+        tracker.finish(status)
 
 
 def _tell_prefect(flow_run: str) -> None:
