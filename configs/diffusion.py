@@ -59,6 +59,9 @@ class UnetModel(Section):
     attention: tuple[Positive, ...] = (16,)
     """Sides in pixels at which blocks attend."""
     dropout: Share = 0.0
+    augment: Annotated[Share, Added(before=0.0)] = 0.0
+    """Probability of each of EDM's augmentations in training (flips, scale, rotation, squeeze, shift). The network is
+    told which, and samples without any (`models/augmentation.py`); with 0 it has no input for them."""
     sigma_data: Annotated[float, Field(gt=0)] = 0.5
     """Standard deviation of pixels in [-1, 1]."""
     sigma_mean: float = -1.2

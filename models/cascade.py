@@ -72,9 +72,12 @@ class Conditioned:
     model: Callable[..., Any]
     condition_BCHW: Tensor | None = None
     level_B: Tensor | None = None
+    augment_BA: Tensor | None = None
+    """Of a network that knows augmentation (`CascadeUNet`)."""
 
     def __call__(self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> Tensor:
-        velocity: Tensor = self.model(x_BCHW, t_BG, y_B, self.condition_BCHW, self.level_B)
+        told = {} if self.augment_BA is None else {"augment_BA": self.augment_BA}
+        velocity: Tensor = self.model(x_BCHW, t_BG, y_B, self.condition_BCHW, self.level_B, **told)
         return velocity
 
     def forward_with_alignment(self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,13 +103,15 @@ class TrainableCascade(TrainableVelocity):
         condition_BCHW: Tensor,
         level_B: Tensor,
         weight: float = 1.0,
+        augment_BA: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """As `TrainableVelocity.forward`, on the batch's condition; `by_time/<side>/<group>` for each resolution.
 
         condition_BCHW, level_B: see `CascadeDiT.forward`; zeros at level 1 where there is no condition.
         weight: of the resolution's loss in the total.
+        augment_BA: what was done to the images, where the network is told.
         """
-        model = Conditioned(self.model, condition_BCHW, level_B)
+        model = Conditioned(self.model, condition_BCHW, level_B, augment_BA)
         terms = self.objective.loss(model, x1_BCHW, y_B, noise_BCHW, u_B, align_target_BChw, images_seen)  # type: ignore[arg-type]
         side = x1_BCHW.shape[-1]
         found = {name.replace("by_time/", f"by_time/{side}/"): value for name, value in terms.as_dict().items()}

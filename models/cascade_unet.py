@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.edm import Preconditioning, sigma_of
+from models.sizes import AUGMENTATION_LABELS
 
 _NORM_GROUPS = 32
 
@@ -28,6 +29,7 @@ class CascadeUNet(nn.Module):
     channels, multipliers, blocks: width of each level over `channels`, full resolution first, and residual blocks of
         each level.
     attention: sides at which blocks attend, with one head as in EDM's networks.
+    augmented: whether it can be told what was done to an image (`models/augmentation.py`).
     preconditioning: see `models/edm.py`.
     Raises ValueError, naming the argument, when sizes do not fit.
     """
@@ -42,6 +44,7 @@ class CascadeUNet(nn.Module):
         blocks: int,
         attention: tuple[int, ...] = (16,),
         dropout: float = 0.0,
+        augmented: bool = False,
         image_channels: int = 3,
         preconditioning: Preconditioning | None = None,
     ) -> None:
@@ -76,6 +79,8 @@ class CascadeUNet(nn.Module):
         self.label_embedder = nn.Embedding(num_classes + 1, width)
         self.resolution_embedder = nn.Embedding(len(resolutions), width)
         self.level_embedder = nn.Linear(1, width)
+        # Without a bias: an image to which nothing was done, all zeros, is as if there were no such input.
+        self.augment_embedder = nn.Linear(AUGMENTATION_LABELS, width, bias=False) if augmented else None
         for embedder in (self.label_embedder, self.resolution_embedder, self.level_embedder):
             nn.init.normal_(embedder.weight, std=0.02)
         self.doors_in, self.doors_out = nn.ModuleList(), nn.ModuleList()
@@ -109,10 +114,12 @@ class CascadeUNet(nn.Module):
         y_B: Tensor,
         condition_BCHW: Tensor | None = None,
         level_B: Tensor | None = None,
+        augment_BA: Tensor | None = None,
     ) -> Tensor:
         """The denoised image, float32 (B, C, side, side), of x_BCHW at times t_BG (B, 1) (see `models/edm.py`).
 
-        Condition and level as of `CascadeDiT.forward`. Raises ValueError on a side that is no resolution.
+        Condition and level as of `CascadeDiT.forward`. augment_BA: what was done to the image, (B, 9); None is nothing.
+        Raises ValueError on a side that is no resolution.
         """
         side = x_BCHW.shape[-1]
         if side not in self.resolutions:
@@ -123,6 +130,10 @@ class CascadeUNet(nn.Module):
         index = self.resolutions.index(side)
         resolution_B = torch.full((len(x_BCHW),), index, device=x_BCHW.device)
         told = self.label_embedder(y_B) + self.resolution_embedder(resolution_B) + self.level_embedder(level_B[:, None])
+
+        if augment_BA is not None:
+            assert self.augment_embedder is not None, "the network was built without augmentation"
+            told = told + self.augment_embedder(augment_BA.to(told.dtype))
 
         def network(scaled: Tensor, noise_label_B: Tensor) -> Tensor:
             embedding = self.unet.time_embedding(self.unet.time_proj(noise_label_B).to(scaled.dtype)) + told

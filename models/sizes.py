@@ -10,3 +10,7 @@ SIZES: dict[str, dict[str, int]] = {
     "1p0B": {"hidden_size": 1536, "depth": 24, "num_heads": 24},
     "1p6B": {"hidden_size": 1792, "depth": 28, "num_heads": 28},
 }
+
+AUGMENTATION_LABELS = 9
+"""What a network is told of an augmented image (`models/augmentation.py`): two flips, scale, two of the rotation, two
+of the squeeze and two of the shift."""

@@ -85,6 +85,7 @@ def build_unet(recipe: Recipe, section: UnetModel) -> CascadeUNet:
         blocks=section.blocks,
         attention=section.attention,
         dropout=section.dropout,
+        augmented=section.augment > 0,
         preconditioning=Preconditioning(section.sigma_data),
     )
 

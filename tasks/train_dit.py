@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from configs import Recipe, UserError
-from configs.diffusion import DitModel, TrainDit
+from configs.diffusion import DitModel, TrainDit, UnetModel
 from infra.artifacts import Artifact
 from infra.device import autocast
 from infra.logs import say
 from infra.weights import check_pretrained, identities, load_pretrained
+from models.augmentation import DRAWS, Augmentation
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
 from tasks.data.given_statistics import differences, given_statistics, tell_differences
@@ -29,7 +30,7 @@ from tasks.training.launch import train
 from tasks.training.probe import probe, stored_latents
 from tasks.training.resolutions import Resolutions
 from tasks.training.stage import TrainedStage
-from tasks.training.trainee import HELD_OUT, Trainee
+from tasks.training.trainee import HELD_OUT, Trainee, is_held_out
 
 _ALIGN = "f"
 _PROBED = 16
@@ -81,6 +82,9 @@ class Diffusion(Trainee):
         self.noise = ImageNumbers(self.section.seed, "noise")
         self.times = ImageNumbers(self.section.seed, "time")
         self.drops = ImageNumbers(self.section.seed, "label dropout")
+        augmented = self.section.model.augment if isinstance(self.section.model, UnetModel) else 0.0
+        self.augmentation = Augmentation(augmented) if augmented else None
+        self.draws = ImageNumbers(self.section.seed, "augmentation")
         self.foundation: Any = None
         self.shards: Artifact | None = None
         if latents is None:
@@ -113,13 +117,16 @@ class Diffusion(Trainee):
         stored = [torch.as_tensor(batch.arrays[name]).to(device, non_blocking=True) for name in self.statistics.columns]
         latents = torch.cat(stored, dim=1)  # as float16 until normalised
         given: dict[str, Any] = {}
+        if self.augmentation is not None and not is_held_out(batch):
+            draws = self.draws.normal(batch.positions, (DRAWS,)).to(device)
+            latents, given["augment_BA"] = self.augmentation(latents.float(), draws)
         if self.resolutions is None:
             x1 = self.statistics.normalise(latents)
         else:
             side = self.resolutions.side(batch.images_seen)
             x1 = self.resolutions.target(latents, side)
             condition, level = self.resolutions.condition(latents, batch.positions, side)
-            given = {"condition_BCHW": condition, "level_B": level, "weight": self.resolutions.weight(side)}
+            given |= {"condition_BCHW": condition, "level_B": level, "weight": self.resolutions.weight(side)}
         labels = torch.from_numpy(batch.labels)
         dropped = self.drops.uniform(batch.positions) < self.section.objective.label_dropout
         given |= {

@@ -16,7 +16,7 @@ from configs.diffusion import DiffusionModel, DitModel, UnetModel
 from configs.recipe import Recipe
 from configs.scores import Classifier
 from configs.tokenizers import AutoencoderModel, Discriminator, SemvaeModel
-from models.sizes import SIZES
+from models.sizes import AUGMENTATION_LABELS, SIZES
 from tasks.data.portions import CLASSIFIER_GRID
 
 _VITS = {"small": (384, 12), "base": (768, 12), "large": (1024, 24)}
@@ -93,6 +93,7 @@ def unet(recipe: Recipe, section: UnetModel, side: int | None = None) -> tuple[C
         parts.append((door_in + door_out, number == outermost))
     embedding = _linear(widths[0], told) + _linear(told, told) + _linear(1, told)
     tables = _table((recipe.data.classes + 1) * told) + _table(len(recipe.sides) * told)
+    tables += _table(AUGMENTATION_LABELS * told) if section.augment else Cost()  # a layer that sampling leaves out
     parts.append((embedding + tables, True))
     whole = _sum(part for part, _ in parts)
     return Cost(whole.values, whole.tensors, sum(part.flops for part, passed in parts if passed)), Cost()

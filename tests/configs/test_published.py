@@ -149,6 +149,8 @@ def test_pixels_are_trained_and_scored_as_edms(name: str, count: int) -> None:
     assert recipe.shard.test_share == 0.0 if name == "ffhq64" else recipe.data.source.test_path  # type: ignore[union-attr]
     _holds(section.features, {"name": "vit_large_patch14_dinov2.lvd142m", "vector": "token", "input_size": 224})
     _holds(recipe.train_dit, {"clip_norm": None, "ema_rampup": 0.05, "images": 200_000_000})
+    _holds(recipe.train_dit.model, {"augment": 0.15 if name == "ffhq64" else 0.12, "kind": "unet"})
+    assert not recipe.image.flips  # they are told to the network, with the other augmentations
     half_life = recipe.train_dit.batch / -math.log2(recipe.train_dit.ema_decay)
     assert half_life == pytest.approx(500_000, rel=0.02)
     dropped = recipe.train_dit.objective.label_dropout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from models.guidance import Velocity
 from tasks.data.statistics import ChannelSums, LatentStatistics, statistics_hash
 from tasks.data.tensors import WRITE_OPTIONS, latent_table
 from tasks.encode import standards
+from tasks.loading.loader import Batch
 from tasks.networks import build_dit, channel_groups
 from tasks.sample import STAGE
 from tasks.sampling.integrator import build_guidance
@@ -24,6 +26,7 @@ from tasks.train_dit import STAGE as TRAIN
 from tasks.train_dit import Diffusion
 from tasks.training.launch import train
 from tasks.training.resolutions import Resolutions
+from tasks.training.trainee import HELD_OUT_NUMBERS
 from tests.helpers.builders import at, context, put, put_networks
 from tests.tasks.test_sample import INPUTS
 
@@ -319,6 +322,25 @@ def test_pixels_are_trained_on_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(trainee.resolutions.target(values, 16), values)
     assert torch.equal(trainee.statistics.denormalise(values), values), "and come out as they are"
     torch.testing.assert_close(trainee.resolutions.target(values, 8)[0, 0, 0, 0], values[0, 0, :2, :2].mean())
+
+
+def test_pixels_are_augmented_in_training_and_the_network_is_told(tmp_path: Path) -> None:
+    recipe = load_recipe("lowdiff_pixels_tiny", ["train_dit.model.augment=0.5"])
+    values = torch.from_numpy(put_latents(at(tmp_path), recipe)["z"])
+    trainee = Diffusion(context(at(tmp_path), recipe, TRAIN, "encode"))
+    assert trainee.resolutions is not None
+    seen = next(images for images in range(32, 3200, 32) if trainee.resolutions.side(images) == 16)
+    batch = Batch(seen, np.arange(8), [], np.zeros(8, np.int64), {"z": values[:8].numpy()})
+    given = trainee.inputs(batch, torch.device("cpu"))
+    told, again = given["augment_BA"], trainee.inputs(batch, torch.device("cpu"))
+    assert torch.equal(again["x1_BCHW"], given["x1_BCHW"]) and torch.equal(again["augment_BA"], told)
+    changed = (given["x1_BCHW"] != values[:8].float()).flatten(1).any(dim=1)
+    assert torch.equal(changed, told.any(dim=1)) and 4 <= int(changed.sum()) <= 8
+    assert trainee.module(**given)["total"].isfinite()
+    unseen = replace(batch, positions=np.arange(8) + HELD_OUT_NUMBERS)
+    assert "augment_BA" not in trainee.inputs(unseen, torch.device("cpu"))
+    plain = load_recipe("lowdiff_pixels_tiny")
+    assert Diffusion(context(at(tmp_path), plain, TRAIN, "encode")).augmentation is None
 
 
 # ------------------------------------------------------------------------------------------------------- training
