@@ -56,7 +56,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         one = pa.table({"part": [entry.path], "made_from": [entry.sha256]})
         row = encode.decode_part(one, shards, recipe.image.size)
         receipts.append(encoder.write_part({name: row[name][0] for name in row.column_names}))
-    outcome = encode._outcome(shards, recipe, receipts)
+    facts = shards.manifest.facts
+    outcome = encode._outcome(recipe, receipts, facts["classes"], facts["splits"])
     storage = Artifact(root, "encode", job.fingerprint).storage
     target = Artifact(root, "encode", "encode").storage
     files = [target.write_bytes(entry.path, storage.read_bytes(entry.path)) for entry in outcome.files]
