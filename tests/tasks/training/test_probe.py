@@ -21,7 +21,7 @@ from tasks.training import probe as probing
 from tasks.training.probe import Latents, Probe, probe, ready_latents, stored_latents
 from tests.helpers.builders import SMALL, at, context
 from tests.helpers.published import save_latents
-from tests.tasks.test_ready_latents import GIVEN
+from tests.tasks.data.test_ready_latents import GIVEN
 
 
 @pytest.fixture
