@@ -156,12 +156,13 @@ def _cards(evaluated: Manifest) -> list[tuple[str, str, str]]:
 
 def _score_rows(evaluated: Manifest) -> list[Row]:
     scores, network = evaluated.scores, evaluated.facts["network"]
+    weak = "" if "class_consistency" in scores else "; too weak for class consistency to mean something"
     known = [
         ("class_consistency", "share of images that the judge gives their label", "higher"),
         (score_name("frechet", network), "distance of the feature distributions", "lower"),
         (score_name("precision", network), "share of these images that lie among real ones", "higher"),
         (score_name("recall", network), "share of real images that lie among these", "higher"),
-        ("judge_accuracy", "the judge on the test split", "higher"),
+        ("judge_accuracy", f"the judge on the test split{weak}", "higher"),
         ("reconstruction_psnr", "tokenizer on the test split, dB", "higher"),
         (score_name("reconstruction_frechet", network), "test images against their reconstructions", "lower"),
     ]

@@ -18,6 +18,7 @@ from configs import Recipe, UserError
 from configs.scores import Evaluate
 from configs.section import fingerprinted
 from infra.artifacts import Artifact
+from infra.logs import say
 from tasks.scoring import classifier, inception
 from tasks.scoring import reference as references
 from tasks.scoring.adm_file import write_statistics
@@ -88,9 +89,9 @@ def real_images(given: ScoringInputs) -> RealImages:
     """All that stage `evaluate` knows of real images; it needs no tokenizer.
 
     Raises:
-        UserError: the judge is worse than the recipe allows, or a set is too small to score.
+        UserError: a set is too small to score.
     """
-    reference, judge = references.resolve(given.recipe), classifier_of(given)
+    reference, judge = references.resolve(given.recipe), trusted(classifier_of(given), given.recipe)
     sets, artifacts = features_of(given, reference, judge, {})
     base: dict[str, float] = {}
     if "floor" in sets:
@@ -100,11 +101,7 @@ def real_images(given: ScoringInputs) -> RealImages:
 
 
 def classifier_of(given: ScoringInputs) -> Artifact | None:
-    """The judge of class consistency, trained unless there is one; None where the recipe has none.
-
-    Raises:
-        UserError: it is worse than the recipe allows.
-    """
+    """The judge of class consistency, trained unless there is one; None where the recipe has none."""
     section = given.recipe.evaluate.classifier
     if section is None:
         return None
@@ -113,14 +110,24 @@ def classifier_of(given: ScoringInputs) -> Artifact | None:
     sections = {"image": given.recipe.section("image"), "classifier": learning}
     job = given.side_job("judge", 1, sections, {"shard": given.shards})
     artifact = perform(Stage("judge", 1, (), (), classifier.run), job)
-    accuracy = artifact.manifest.scores["judge_accuracy"]
-    if accuracy < section.min_accuracy:
-        raise UserError(
-            f"the judge labels only {accuracy:.3f} of the test split right, expected at least {section.min_accuracy} "
-            "(evaluate.classifier.min_accuracy), so class consistency would mean little: raise "
-            "evaluate.classifier.epochs or width, or set evaluate.classifier to null"
-        )
     return artifact
+
+
+def trusted(judge: Artifact | None, recipe: Recipe) -> Artifact | None:
+    """The judge where it is good enough to score by; None, and a warning that says why, where it is not."""
+    section = recipe.evaluate.classifier
+    if judge is None or section is None:
+        return None
+    accuracy = judge.manifest.scores["judge_accuracy"]
+    if accuracy >= section.min_accuracy:
+        return judge
+    say(
+        f"class consistency is left out: its judge labels only {accuracy:.3f} of the test split right, and "
+        f"evaluate.classifier.min_accuracy asks for {section.min_accuracy}; more images, or more of "
+        "evaluate.classifier.epochs or width, make a better one",
+        "warning",
+    )
+    return None
 
 
 def features_of(
