@@ -292,6 +292,8 @@ def _running() -> Iterator[None]:
         open_runs.note_cancelled()
         redo = [option for option in ("--force", "--from") if option in sys.argv]
         without = f" without {' and '.join(redo)}" if redo else ""
+        if needed := stopping.options():  # without it what was there before would be reused
+            without = f" with {needed}"
         place = stopping.where() or progress.where()
         os.write(2, f"stopped{f' at {place}' if place else ''}; the same command{without} goes on\n".encode())
 

@@ -9,7 +9,7 @@ from typing import Any
 from configs.recipe import Recipe
 from infra import tracking
 from infra.artifacts import Artifact
-from tasks.stage import Context, Outcome, Stage, perform, side_job
+from tasks.stage import Context, Outcome, Stage, anew, perform, side_job
 
 
 def publish(
@@ -22,7 +22,6 @@ def publish(
     tracker: tracking.Tracker,
 ) -> Artifact:
     """A page about several runs as an artifact; drawn anew each time, so that a changed page is not
-    taken for an old one."""
-    job = side_job(kind, 1, recipe, root, sections, inputs, asdict(tracker))
-    Context(job).artifact.discard()
+    taken for an old one, which stays until the new one is whole."""
+    job = anew(side_job(kind, 1, recipe, root, sections, inputs, asdict(tracker)))
     return perform(Stage(kind, 1, (), (), written), job)

@@ -25,11 +25,13 @@ from flows.tracked import STOPS, flow_run_id, tracked
 from infra import jobs, stopping, tracking
 from infra.artifacts import Artifact
 from infra.home import default_root
+from infra.integrity import require_whole
 from infra.inventory import RUN_FILE
+from infra.locks import alone
 from infra.logs import Line
 from infra.storage import Storage
 from tasks.sources import one_look
-from tasks.stage import Context, Job, Stage, perform
+from tasks.stage import Context, Job, Stage, anew, perform
 
 _SECONDS_BETWEEN_MOVES = 5.0
 
@@ -72,7 +74,7 @@ _stops: list[BaseException] = []
 
 def _made(stage: Stage, context: Context) -> str:
     artifact, cluster = context.artifact, context.recipe.compute.cluster
-    if jobs.address(cluster) is None or artifact.is_complete():
+    if jobs.address(cluster) is None or context.is_done:
         return perform(stage, context.job).fingerprint
     jobs.run(artifact, json.dumps(asdict(context.job)).encode(), cluster, _Teller())
     return artifact.manifest.fingerprint
@@ -132,15 +134,20 @@ class Run:
             return artifact
         for needed in given:
             if not needed.is_complete():
+                with alone(needed.uri):
+                    needed.settle()
+            if not needed.is_complete():
                 raise UserError(
                     f"stage {stage.name} needs {needed.uri}, which is not complete: "
                     f"run without --only, or with --from {needed.stage}"
                 )
         complete = artifact.is_complete()
         if stage.name in self.force and complete:
-            artifact.discard()
-            complete = False
-        self._perform(stage, artifact, job, complete)
+            job, complete = anew(job), False
+        if not complete:
+            require_whole({needed: self._selected_name(needed.stage) for needed in given})
+        with self._noted(stage, job):
+            self._perform(stage, artifact, job, complete)
         self.uri = artifact.uri
         return artifact
 
@@ -164,13 +171,27 @@ class Run:
     def _selected(self, stage: Stage) -> bool:
         return _selected(stage, self.stages, self.start, self.only)
 
+    def _selected_name(self, name: str) -> bool:
+        return any(each.name == name and self._selected(each) for each in self.stages)
+
+    @contextmanager
+    def _noted(self, stage: Stage, job: Job) -> Iterator[None]:
+        """While a stage is made anew, what a command needs to go on with that."""
+        if job.replaces:
+            names = [each.name for each in self.stages]
+            left = [name for name in names[names.index(stage.name) :] if name in self.force]
+            forced = " ".join(f"--force {name}" for name in left)
+            stopping.note_options(f"--from {stage.name}" if self.start else forced)
+        yield
+        stopping.note_options("")
+
     def _perform(self, stage: Stage, artifact: Artifact, job: Job, complete: bool) -> None:
-        logger = get_run_logger()
-        child = self._begun_run(artifact) if complete else self._child_run(stage, artifact, job.inputs)
+        logger, out = get_run_logger(), Context(job).out
+        child = self._begun_run(out) if complete else self._child_run(stage, artifact, out, job.inputs)
         if child is not None:
             job = Job(**{**asdict(job), "tracking": {**asdict(child), "prefect_flow_run": self.prefect_flow_run}})
         verb = "cached" if complete else "running"
-        logger.info("%s %s → %s", verb, stage.name, artifact.uri)
+        logger.info("%s %s → %s", verb, stage.name, out.url)
         perform_stage = _perform.with_options(
             name=stage.name, task_run_name=f"{stage.name} {artifact.fingerprint}", refresh_cache=not complete
         )
@@ -200,21 +221,21 @@ class Run:
             manifest.seconds,
         )
 
-    def _begun_run(self, artifact: Artifact) -> tracking.Tracker | None:
-        """The MLflow run that an earlier attempt at this artifact began and did not end, open again."""
-        if not artifact.storage.exists(RUN_FILE):
+    def _begun_run(self, out: Storage) -> tracking.Tracker | None:
+        """The MLflow run that an earlier attempt at what is made here began and did not end, open again."""
+        if not out.exists(RUN_FILE):
             return None
-        known = json.loads(artifact.storage.read_bytes(RUN_FILE))
+        known = json.loads(out.read_bytes(RUN_FILE))
         child = tracking.Tracker.of(known)
         return child if child.uri == self.tracker.uri and child.reopen() else None
 
-    def _child_run(self, stage: Stage, artifact: Artifact, inputs: Mapping[str, str]) -> tracking.Tracker:
+    def _child_run(self, stage: Stage, artifact: Artifact, out: Storage, inputs: Mapping[str, str]) -> tracking.Tracker:
         """The stage's MLflow run; an interrupted stage goes on in the run it began.
 
         The record beside the artifact also says what the stage reads, so that nobody deletes it meanwhile.
         """
-        child = self._begun_run(artifact) or self._new_run(stage, artifact)
-        artifact.storage.write_bytes(RUN_FILE, json.dumps({**asdict(child), "inputs": dict(inputs)}).encode())
+        child = self._begun_run(out) or self._new_run(stage, artifact)
+        out.write_bytes(RUN_FILE, json.dumps({**asdict(child), "inputs": dict(inputs)}).encode())
         return child
 
     def _new_run(self, stage: Stage, artifact: Artifact) -> tracking.Tracker:
@@ -287,6 +308,8 @@ def preflight(
     from tasks.networks import check_foundation
 
     made: dict[str, Artifact] = {}
+    read: list[Stage] = []
+    anew_too: set[str] = set()
     for stage in (each for each in stages if each.present(loaded)):
         outside = None if stage.external is None else stage.external(loaded)
         known = replace(stage, external=partial(_known, outside))  # a source is listed once
@@ -294,10 +317,14 @@ def preflight(
         made[stage.name] = Context(known.job(loaded, storage.url, prints)).artifact
         redone = stage.name in force or start is not None
         runs = _selected(stage, stages, start, only) and (redone or not made[stage.name].is_complete())
+        if runs:
+            read += [each for each in stages if each.name in prints and each.name not in anew_too]
+            anew_too.add(stage.name)
         if stage.check is not None and runs:
             stage.check(loaded)
         if "foundation" in stage.sections and runs:
             check_foundation(loaded)
+    require_whole({made[each.name]: _selected(each, stages, start, only) for each in read})
     return loaded, storage
 
 

@@ -3,6 +3,9 @@
 A fingerprint hashes what determines an artifact's content and nothing else; a manifest, written last, is
 the only proof that the content is whole. Whatever lies in a folder without a manifest may be resumed by
 its own stage and is invisible to every other.
+
+A whole artifact that is made anew stays in use meanwhile: the new one grows in `{fingerprint}.new` beside it
+and takes its place once it is whole (:meth:`Artifact.replace`).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +25,11 @@ from configs.errors import UserError
 from infra.storage import FileEntry, Storage
 
 MANIFEST = "manifest.json"
+SIDE = ".new"
+"""Ends the name of the folder beside an artifact in which its replacement grows."""
+_WHOLE = "whole.json"
+"""The manifest of a whole replacement; by another name, so that nobody takes the folder for an artifact."""
+_AT_ONCE = 16
 _RECORDED_LIBRARIES = ("latentforge", "torch", "ray", "deepspeed", "pyarrow", "timm", "prefect", "mlflow")
 
 
@@ -114,6 +123,11 @@ class Artifact:
     def storage(self) -> Storage:
         return Storage.at(self.root).child(self.stage, self.fingerprint)
 
+    @cached_property
+    def beside(self) -> Storage:
+        """Where its replacement grows while this artifact stays in use."""
+        return Storage.at(self.root).child(self.stage, self.fingerprint + SIDE)
+
     def __getstate__(self) -> dict[str, str]:
         return {"root": self.root, "stage": self.stage, "fingerprint": self.fingerprint}
 
@@ -172,10 +186,53 @@ class Artifact:
         self.storage.write_bytes(MANIFEST, manifest.to_json())
         self.__dict__.pop("manifest", None)
 
+    def mark(self) -> str:
+        """What tells this artifact from one made anew under its name; empty where it is not complete."""
+        try:
+            return hashlib.sha256(self.storage.read_bytes(MANIFEST)).hexdigest()
+        except FileNotFoundError:
+            return ""
+
+    def replace(self, manifest: Manifest) -> None:
+        """Let what was made :attr:`beside` this artifact take its place: from here on it is the artifact."""
+        self.beside.write_bytes(_WHOLE, manifest.to_json())
+        self.settle()
+
+    def settle(self) -> None:
+        """Let a whole replacement take this artifact's place, also where a killed process had begun to.
+
+        Between the first file and the manifest, which comes last, there is no complete artifact, and this
+        can be called again. A replacement that has lost files since is no longer taken for whole.
+        """
+        try:
+            data = self.beside.read_bytes(_WHOLE)
+        except FileNotFoundError:
+            return
+        manifest = Manifest.from_json(data, f"{self.beside.url}/{_WHOLE}")
+        new, here = self.beside.sizes(), self.storage.sizes()
+        if any(new.get(each.path, here.get(each.path)) != each.bytes for each in manifest.files):
+            self.beside.delete(_WHOLE)
+            return
+        del new[_WHOLE]
+        listed = {each.path for each in manifest.files}
+        self.storage.delete(MANIFEST)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            gone = [name for name in here if name not in listed and name != MANIFEST]
+            list(pool.map(self.storage.delete, gone))
+            list(pool.map(lambda name: self.storage.take(name, self.beside), new))
+        self.storage.write_bytes(MANIFEST, data)
+        self.__dict__.pop("manifest", None)
+        self._forget_beside()
+
     def discard(self) -> None:
         """Forget the artifact: the manifest first, so that a partial deletion is never trusted."""
+        self._forget_beside()
         self.storage.delete(MANIFEST)
         self.storage.delete()
+
+    def _forget_beside(self) -> None:
+        self.beside.delete(_WHOLE)
+        self.beside.delete()
 
 
 def library_versions(names: Sequence[str] = _RECORDED_LIBRARIES) -> dict[str, str]:

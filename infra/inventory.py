@@ -24,7 +24,7 @@ RUN_FILE = "run.json"
 RECENT_SECONDS = 3600.0
 """How long after its last write an artifact counts as a running flow's."""
 _AT_ONCE = 16
-_PLACE = re.compile(r"(?P<stage>[^/]+)/(?P<fingerprint>[0-9a-f]{16})/(?P<file>.+)")
+_PLACE = re.compile(r"(?P<stage>[^/]+)/(?P<fingerprint>[0-9a-f]{16})(?P<file>(?:\.new)?/.+)")
 _FINGERPRINT = re.compile(r"\b[0-9a-f]{16}\b")
 
 
@@ -38,7 +38,7 @@ class Entry:
     fault: str
     """Why there is no manifest; empty where there is one."""
     bytes: int
-    """Of all files there, those that no manifest describes too."""
+    """Of all files there, those that no manifest describes too, and a replacement's that is being made."""
     written: float
     """When the last of them was written, in seconds since 1970."""
     made_from: tuple[str, ...]
@@ -71,7 +71,7 @@ def read(root: str) -> dict[str, Entry]:
         place = _PLACE.fullmatch(path)
         if place is not None:
             files = folders.setdefault((place["stage"], place["fingerprint"]), {})
-            files[place["file"]] = int(told["size"]), _modified(told)
+            files[place["file"].removeprefix("/")] = int(told["size"]), _modified(told)
     known = {fingerprint: f"{stage}/{fingerprint}" for stage, fingerprint in folders}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(lambda item: _entry(storage.url, item[0], item[1], known), folders.items()))

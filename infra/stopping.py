@@ -41,6 +41,8 @@ class _State:
     """The signal that asked; 0 before."""
     where = ""
     """How far the work is, as whoever stopped it found."""
+    options = ""
+    """What of --force and --from the work under way needs to go on."""
     overdue = False
     farewell: Callable[[int], None] = lambda number: None
     """What is said at the very end; it takes no time."""
@@ -68,6 +70,15 @@ def take_again() -> None:
 def where() -> str:
     """How far the work is that was stopped, for a person; empty where nobody found out."""
     return _State.where
+
+
+def note_options(options: str) -> None:
+    """What of --force and --from a command needs to go on with what is under way now; empty: none."""
+    _State.options = options
+
+
+def options() -> str:
+    return _State.options
 
 
 def asked() -> int:

@@ -188,6 +188,16 @@ class Storage:
         with open(local_path, "rb") as file:
             return self.write_bytes(name, file.read())
 
+    def take(self, name: str, origin: Storage) -> None:
+        """Move a file of this name here from another place on the same kind of storage, over what is here."""
+        with self._explained("write", name):
+            if self.local:
+                os.makedirs(os.path.dirname(self.locate(name)), exist_ok=True)
+                os.replace(origin.locate(name), self.locate(name))
+            else:
+                self._retried(lambda: self.fs.cp_file(origin.locate(name), self.locate(name)))
+                origin.delete(name)
+
     def delete(self, name: str = "") -> None:
         """Delete a file or everything below a name; nothing there is fine."""
         with self._explained("delete", name), suppress(FileNotFoundError):
@@ -220,7 +230,7 @@ class Storage:
         try:
             yield
         except FileNotFoundError as error:
-            if "bucket" in str(error).lower():
+            if "bucket does not exist" in str(error).lower():  # not: a name with such a word in it
                 raise UserError(
                     f"cannot {verb} {where}: the bucket does not exist; create it or check its name"
                 ) from None

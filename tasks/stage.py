@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,8 @@ class Job:
     """What the fingerprint covers."""
     tracking: dict[str, str] = field(default_factory=dict)
     """`uri` and `run` of the stage's MLflow run, `prefect_flow_run`; empty runs untracked."""
+    replaces: str = ""
+    """The :meth:`Artifact.mark` of a complete artifact that is made anew; empty where nothing is replaced."""
 
 
 @dataclass
@@ -65,7 +67,14 @@ class Context:
     @property
     def out(self) -> Storage:
         """Where the stage writes; partial output of an interrupted run may lie here."""
-        return self.artifact.storage
+        return self.artifact.beside if self.job.replaces else self.artifact.storage
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to do: the artifact is complete, and no longer the one to be replaced."""
+        if self.job.replaces:
+            return self.artifact.mark() not in ("", self.job.replaces)
+        return self.artifact.is_complete()
 
     def input(self, stage: str) -> Artifact:
         """An input artifact; complete, or its manifest raises."""
@@ -144,13 +153,20 @@ def side_job(
     return Job(name, found, root, recorded, dict(inputs), dict(sections), dict(tracking or {}))
 
 
+def anew(job: Job) -> Job:
+    """The same job for an artifact that is complete and to be replaced; it stays until its replacement is whole."""
+    return replace(job, replaces=Context(job).artifact.mark())
+
+
 def perform(stage: Stage, job: Job) -> Artifact:
     """Run a stage unless its artifact is already complete, and write the manifest last."""
     context = Context(job)
-    if context.artifact.is_complete():
+    if context.is_done:
         return context.artifact
     with alone(context.artifact.uri):
-        if not context.artifact.is_complete():  # somebody else made it while we waited
+        if not context.is_done:  # else somebody else made it while we waited
+            context.artifact.settle()  # what a killed process had made whole
+        if not context.is_done:
             _make(stage, context)
     return context.artifact
 
@@ -181,7 +197,10 @@ def _make(stage: Stage, context: Context) -> None:
         libraries=library_versions(),
         runs={key: value for key, value in job.tracking.items() if key != "uri"},
     )
-    context.artifact.complete(manifest)
+    if job.replaces:
+        context.artifact.replace(manifest)
+    else:
+        context.artifact.complete(manifest)
     context.tracker.metrics(manifest.figures)
 
 

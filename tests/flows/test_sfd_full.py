@@ -74,6 +74,25 @@ def test_force_redoes_one_stage_and_from_all_that_follow(finished: Workplace) ->
     assert finished.rebuilt_since(before) == {"report"}
 
 
+@pytest.mark.slow
+def test_force_on_damaged_input_is_refused_and_loses_nothing(finished: Workplace) -> None:
+    """And the options that it names mend it."""
+    before = finished.manifests()
+    lost = next((Path(finished.root) / "sample" / finished.first["sample"]).glob("**/part-*.parquet"))
+    lost.unlink()
+    refused = finished.run("--only", "evaluate", "--force", "evaluate", check=False)
+    assert refused.returncode == 1
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error:")]
+    assert f"{lost.name} is missing, expected" in line
+    mend = ["--only", "sample", "--force", "sample"]
+    assert f"the same command with {' '.join(mend)} makes" in line
+    assert finished.rebuilt_since(before) == set()
+    finished.run(*mend)
+    finished.run("--only", "evaluate", "--force", "evaluate")
+    assert finished.rebuilt_since(before) == {"sample", "evaluate"}
+    assert lost.exists() and not list(Path(finished.root).glob("*/*.new"))
+
+
 def test_only_refuses_inputs_that_are_not_there(workplace: Workplace, tmp_path: Path) -> None:
     refused = workplace.run("--only", "sample", root=str(tmp_path), check=False)
     assert refused.returncode == 1
