@@ -57,6 +57,9 @@ def run(
     force: Annotated[
         list[str], typer.Option("--force", help="Redo this stage though it is complete; repeatable.")
     ] = [],  # noqa: B006
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read and hash all files of what is reused, before anything starts.")
+    ] = False,
     root: Root = None,
 ) -> None:
     """Run a flow here and now, reusing every stage whose inputs did not change."""
@@ -79,7 +82,7 @@ def run(
     }
     perform, stages = flows_by_name[flow], tuple(load_stage(name) for name in FLOWS[flow])
     with one_look():
-        preflight(stages, recipe, overrides, root, start, only, force)
+        preflight(stages, recipe, overrides, root, start, only, force, verify)
         with _running():
             uri = perform(recipe=recipe, overrides=overrides, root=root, start=start, only=only, force=force)
     summary(uri)

@@ -22,7 +22,7 @@ from infra import differences, integrity, inventory
 from infra.home import default_root
 from infra.inventory import Entry
 from infra.locks import alone, held
-from infra.progress import Bar
+from infra.progress import Bytes
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -95,15 +95,8 @@ def verify(
     entries = inventory.read(place)
     chosen = [inventory.one(entries, name) for name in names] or list(entries.values())
     total = sum(each.manifest.size for each in chosen if each.manifest)
-    with Bar("verify", max(1, total >> 20), unit="MiB") as bar:
-        told = 0
-
-        def checked(size: int) -> None:
-            nonlocal told
-            bar.advance(((told + size) >> 20) - (told >> 20))
-            told += size
-
-        found = integrity.faults(chosen, checked)
+    with Bytes("verify", total) as bar:
+        found = integrity.faults(chosen, bar.read)
     damaged = {name: faults for name, faults in found.items() if faults}
     for name, faults in damaged.items():
         print(f"{name}: " + "; ".join(faults[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else ""))

@@ -25,10 +25,11 @@ from flows.tracked import STOPS, flow_run_id, tracked
 from infra import jobs, stopping, tracking
 from infra.artifacts import Artifact
 from infra.home import default_root
-from infra.integrity import require_whole
+from infra.integrity import require_unchanged, require_whole
 from infra.inventory import RUN_FILE
 from infra.locks import alone
 from infra.logs import Line
+from infra.progress import Bytes
 from infra.storage import Storage
 from tasks.sources import one_look
 from tasks.stage import Context, Job, Stage, anew, perform
@@ -144,8 +145,8 @@ class Run:
         complete = artifact.is_complete()
         if stage.name in self.force and complete:
             job, complete = anew(job), False
-        if not complete:
-            require_whole({needed: self._selected_name(needed.stage) for needed in given})
+        used = [artifact] if complete else given
+        require_whole({each: self._selected_name(each.stage) for each in used})
         with self._noted(stage, job):
             self._perform(stage, artifact, job, complete)
         self.uri = artifact.uri
@@ -288,8 +289,11 @@ def preflight(
     start: str | None = None,
     only: str | None = None,
     force: Sequence[str] = (),
+    verify: bool = False,
 ) -> tuple[Recipe, Storage]:
     """Check a run's parameters, its storage, its outside sources, and what the stages that will run are given.
+
+    verify: read all files of the artifacts that the run would use, too.
 
     Raises:
         UserError: naming the parameter, what was found and what would be right.
@@ -308,8 +312,8 @@ def preflight(
     from tasks.networks import check_foundation
 
     made: dict[str, Artifact] = {}
-    read: list[Stage] = []
-    anew_too: set[str] = set()
+    used: list[Stage] = []
+    remade: set[str] = set()
     for stage in (each for each in stages if each.present(loaded)):
         outside = None if stage.external is None else stage.external(loaded)
         known = replace(stage, external=partial(_known, outside))  # a source is listed once
@@ -318,13 +322,20 @@ def preflight(
         redone = stage.name in force or start is not None
         runs = _selected(stage, stages, start, only) and (redone or not made[stage.name].is_complete())
         if runs:
-            read += [each for each in stages if each.name in prints and each.name not in anew_too]
-            anew_too.add(stage.name)
+            used += [each for each in stages if each.name in prints and each.name not in remade]
+            remade.add(stage.name)
+        elif _selected(stage, stages, start, only):
+            used.append(stage)
         if stage.check is not None and runs:
             stage.check(loaded)
         if "foundation" in stage.sections and runs:
             check_foundation(loaded)
-    require_whole({made[each.name]: _selected(each, stages, start, only) for each in read})
+    whole = {made[each.name]: _selected(each, stages, start, only) for each in used}
+    require_whole(whole)
+    if verify:
+        total = sum(each.manifest.size for each in whole if each.is_complete())
+        with Bytes("verify", total) as bar:
+            require_unchanged(whole, bar.read)
     return loaded, storage
 
 

@@ -170,10 +170,14 @@ class Artifact:
             data = self.storage.read_bytes(name)
         except FileNotFoundError:
             raise UserError(f"{self.uri}/{name} is missing; {self._remedy}") from None
-        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+        found = hashlib.sha256(data).hexdigest()
+        if len(data) != entry.bytes or found != entry.sha256:
+            sizes = f"{entry.bytes:,} bytes", f"{len(data):,}"
+            hashes = f"SHA-256 {entry.sha256[:12]}…", f"{found[:12]}…"
+            expected, there = sizes if len(data) != entry.bytes else hashes
             raise UserError(
-                f"{self.uri}/{name} is not the file that the manifest describes (expected {entry.bytes} bytes, found "
-                f"{len(data)}, or the hash differs); {self._remedy}"
+                f"{self.uri}/{name} is not the file that the manifest describes (expected {expected}, found {there}); "
+                f"{self._remedy}"
             )
         return data
 

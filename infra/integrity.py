@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from configs.errors import UserError
 from infra.artifacts import Artifact
@@ -26,12 +26,15 @@ def faults(entries: Iterable[Entry], checked: Callable[[int], None] = lambda siz
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for entry in entries:
             if entry.manifest is not None:
-                place = entry.artifact.storage
-                told = pool.map(lambda file, place=place: _fault(place, file, checked), entry.manifest.files)
-                found[entry.name] = [each for each in told if each]
+                found[entry.name] = _wrong(pool, entry.artifact, checked)
             elif entry.fault != "not finished":
                 found[entry.name] = [entry.fault]
     return found
+
+
+def _wrong(pool: Executor, artifact: Artifact, checked: Callable[[int], None]) -> list[str]:
+    told = pool.map(lambda file: _fault(artifact.storage, file, checked), artifact.manifest.files)
+    return [each for each in told if each]
 
 
 def _fault(place: Storage, file: FileEntry, checked: Callable[[int], None]) -> str:
@@ -44,15 +47,21 @@ def _fault(place: Storage, file: FileEntry, checked: Callable[[int], None]) -> s
             digest.update(block)
             size += len(block)
         if size == file.bytes and place.size(file.path) != size:
-            return f"{file.path}: longer than its {file.bytes} bytes"
+            return _sized(file, place.size(file.path))
     except FileNotFoundError:
-        return f"{file.path}: missing"
+        return _sized(file, None)
     except UserError as error:
         return f"{file.path}: {error}"
     checked(size)
     if size != file.bytes:
-        return f"{file.path}: {size} of {file.bytes} bytes"
-    return "" if digest.hexdigest() == file.sha256 else f"{file.path}: its content is another (hash)"
+        return _sized(file, size)
+    found = digest.hexdigest()
+    return "" if found == file.sha256 else f"{file.path} has SHA-256 {found[:12]}…, expected {file.sha256[:12]}…"
+
+
+def _sized(file: FileEntry, size: int | None) -> str:
+    told = "is missing" if size is None else f"has {size:,} bytes"
+    return f"{file.path} {told}, expected {file.bytes:,} bytes"
 
 
 def require_whole(artifacts: Mapping[Artifact, bool]) -> None:
@@ -65,22 +74,30 @@ def require_whole(artifacts: Mapping[Artifact, bool]) -> None:
         UserError: one is damaged; it says what was expected, what was found, and which options mend it.
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        damage = [each for each in pool.map(_damage, artifacts) if each[1]]
-    if damage:
-        mend = [("" if artifacts[each] else f"--only {each.stage} ") + f"--force {each.stage}" for each, _ in damage]
-        told = "; ".join(f"stage {each.stage}: {each.uri}/{lost}" for each, lost in damage)
-        raise UserError(f"{told}; the same command with {', then '.join(mend)} makes what is damaged anew")
+        _refuse(artifacts, dict(zip(artifacts, pool.map(_lost, artifacts), strict=True)))
 
 
-def _damage(artifact: Artifact) -> tuple[Artifact, str]:
-    """The artifact, and its first file that is not there as it should be, in words; empty where all are."""
+def require_unchanged(artifacts: Mapping[Artifact, bool], checked: Callable[[int], None]) -> None:
+    """The same for what the files hold: all of them are read and hashed, many at a time."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        _refuse(artifacts, {each: _wrong(pool, each, checked) for each in artifacts if each.is_complete()})
+
+
+def _refuse(artifacts: Mapping[Artifact, bool], damage: Mapping[Artifact, list[str]]) -> None:
+    told, mend = [], []
+    for each, faults in damage.items():
+        if faults:
+            more = f" (and {len(faults) - 1:,} more)" if len(faults) > 1 else ""
+            told.append(f"stage {each.stage}: {each.uri}/{faults[0]}{more}")
+            mend.append(("" if artifacts[each] else f"--only {each.stage} ") + f"--force {each.stage}")
+    if told:
+        words = (" " if all(artifacts[each] for each, faults in damage.items() if faults) else ", then ").join(mend)
+        raise UserError(f"{'; '.join(told)}; the same command with {words} makes what is damaged anew")
+
+
+def _lost(artifact: Artifact) -> list[str]:
+    """What is not there as the manifest says, a line each."""
     if not artifact.is_complete():
-        return artifact, ""
+        return []
     found = artifact.storage.sizes()
-    lost = [each for each in artifact.manifest.files if found.get(each.path) != each.bytes]
-    if not lost:
-        return artifact, ""
-    size = found.get(lost[0].path)
-    told = "is missing" if size is None else f"has {size:,} bytes"
-    more = f" (and {len(lost) - 1:,} more files)" if len(lost) > 1 else ""
-    return artifact, f"{lost[0].path} {told}, expected {lost[0].bytes:,} bytes{more}"
+    return [_sized(f, found.get(f.path)) for f in artifact.manifest.files if found.get(f.path) != f.bytes]

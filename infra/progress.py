@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -86,7 +87,7 @@ class Bar:
         metrics.progress(self._what, done, (self._total or self._done) - self._done, done / seconds)
         self._told, self._measured = self._done, now
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         _bars.append(self)
         if self._rich is not None:
             self._rich.start()
@@ -101,3 +102,15 @@ class Bar:
             self._rich.stop()
         elif time.monotonic() - self._started > _SECONDS_BETWEEN_LINES:
             self._say()
+
+
+class Bytes(Bar):
+    """Told of bytes, and shows MiB."""
+
+    def __init__(self, what: str, total: int) -> None:
+        super().__init__(what, max(1, total >> 20), "MiB")
+        self._bytes = 0
+
+    def read(self, size: int) -> None:
+        before, self._bytes = self._bytes >> 20, self._bytes + size
+        self.advance((self._bytes >> 20) - before)

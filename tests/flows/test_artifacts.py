@@ -52,7 +52,7 @@ def test_a_damaged_file_is_told_with_the_command_that_mends_it(  # type: ignore[
     assert asked("verify") == (0, "8 of 8 artifacts are whole\n")
     (tmp_path / "root" / "sample" / made["sample"] / "part.bin").write_bytes(b"other")
     status, told = asked("verify", "sample/" + made["sample"])
-    assert status == 1 and "part.bin: 5 of 60 bytes" in told and "0 of 1 artifacts are whole" in told
+    assert status == 1 and "part.bin has 5 bytes, expected 60 bytes" in told and "0 of 1 artifacts are whole" in told
     mend = re.search(r"latentforge (artifacts .*) --root .* > mend.yaml; latentforge run (.*) --root", told)
     assert mend is not None
     words = mend[2].split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,48 @@ def test_an_input_that_had_not_quite_taken_its_place_is_used(root: str, monkeypa
             run(root, only="first", force=("first",))
     run(root, only="second", force=("second",))
     assert MADE == ["first", "second"] and artifact(root, "first").read("a.bin") == b"first 1"
+
+
+@pytest.mark.parametrize("look", [run, go])
+def test_damage_of_what_is_reused_is_told_with_what_mends_it(root: str, look: Any) -> None:
+    """All of it in one line, as the last stage's, which nothing reads, is what a person would open."""
+    first, third = artifact(root, "first"), artifact(root, "third")
+    third.storage.write_bytes("a.bin", b"longer than it was")
+    with pytest.raises(UserError) as refused:
+        look(root)
+    words = f"stage third: {third.uri}/a.bin has 18 bytes, expected 7 bytes; the same command with --force third makes"
+    assert str(refused.value).startswith(words) and MADE == []
+    first.storage.delete("a.bin")
+    first.storage.delete("b.bin")
+    with pytest.raises(UserError) as refused:
+        run(root)
+    assert f"{first.uri}/a.bin is missing, expected 7 bytes (and 1 more)" in str(refused.value)
+    assert "the same command with --force first --force third makes" in str(refused.value)
+    run(root, force=("first", "third"))
+    assert MADE == ["first", "third"]
+    run(root)
+    assert MADE == ["first", "third"]
+
+
+def test_damage_that_does_not_concern_a_run_does_not_stop_it(root: str) -> None:
+    artifact(root, "first").storage.delete("a.bin")
+    run(root, only="third", force=("third",))
+    assert MADE == ["third"]
+
+
+def test_verify_reads_what_is_reused(root: str) -> None:
+    """A changed byte has no other size: only a run with --verify, or whoever reads the file, finds it."""
+    second = artifact(root, "second")
+    second.storage.write_bytes("b.bin", b"second ?")
+    run(root)
+    with pytest.raises(UserError) as refused:
+        preflight(STAGES, "demo_tiny", [], root, verify=True)
+    assert re.search(
+        rf"^stage second: {second.uri}/b\.bin has SHA-256 (\w+)…, expected (?!\1)\w+…; the same command with "
+        "--force second makes",
+        str(refused.value),
+    )
+    preflight(STAGES, "demo_tiny", [], root, force=["second"], verify=True)
+    preflight(STAGES, "demo_tiny", [], root, only="first", verify=True)
+    with pytest.raises(UserError, match="with --only second --force second makes"):
+        preflight(STAGES, "demo_tiny", [], root, only="third", force=["third"], verify=True)

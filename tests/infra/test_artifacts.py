@@ -37,7 +37,10 @@ def test_a_manifest_makes_an_artifact(tmp_path: Path) -> None:
 def test_changed_missing_and_foreign_content_is_refused(tmp_path: Path) -> None:
     artifact = _make(tmp_path)
     artifact.storage.write_bytes("a/b.bin", b"c0ntent")
-    with pytest.raises(UserError, match=r"a/b\.bin is not the file"):
+    with pytest.raises(UserError, match=r"a/b\.bin is not the file .*expected SHA-256 ed7002b439e9…, found \w{12}…"):
+        artifact.read("a/b.bin")
+    artifact.storage.write_bytes("a/b.bin", b"cut")
+    with pytest.raises(UserError, match=r"expected 7 bytes, found 3\)"):
         artifact.read("a/b.bin")
     artifact.storage.delete("a/b.bin")
     with pytest.raises(UserError, match=r"a/b\.bin is missing"):
