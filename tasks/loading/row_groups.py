@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from configs.errors import UserError
 from infra.artifacts import Artifact
+from infra.disk_cache import copy_name, fetch
 from infra.home import home
 from infra.storage import FileEntry
 from tasks.data.tensors import is_tensor, tensor_dtype, tensor_shape, to_numpy
-from tasks.loading.disk_cache import copy_name, fetch
 
 Columns = dict[str, np.ndarray | list[Any]]
 """Of a row group: tensors as (rows, values) in their dtype, other columns as Python's values."""

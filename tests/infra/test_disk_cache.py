@@ -9,8 +9,8 @@ import pytest
 
 from configs import UserError
 from infra.artifacts import Artifact
+from infra.disk_cache import copy_name, fetch
 from infra.storage import Storage
-from tasks.loading.disk_cache import copy_name, fetch
 from tasks.loading.loader import Batch, Loader
 from tests.helpers.piles import put_latents
 from tests.helpers.streams import same, take, with_a_flipped_bit
