@@ -327,6 +327,16 @@ class _OneLine(logging.Filter):
         return True
 
 
+class _NotHere(logging.Filter):
+    """Keeps a mistake off the console, where the command's last line tells it; Prefect's log of the run has it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not (
+            text.startswith("stopped: ") or (text.startswith("Finished in state Failed") and "UserError" in text)
+        )
+
+
 _CHATTER = (
     "mlflow.store.db.utils",
     "ray._private.authentication.authentication_token_setup",
@@ -337,11 +347,15 @@ _CHATTER = (
 
 def _quiet_tracebacks() -> None:
     from prefect.logging import get_logger
+    from prefect.logging.handlers import PrefectConsoleHandler
 
     for name in _CHATTER:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("task_runs", "flow_runs", "engine", "task_engine", "flow_engine"):
         get_logger(name).addFilter(_OneLine())
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.addFilter(_NotHere())
 
 
 def main() -> None:
