@@ -24,7 +24,7 @@ from configs.reproduction import reproduction
 from flows import artifacts, weights
 from flows import plan as planning
 from flows import serve as servers
-from tasks.dag import FLOWS, REPRODUCE, load_stage
+from tasks.dag import FLOWS, REPRODUCE, stages_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,7 +80,7 @@ def run(
         "lowdiff-full": lowdiff_full,
         "tokenizer-eval": tokenizer_eval,
     }
-    perform, stages = flows_by_name[flow], tuple(load_stage(name) for name in FLOWS[flow])
+    perform, stages = flows_by_name[flow], stages_of(flow)
     with one_look():
         preflight(stages, recipe, overrides, root, start, only, force, verify)
         with _running():

@@ -35,12 +35,11 @@ def draw(
     Raises:
         UserError: the recipe is not trained here, or has no such class.
     """
-    count = rows * len(classes)
+    count = rows * len(classes)  # of the recipe's images, which labels go round: how many it has says nothing of them
     loaded = load_recipe(recipe, overrides)
     batch = min(count, loaded.sample.batch)
     ours = (
         f"sample.labels={list(classes)}",
-        f"sample.images={count}",
         f"sample.seed={seed}",
         f"sample.batch={batch}",
         f"compute.actors.cpus_per_actor={os.cpu_count() or 1}",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-
 from prefect import flow
 
 from flows.run import open_run
-from tasks.dag import PIPELINE, StageName, in_pipeline, load_stage
+from tasks.dag import StageName, stages_of
 from tasks.stage import Stage
 
-STAGES: tuple[Stage, ...] = tuple(replace(load_stage(name), present=partial(in_pipeline, name)) for name in PIPELINE)
+STAGES: tuple[Stage, ...] = stages_of("sfd-full")
 shard, train_vavae, train_semvae, encode, train_dit, sample, evaluate, report = STAGES
 
 

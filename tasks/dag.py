@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -23,6 +25,14 @@ def load_stage(name: str) -> Stage:
     """The stage of a name, from its module. Raises ImportError where there is none."""
     stage: Stage = import_module(f"tasks.{name}").STAGE
     return stage
+
+
+def stages_of(flow: str) -> tuple[Stage, ...]:
+    """The stages of a flow in order, each present where the flow needs it of a recipe."""
+    loaded = (load_stage(name) for name in FLOWS[flow])
+    if FLOWS[flow] is not PIPELINE:  # the tokenizers by themselves are always looked at on images
+        return tuple(loaded)
+    return tuple(replace(stage, present=partial(in_pipeline, stage.name)) for stage in loaded)
 
 
 def in_pipeline(name: str, recipe: Recipe) -> bool:

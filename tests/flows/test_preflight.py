@@ -12,6 +12,7 @@ from configs import UserError, load_recipe
 from flows.run import preflight
 from flows.stages import STAGES
 from models.checkpoints import Checkpoint, write_authors
+from tasks.dag import stages_of
 from tasks.networks import build_network
 from tests.helpers.builders import at
 from tests.helpers.published import save_statistics
@@ -57,3 +58,19 @@ def test_weights_and_statistics_are_opened_before_the_run(guide: Path, tmp_path:
     wrong = save_statistics(tmp_path / "stats.pt", torch.zeros(3), torch.ones(3))
     named = [f"train_dit.statistics.{group}={wrong}" for group in ("texture", "semantic")]
     refused(tmp_path, [given, *named], r"train_dit\.statistics\.texture .*statistics of 3 channels")
+
+
+def test_the_command_and_the_flow_know_the_same_stages(tmp_path: Path) -> None:
+    """`run` looks at what its flow will run: no source that is not read, no stage that drops out."""
+    given = ["train_vavae.images=0", "train_vavae.pretrained=v.pt", "train_dit.images=0", "train_dit.pretrained=d.pt"]
+    given += [f"train_dit.statistics.{group}={group}.pt" for group in ("texture", "semantic")]
+    aside = ["evaluate.reference=r.npz", "evaluate.classifier=null"]
+    latents = ["data.source={kind: latents, path: nowhere}", "train_semvae.images=0", "train_semvae.pretrained=s.pt"]
+    for overrides in ([], given, [*given, *aside], [*given[:2], *aside, *latents]):
+        recipe = load_recipe("demo_tiny", overrides)
+        names = [stage.name for stage in STAGES if stage.present(recipe)]
+        for flow in ("sfd-full", "lowdiff-full", "reproduce"):
+            assert [stage.name for stage in stages_of(flow) if stage.present(recipe)] == names
+    everything = load_recipe("demo_tiny", [*given, *aside])
+    tokenizers = [stage.name for stage in stages_of("tokenizer-eval") if stage.present(everything)]
+    assert tokenizers == ["shard", "train_vavae", "train_semvae", "evaluate_tokenizer"]
