@@ -38,9 +38,9 @@ from infra.device import default_device
 from infra.home import home
 from infra.storage import Storage
 from tasks.data.images import images
+from tasks.data.pixels import Pixels, to_tensor
 from tasks.data.portions import SCORING_BATCH
 from tasks.data.statistics import LatentStatistics
-from tasks.drawing.pictures import Pixels, to_tensor
 from tasks.networks import DiffusionNetwork, trained_autoencoder, trained_dit
 from tasks.sampling.integrator import Integrator
 from tasks.sampling.per_image import image_labels, image_noise

@@ -40,8 +40,8 @@ from models.autoencoder import AutoencoderKL
 from models.lightningdit import LightningDiT
 from models.sizes import SIZES
 from models.solvers import time_grid
+from tasks.data.pixels import Pixels, to_pixels
 from tasks.data.statistics import LatentStatistics
-from tasks.drawing import pictures
 from tasks.networks import (
     build_autoencoder,
     build_clock,
@@ -83,7 +83,7 @@ class Plain:
         self.clock, self.groups = build_clock(recipe), channel_groups(recipe)
 
     @torch.no_grad()
-    def __call__(self, device: torch.device) -> pictures.Pixels:
+    def __call__(self, device: torch.device) -> Pixels:
         section, guidance = self.recipe.sample, self.recipe.sample.guidance
         side, batch = self.recipe.latent_size, section.batch
         y = torch.arange(batch, device=device) % self.recipe.data.classes
@@ -95,7 +95,7 @@ class Plain:
             if guidance.method != "none":
                 v = self._guided(v, x, t, y)
             x = x + (then - now) * v * self.groups.spread(mask)
-        return pictures.to_pixels(self._decoded(x))
+        return to_pixels(self._decoded(x))
 
     def _guided(self, v: Tensor, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         guidance = self.recipe.sample.guidance

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from threading import Lock
@@ -17,10 +15,12 @@ from torch import Tensor
 from configs import UserError
 from infra.device import computing, default_device
 from models.posterior import DiagonalGaussian
+from tasks.data.pixels import to_tensor
 from tasks.data.receipts import Receipt, from_text, receipt_row, write_receipt
 from tasks.data.statistics import ChannelSums
 from tasks.data.tensors import FLIP, WRITE_OPTIONS, latent_table
 from tasks.networks import check_grid, load_foundation, ready, trained_autoencoder, trained_semantic_vae
+from tasks.randomness import key_noise
 from tasks.stage import Context, Job
 
 DEVIATION = "_std"
@@ -170,7 +170,7 @@ class Encoder:
             if len(chosen) < self.batch:
                 chosen = np.concatenate([chosen, np.repeat(chosen[-1:], self.batch - len(chosen), axis=0)])
             pixels = self._uploaded(torch.from_numpy(np.array(chosen)))  # owned memory: the shard's is read-only
-            yield start, pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+            yield start, to_tensor(pixels)
 
     def _uploaded(self, values: Tensor) -> Tensor:
         """On the device. Copies to an accelerator have a stream of their own: they run beside the last batch."""
@@ -191,24 +191,6 @@ def layout(device: torch.device, compiled: bool) -> torch.memory_format:
     """Of the autoencoder's activations. Channels lie side by side for tensor cores and for a CPU; but on CUDA a group
     norm answers with channels apart, so that every block would turn them twice, unless a compiler fuses it."""
     return torch.contiguous_format if device.type == "cuda" and not compiled else torch.channels_last
-
-
-def key_noise(seed: int, keys: Sequence[str], column: str, shape: Sequence[int]) -> np.ndarray:
-    """Standard normal float32 noise (len(keys), *shape) whose every row belongs to one image and column, whoever draws
-    it, when, and beside which others.
-
-    Our choice: a counter-based generator (Philox) keyed by a hash of (seed, column, key).
-    """
-    salt = hashlib.blake2b(json.dumps([seed, column]).encode(), digest_size=32).digest()
-    philox = np.random.Philox(key=0)
-    generator, state = np.random.Generator(philox), philox.state
-    noise = np.empty((len(keys), *shape), np.float32)
-    for row, key in zip(noise, keys, strict=True):
-        digest = hashlib.blake2b(key.encode(), digest_size=16, key=salt).digest()
-        state["state"]["key"] = np.frombuffer(digest, "<u8")
-        philox.state = state  # counter at zero: a tenth of the cost of another generator
-        generator.standard_normal(out=row, dtype=np.float32)
-    return noise
 
 
 def _averages(name: str, tensors: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from configs import Recipe, UserError
 from configs.published import published_metrics, scores_of_tokenizer
 from infra.weights import identities
 from tasks.data.images import pick_images
+from tasks.data.pixels import Pixels
 from tasks.data.portions import RECONSTRUCTION_ROWS, RECONSTRUCTIONS_SHOWN
 from tasks.drawing import pictures
 from tasks.drawing.reconstruct import reconstructed
@@ -68,7 +69,7 @@ def run(context: Context) -> Outcome:
     return Outcome(files=files, rows=found["again"].images, facts=facts, scores=scores | latent)
 
 
-def _side_by_side(context: Context) -> pictures.Pixels:
+def _side_by_side(context: Context) -> Pixels:
     """The first test images, every row above its reconstructions."""
     shards = context.input("shard")
     entries = shards.files("test/")

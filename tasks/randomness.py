@@ -1,11 +1,15 @@
-"""Random numbers that belong to images: the same image number draws the same numbers on any worker.
+"""Random numbers that belong to images: the same image draws the same numbers on any worker, in any batch.
 
-A counter-based generator (Philox) is keyed by (seed, purpose, image number), so nothing about ranks, batches or
-restarts enters, and a checkpoint has no random state to keep.
+A counter-based generator (Philox) is keyed by what the numbers belong to, so nothing about ranks, batches or restarts
+enters, and a checkpoint has no random state to keep. There are four keyings, one for each kind of name: images of a
+training and of a sample have numbers, stored images have keys, and an order has words. They stay as they are: another
+would give everybody other orders, latents and samples.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -42,3 +46,32 @@ class ImageNumbers:
             state["state"]["key"][1] = position
             bits.state = state
             yield generator
+
+
+def sample_stream(seed: int, index: int, purpose: int) -> np.random.Generator:
+    """Numbers of image `index` of a sample, for one of a few purposes."""
+    return np.random.Generator(np.random.Philox(counter=[0, 0, 0, purpose], key=[seed % 2**64, index]))
+
+
+def stream(*words: int) -> np.random.Generator:
+    """Numbers of anything that a few integers name, such as an epoch of an order."""
+    seed = np.random.SeedSequence([word % 2**64 for word in words])
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def key_noise(seed: int, keys: Sequence[str], column: str, shape: Sequence[int]) -> np.ndarray:
+    """Standard normal float32 noise (len(keys), *shape) whose every row belongs to one image and column, whoever draws
+    it, when, and beside which others.
+
+    Our choice: a counter-based generator (Philox) keyed by a hash of (seed, column, key).
+    """
+    salt = hashlib.blake2b(json.dumps([seed, column]).encode(), digest_size=32).digest()
+    philox = np.random.Philox(key=0)
+    generator, state = np.random.Generator(philox), philox.state
+    noise = np.empty((len(keys), *shape), np.float32)
+    for row, key in zip(noise, keys, strict=True):
+        digest = hashlib.blake2b(key.encode(), digest_size=16, key=salt).digest()
+        state["state"]["key"] = np.frombuffer(digest, "<u8")
+        philox.state = state  # counter at zero: a tenth of the cost of another generator
+        generator.standard_normal(out=row, dtype=np.float32)
+    return noise

@@ -18,6 +18,7 @@ from configs import UserError
 from configs.published import beside, departures, scores_of_pictures
 from infra.artifacts import Manifest
 from tasks.data.images import pick_images, read_labels
+from tasks.data.pixels import Pixels
 from tasks.drawing import pages, pictures
 from tasks.drawing.reconstruct import reconstructed
 from tasks.sampling.per_image import shown_per_class
@@ -52,7 +53,7 @@ STAGE = Stage(name="report", version=2, sections=("report",), inputs=_STAGES, ru
 # ------------------------------------------------------------------------------------------------------ pictures
 
 
-def _sheets(context: Context) -> tuple[list[int], dict[str, pictures.Pixels]]:
+def _sheets(context: Context) -> tuple[list[int], dict[str, Pixels]]:
     """Labels of the columns; grids of generated images and, where some are read, of real and reconstructed ones."""
     recipe, shards, sample = context.recipe, context.optional("shard"), context.input("sample")
     size, section = recipe.image.size, recipe.report

@@ -17,6 +17,7 @@ from infra.weights import check_pretrained, fetch, file_hash
 from tasks.data.actors import spread
 from tasks.data.given_statistics import tell_differences
 from tasks.data.images import image_table, pick_images
+from tasks.data.pixels import Pixels
 from tasks.data.portions import SAMPLE_GRID_COLUMNS, SAMPLE_GRID_ROWS, SAMPLE_ROWS_PER_PART
 from tasks.data.receipts import Receipt, finished, write_receipt
 from tasks.data.statistics import LatentStatistics
@@ -148,7 +149,7 @@ def _parts(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def _grid(context: Context, entries: list[FileEntry]) -> pictures.Pixels:
+def _grid(context: Context, entries: list[FileEntry]) -> Pixels:
     """One class per column, read from the parts that hold the shown images."""
     recipe = context.recipe
     indices = np.arange(min(recipe.sample.images, recipe.data.classes * SAMPLE_GRID_ROWS))

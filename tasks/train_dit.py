@@ -18,13 +18,13 @@ from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
 from tasks.data.given_statistics import differences, given_statistics, tell_differences
 from tasks.data.given_statistics import external as given_external
+from tasks.data.pixels import to_tensor
 from tasks.data.statistics import LatentStatistics
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_network, build_objective, check_grid, load_foundation
 from tasks.randomness import ImageNumbers
 from tasks.sampling.preview import DiffusionPreview
 from tasks.stage import Context, Outcome
-from tasks.train_vavae import to_float
 from tasks.training import checkpoints
 from tasks.training.launch import train
 from tasks.training.probe import probe, stored_latents
@@ -148,7 +148,7 @@ class Diffusion(Trainee):
         if self.foundation is None:
             return torch.as_tensor(batch.arrays[_ALIGN]).to(device, non_blocking=True)
         with autocast(self.section.foundation_precision, device):
-            features: Tensor = self.foundation.to(device)(to_float(batch.arrays[IMAGE], device))
+            features: Tensor = self.foundation.to(device)(to_tensor(batch.arrays[IMAGE], device).contiguous())
         return features
 
 

@@ -16,11 +16,11 @@ from infra.device import autocast
 from infra.weights import check_pretrained, identities, load_pretrained
 from models.tokenizer_losses import TrainableSemanticVAE
 from tasks.data.images import images
+from tasks.data.pixels import to_tensor
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_semantic_vae, load_foundation
 from tasks.randomness import ImageNumbers
 from tasks.stage import Context, Outcome
-from tasks.train_vavae import to_float
 from tasks.training.launch import train
 from tasks.training.stage import TrainedStage
 from tasks.training.trainee import Trainee
@@ -124,7 +124,7 @@ class Semantics(Trainee):
 
     def _features(self, images_BHWC: Any, device: torch.device) -> Tensor:
         with autocast(self.section.foundation_precision, device):
-            features: Tensor = self.foundation.to(device)(to_float(images_BHWC, device)).float()
+            features: Tensor = self.foundation.to(device)(to_tensor(images_BHWC, device).contiguous()).float()
         return features
 
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:

@@ -16,6 +16,7 @@ from infra.weights import check_pretrained, identities, load_pretrained, load_te
 from models.discriminator import PatchDiscriminator, TrainableDiscriminator
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
 from tasks.data.images import images
+from tasks.data.pixels import peak_signal_to_noise, to_pixels, to_tensor
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_autoencoder, load_foundation
 from tasks.randomness import ImageNumbers
@@ -38,12 +39,6 @@ def run(context: Context) -> Outcome:
     section = context.recipe.train_vavae
     scored = not section.weightless and context.optional("shard") is not None
     return train(context, section, scored=scored)
-
-
-def to_float(images_BHWC: Any, device: torch.device) -> Tensor:
-    """uint8 numpy (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1] on the device."""
-    pixels: Tensor = torch.as_tensor(images_BHWC).to(device, non_blocking=True)
-    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
 
 
 def _weights(objective: VavaeObjective) -> TokenizerWeights:
@@ -128,7 +123,7 @@ class Tokenizer(Trainee):
         )
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
-        pixels = to_float(batch.arrays[IMAGE], device)
+        pixels = to_tensor(batch.arrays[IMAGE], device).contiguous()
         begin, objective = self._objective(batch)
         given = {
             "images_B3HW": pixels,
@@ -157,11 +152,9 @@ class Tokenizer(Trainee):
         if self.shards is None or not self.shards.files("test/"):
             return {}
         for _, shown in images(self.shards, "test", self.size, _SCORED_IMAGES):
-            real = torch.from_numpy(shown).to(device).permute(0, 3, 1, 2).float()
-            recon = network(to_float(shown, device))[0]
-            error = (real - (127.5 * recon + 128).clamp(0, 255).floor()).square().flatten(1).mean(dim=1)
-            total += float((10 * torch.log10(255.0**2 / error.clamp_min(1e-10))).sum())
-            count += len(real)
+            again = to_pixels(network(to_tensor(shown, device).contiguous())[0])
+            total += float(peak_signal_to_noise(shown, again).sum())
+            count += len(shown)
         return {"psnr": total / count} if count else {}
 
     def _objective(self, batch: Batch) -> tuple[int, VavaeObjective]:

@@ -20,6 +20,7 @@ from configs import Recipe
 from infra.artifacts import Artifact
 from infra.device import default_device
 from tasks import train_dit
+from tasks.data.pixels import Pixels
 from tasks.data.portions import SCORING_BATCH
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, ready, trained_dit
@@ -106,7 +107,7 @@ def run(context: Context) -> Outcome:
     size, precision = recipe.image.size, section.precision
     examiner = _examiner(FeatureNetworks(size, section.features, judge, None, published, precision), threads)
 
-    shown: list[tuple[NDArray[np.int64], pictures.Pixels]] = []
+    shown: list[tuple[NDArray[np.int64], Pixels]] = []
     found: list[PerImageFeatures] = []
     for labels, pixels in _batched(_images(sampler), SCORING_BATCH):
         if sum(len(each) for each, _ in shown) < recipe.data.classes * _ROWS:
@@ -132,7 +133,7 @@ STAGE = Stage("trial", _VERSION, (), (), run)
 # ---------------------------------------------------------------------------------------------------------- parts
 
 
-def _images(sampler: Sampler) -> Iterator[tuple[NDArray[np.int64], pictures.Pixels]]:
+def _images(sampler: Sampler) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
     """Labels and pixels of all images of the sample, in its static batches; the last one is cut."""
     images, batch = sampler.recipe.sample.images, sampler.recipe.sample.batch
     for indices, labels, pixels in sampler.stream(np.arange(start, start + batch) for start in range(0, images, batch)):
@@ -141,10 +142,10 @@ def _images(sampler: Sampler) -> Iterator[tuple[NDArray[np.int64], pictures.Pixe
 
 
 def _batched(
-    pieces: Iterable[tuple[NDArray[np.int64], pictures.Pixels]], size: int
-) -> Iterator[tuple[NDArray[np.int64], pictures.Pixels]]:
+    pieces: Iterable[tuple[NDArray[np.int64], Pixels]], size: int
+) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
     """The same rows, `size` at a time."""
-    waiting: list[tuple[NDArray[np.int64], pictures.Pixels]] = []
+    waiting: list[tuple[NDArray[np.int64], Pixels]] = []
     for piece in pieces:
         waiting.append(piece)
         labels, pixels = (np.concatenate(column) for column in zip(*waiting, strict=True))
@@ -156,7 +157,7 @@ def _batched(
         yield waiting[0]
 
 
-def _sheet(shown: list[tuple[NDArray[np.int64], pictures.Pixels]]) -> pictures.Pixels:
+def _sheet(shown: list[tuple[NDArray[np.int64], Pixels]]) -> Pixels:
     labels, pixels = (np.concatenate(column) for column in zip(*shown, strict=True))
     rows = shown_per_class(labels, _COLUMNS, _ROWS)
     return pictures.grid(pixels[[index for row in rows for index in row]], columns=len(rows[0]))

@@ -1,4 +1,4 @@
-"""Pixels for people: conversion to and from uint8, picture grids and charts as PNG bytes."""
+"""Pictures for people: grids of images and charts as PNG bytes."""
 
 from __future__ import annotations
 
@@ -7,35 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from PIL import Image as Picture
-from torch import Tensor
 
+from tasks.data.pixels import Pixels
 from tasks.drawing import charts
 
-Pixels = NDArray[np.uint8]
 Curve = Sequence[Sequence[float]]
 """(images seen, value) points."""
 
 _READABLE = 64
 """Side in pixels that small images are enlarged to in a grid."""
-
-
-def to_tensor(images_BHW3: Pixels) -> Tensor:
-    """uint8 (B, H, W, 3) → float32 (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.require(images_BHW3, requirements=["C", "W"])).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
-def to_pixels(images_B3HW: Tensor) -> Pixels:
-    """The levels of :func:`to_levels` on the host."""
-    return to_levels(images_B3HW).cpu().numpy()
-
-
-def to_levels(images_B3HW: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] → uint8 (B, H, W, 3): 127.5 x + 128, clamped and truncated (papers.md 1.1)."""
-    levels = (127.5 * images_B3HW.float() + 128.0).clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous()
 
 
 def grid(images_BHW3: Pixels, columns: int, gap: int = 2) -> Pixels:

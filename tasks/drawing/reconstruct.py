@@ -8,7 +8,7 @@ import torch
 from infra.artifacts import Artifact
 from infra.cluster import connect
 from infra.device import computing, default_device
-from tasks.drawing.pictures import Pixels, to_pixels, to_tensor
+from tasks.data.pixels import Pixels, to_pixels, to_tensor
 from tasks.networks import trained_autoencoder
 from tasks.stage import Context
 

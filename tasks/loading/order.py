@@ -15,6 +15,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from tasks.randomness import stream
+
 LANES = 32
 RUN = 32
 
@@ -45,7 +47,7 @@ class Order:
     @lru_cache(maxsize=4)  # noqa: B019 - orders are few and small
     def tape(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's order of groups, and where on the tape each begins (one entry more)."""
-        groups = _random(self.seed, epoch, 0).permutation(len(self.group_rows))
+        groups = stream(self.seed, epoch, 0).permutation(len(self.group_rows))
         return groups, np.concatenate([[0], np.cumsum(np.array(self.group_rows)[groups])])
 
     def locate(self, epoch: int, tape_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +69,7 @@ class Order:
         lane_start = lane * rounds * RUN + min(rest, lane * RUN)
         lane_rows = rounds * RUN + min(RUN, max(0, rest - lane * RUN))
         before = window * self.window
-        shuffled = _random(self.seed, epoch, 1, lane, window)
+        shuffled = stream(self.seed, epoch, 1, lane, window)
         return lane_start + before + shuffled.permutation(min(self.window, lane_rows - before))
 
     def window_positions(self, lane: int, window: int, count: int) -> np.ndarray:
@@ -77,13 +79,8 @@ class Order:
 
     def flips(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """bool (N,): whether the images at these positions of the epoch are served mirrored."""
-        base = _random(self.seed, epoch, 2).integers(2**64, dtype=np.uint64)
+        base = stream(self.seed, epoch, 2).integers(2**64, dtype=np.uint64)
         return (_mixed(positions.astype(np.uint64) + base) >> np.uint64(63)).astype(bool)
-
-
-def _random(*words: int) -> np.random.Generator:
-    seed = np.random.SeedSequence([word % 2**64 for word in words])
-    return np.random.Generator(np.random.Philox(seed))
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.randomness import sample_stream
+
 Plan = Literal["balanced", "random", "unconditional"] | Sequence[int] | Mapping[int, int]
 _NOISE, _LABEL = 0, 1
 
@@ -30,7 +32,7 @@ def image_labels(plan: Plan, indices: NDArray[np.int64], classes: int, seed: int
     if plan == "balanced":
         return indices % classes
     if plan == "random":
-        return np.array([_stream(seed, int(i), _LABEL).integers(classes) for i in indices], dtype=np.int64)
+        return np.array([sample_stream(seed, int(i), _LABEL).integers(classes) for i in indices], dtype=np.int64)
     if plan == "unconditional":
         return np.full(len(indices), classes, dtype=np.int64)
     if isinstance(plan, str):
@@ -43,12 +45,12 @@ def image_labels(plan: Plan, indices: NDArray[np.int64], classes: int, seed: int
 def _mixed(counts: tuple[tuple[int, int], ...], seed: int) -> NDArray[np.int64]:
     """So many of each label, in an order drawn from the seed."""
     labels, times = np.array(counts, dtype=np.int64).T
-    return _stream(seed, 0, _LABEL).permutation(labels.repeat(times))
+    return sample_stream(seed, 0, _LABEL).permutation(labels.repeat(times))
 
 
 def image_noise(indices: NDArray[np.int64], shape: Sequence[int], seed: int, draw: int = 0) -> NDArray[np.float32]:
     """Standard normal noise of images by index, (B,) → (B, *shape); `draw` counts an image's later draws."""
-    streams = (_stream(seed, int(index), _NOISE + 2 * draw) for index in indices)
+    streams = (sample_stream(seed, int(index), _NOISE + 2 * draw) for index in indices)
     return np.stack([stream.standard_normal(tuple(shape), dtype=np.float32) for stream in streams])
 
 
@@ -68,7 +70,3 @@ def shown_per_class(
     shown = found[np.linspace(0, len(found) - 1, min(columns, len(found))).round().astype(int)]
     by_class = [np.flatnonzero(labels == label)[:rows].tolist() for label in shown]
     return [list(row) for row in zip(*by_class, strict=False)]
-
-
-def _stream(seed: int, index: int, purpose: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(counter=[0, 0, 0, purpose], key=[seed % 2**64, index]))

@@ -14,6 +14,7 @@ from configs.sampling import AutoGuidance, NoGuidance
 from infra.artifacts import Artifact
 from infra.device import autocast, default_device
 from tasks.data.images import images
+from tasks.data.pixels import Pixels, to_pixels, to_tensor
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, load_foundation, trained_autoencoder
@@ -75,14 +76,14 @@ class DiffusionPreview:
         labels = image_labels(recipe.sample.labels, among, recipe.data.classes, recipe.sample.seed)
         return shown_per_class(labels, COLUMNS, ROWS)
 
-    def _made(self, indices: Sequence[int]) -> pictures.Pixels:
+    def _made(self, indices: Sequence[int]) -> Pixels:
         """This worker's share of these images, (b, H, W, 3): every so-many-th, the last shares filled up so that all
         workers run the network equally often."""
         own = _share(np.asarray(indices))
         batch = min(self._recipe.sample.batch, len(own))
         return np.concatenate([self._images(own[start : start + batch]) for start in range(0, len(own), batch)])
 
-    def _images(self, indices: Indices) -> pictures.Pixels:
+    def _images(self, indices: Indices) -> Pixels:
         recipe = self._recipe
         labels = image_labels(recipe.sample.labels, indices, recipe.data.classes, recipe.sample.seed)
 
@@ -92,11 +93,11 @@ class DiffusionPreview:
         with autocast(recipe.train_dit.precision, self._device):  # the rest of it is the process's
             made = self._integrator(torch.from_numpy(labels).to(self._device), noise)
         texture = self._statistics.denormalise(made[:, self._integrator.groups.slice_of("texture")], ["z"])
-        return pictures.to_pixels(self._tokenizer.decode(texture))
+        return to_pixels(self._tokenizer.decode(texture))
 
-    def _features_of(self, pixels_BHW3: pictures.Pixels) -> NDArray[np.float32]:
+    def _features_of(self, pixels_BHW3: Pixels) -> NDArray[np.float32]:
         found = [
-            self._features(pictures.to_tensor(piece).to(self._device)).mean(dim=(2, 3)).float().cpu().numpy()
+            self._features(to_tensor(piece).to(self._device)).mean(dim=(2, 3)).float().cpu().numpy()
             for piece in np.array_split(pixels_BHW3, -(-len(pixels_BHW3) // self._recipe.sample.batch))
         ]
         return np.concatenate(found)

@@ -21,8 +21,8 @@ from infra.artifacts import Artifact
 from infra.device import computing, default_device, uploaded
 from models.autoencoder import AutoencoderKL
 from models.captured import Captured
+from tasks.data.pixels import Pixels, to_levels
 from tasks.data.statistics import LatentStatistics
-from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, ready, trained_autoencoder, trained_dit
 from tasks.sampling.integrator import Integrator
 from tasks.sampling.per_image import image_labels, image_noise
@@ -46,7 +46,7 @@ class Decoder:
 
     def __call__(self, texture_BCHW: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) on the latents' device."""
-        return pictures.to_levels(self.tokenizer.decode(self.statistics.denormalise(texture_BCHW, _TEXTURE)))
+        return to_levels(self.tokenizer.decode(self.statistics.denormalise(texture_BCHW, _TEXTURE)))
 
 
 class Sampler:
@@ -74,7 +74,7 @@ class Sampler:
         model = trained_dit(context.input("train_dit"), recipe.sample.ema, recipe.sample.ema_sigma).to(device)
         return cls(recipe, ready(model, compiled, recipe.sample.precision), decoder, device)
 
-    def images(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], pictures.Pixels]:
+    def images(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], Pixels]:
         """Labels (B,) and pixels (B, H, W, 3) of these images; each depends on its index alone."""
         _, labels, pixels = next(self.stream([indices]))
         return labels, pixels
@@ -82,7 +82,7 @@ class Sampler:
     @torch.inference_mode()
     def stream(
         self, batches: Iterable[NDArray[np.int64]]
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], pictures.Pixels]]:
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Pixels]]:
         """Indices (B,), labels (B,) and pixels (B, H, W, 3) of one batch after the other.
 
         On an accelerator a batch is decoded and brought to the host on a stream of its own, while the next one is
@@ -126,7 +126,7 @@ class _OnItsWay:
             self._done = torch.cuda.Event()
             self._done.record(side)
 
-    def pixels(self) -> pictures.Pixels:
+    def pixels(self) -> Pixels:
         if self._done is not None:
             self._done.synchronize()
         return self._levels.numpy()

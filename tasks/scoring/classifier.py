@@ -26,8 +26,8 @@ from infra.cluster import connect
 from infra.device import default_device, set_precision
 from infra.progress import Bar
 from tasks.data.images import images
+from tasks.data.pixels import to_tensor
 from tasks.data.portions import CLASSIFIER_GRID
-from tasks.drawing.pictures import to_tensor
 from tasks.loading.loader import Loader
 from tasks.networks import WEIGHTS
 from tasks.stage import Context, Job, Outcome

@@ -23,8 +23,8 @@ from infra.device import computing, default_device
 from infra.progress import Bar
 from tasks.data.actors import spread
 from tasks.data.images import read_images, stretches
+from tasks.data.pixels import Pixels, peak_signal_to_noise, to_pixels, to_tensor
 from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
-from tasks.drawing.pictures import Pixels, to_pixels, to_tensor
 from tasks.networks import load_foundation, trained_autoencoder
 from tasks.scoring.classifier import predict, trained_classifier
 from tasks.scoring.gaussian import Gaussian, GaussianAccumulator
@@ -256,9 +256,3 @@ class FeatureExtractor:
         images = to_tensor(pixels_BHW3)
         missing = SCORING_BATCH - len(images)
         return torch.cat([images, images.new_zeros(missing, *images.shape[1:])]).to(self.device)
-
-
-def peak_signal_to_noise(one_BHW3: Pixels, other_BHW3: Pixels) -> NDArray[np.float64]:
-    """PSNR in dB of each pair of uint8 images, (B,); equal images count as half a level apart."""
-    gap = one_BHW3.astype(np.float64) - other_BHW3
-    return 10.0 * np.log10(255.0**2 / np.maximum(np.square(gap).mean(axis=(1, 2, 3)), 0.25))

@@ -24,8 +24,8 @@ from infra.device import computing, default_device
 from infra.progress import Bar
 from tasks.data.actors import spread
 from tasks.data.images import read_images, stretches
+from tasks.data.pixels import Pixels, to_tensor
 from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
-from tasks.drawing.pictures import Pixels, to_tensor
 from tasks.networks import load_foundation, trained_autoencoder, trained_semantic_vae
 from tasks.scoring.latent_scores import CellSums, Rows, Usage, one_cell_each, probe, uniformity
 

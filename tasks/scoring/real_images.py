@@ -23,14 +23,7 @@ from tasks.scoring import classifier, inception
 from tasks.scoring import reference as references
 from tasks.scoring.adm_file import write_statistics
 from tasks.scoring.distances import score_name
-from tasks.scoring.features import (
-    VECTORS,
-    FeatureNetworks,
-    ImageFeatures,
-    ImageSet,
-    PerImageFeatures,
-    extract_features,
-)
+from tasks.scoring.features import VECTORS, FeatureNetworks, ImageFeatures, ImageSet, PerImageFeatures, extract_features
 from tasks.scoring.gaussian import Gaussian
 from tasks.scoring.reference import Reference
 from tasks.scoring.score import Scores, compare

@@ -23,7 +23,8 @@ from tasks.data.decode import load
 from tasks.data.statistics import ChannelSums, LatentStatistics, statistics_hash
 from tasks.data.tensors import to_numpy
 from tasks.encode import share_cpus
-from tasks.encoder import Encoder, key_noise
+from tasks.encoder import Encoder
+from tasks.randomness import key_noise
 from tasks.stage import Job
 from tests.helpers.encoding import encode_inputs, encode_recipe
 from tests.helpers.piles import folder_recipe, read_rows, run_stage

@@ -12,10 +12,10 @@ import torch
 from configs import UserError
 from configs.data import Foundation
 from infra.artifacts import Artifact
-from tasks.drawing.pictures import to_tensor
+from tasks.data.pixels import peak_signal_to_noise, to_tensor
 from tasks.evaluate import STAGE
 from tasks.networks import load_foundation
-from tasks.scoring.features import FeatureExtractor, FeatureNetworks, PerImageFeatures, peak_signal_to_noise
+from tasks.scoring.features import FeatureExtractor, FeatureNetworks, PerImageFeatures
 from tasks.stage import perform
 from tests.helpers.builders import at, context, drawing, put_networks, put_sample, put_shard, small_recipe
 

@@ -13,8 +13,8 @@ from PIL import Image
 from infra.artifacts import Artifact
 from tasks import networks
 from tasks.data.images import images
+from tasks.data.pixels import to_tensor
 from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
-from tasks.drawing.pictures import to_tensor
 from tasks.evaluate_tokenizer import STAGE
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
 from tasks.plan import scoring

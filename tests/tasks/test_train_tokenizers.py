@@ -21,6 +21,7 @@ from configs import Recipe, UserError
 from models.autoencoder import Decoder
 from models.checkpoints import Checkpoint, write_authors
 from tasks import train_semvae, train_vavae
+from tasks.data.pixels import to_tensor
 from tasks.loading.loader import Batch
 from tasks.stage import Context
 from tasks.training.launch import OBJECTIVE, RESULT, build, export
@@ -246,7 +247,7 @@ def test_stored_features_train_as_streamed_ones(root: str) -> None:
     foundation = build(streamed).foundation  # type: ignore[attr-defined]
     storage = Artifact(root, "encode", "stored").storage
     for number, (labels, pixels) in enumerate(images(shards, "train", 32, 200)):
-        f = foundation(train_vavae.to_float(np.array(pixels), torch.device("cpu"))).half().numpy()
+        f = foundation(to_tensor(np.array(pixels)).contiguous()).half().numpy()
         table = latent_table([f"{number}/{row}" for row in range(len(labels))], labels, {"f": f})
         files.append(storage.write_table(f"train/part-{number:05d}.parquet", table, 32, **WRITE_OPTIONS))
     put(root, recipe, "encode", files, name="stored", facts={"shapes": {"f": [112, 4, 4]}, "rows_per_group": 32})

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image as Picture
 
-from tasks.drawing.pictures import curves_chart, grid, png, to_pixels, to_tensor
+from tasks.data.pixels import to_pixels, to_tensor
+from tasks.drawing.pictures import curves_chart, grid, png
 
 
 def test_values_are_clamped_and_truncated_as_published() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from configs.scores import Classifier
-from tasks.drawing.pictures import to_tensor
+from tasks.data.pixels import to_tensor
 from tasks.scoring.classifier import ImageClassifier, accuracy, build_classifier, predict, train
 from tests.helpers.builders import CLASSES, at, drawing, put_shard, small_recipe
 
