@@ -37,8 +37,8 @@ class DitModel(Section):
 
     @model_validator(mode="after")
     def _one_size(self) -> DitModel:
-        explicit = (self.hidden_size, self.depth, self.heads)
-        if (self.size is None) == all(value is None for value in explicit) or (self.size is None and None in explicit):
+        explicit = len(self.dimensions)
+        if explicit != (0 if self.size else 3):
             raise ValueError("give either size, or all of hidden_size, depth and heads")
         if self.hidden_size and self.heads and self.hidden_size % (4 * self.heads):
             raise ValueError(

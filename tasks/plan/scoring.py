@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from configs import Recipe
 from tasks.data.portions import RECONSTRUCTIONS_SHOWN, SCORED_AT_ONCE, SCORING_BATCH
 from tasks.plan import networks, sizes
 from tasks.plan.data import Images
+from tasks.plan.networks import Cost
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Figure, Work
 
 INCEPTION = (2048, 2023, 1008)
@@ -17,51 +20,90 @@ _FILLED = SCORING_BATCH * -(-SCORED_AT_ONCE // SCORING_BATCH) / SCORED_AT_ONCE
 
 
 def evaluate(recipe: Recipe, images: Images) -> Work:
-    section, compute = recipe.evaluate, recipe.compute.actors
-    sets = [min(section.images, count) for count in (recipe.sample.images, images.test, images.train, images.test)]
-    if not recipe.needs_images:  # samples, and at most as many images of a file
-        sets = [sets[0], section.images, 0, 0]
-    again, looked = sets[3], sum(sets)
-    tokenizer = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
+    section, compute, looked = recipe.evaluate, recipe.compute.actors, _Looked.of(recipe, images)
+    judge = _Judge.of(recipe, images)
+    encoder, decoder = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
     features, how = networks.foundation_flops(section.features)
-    flops = _FILLED * (looked * features + again * (tokenizer[0].flops + tokenizer[1].flops))
-    read = (sets[1] + sets[2] + again) * images.mean_bytes + sizes.pixels_bytes(sets[0], recipe.image.size)
-    written, decodes = 0.0, sets[1] + sets[2] + again
-    alone = alone_decodes = 0.0
-    if section.classifier is not None:
-        network = networks.judge(section.classifier, recipe.image.size, recipe.data.classes)
-        seen = section.classifier.epochs * images.train
-        alone = (3 * seen + images.test) * network.flops
-        alone_decodes = seen + images.test
-        flops += _FILLED * looked * network.flops
-        written += sizes.weights_bytes(network)
-        read += alone_decodes * images.mean_bytes * REREAD
-    published = section.inception is not None
-    flops += _FILLED * looked * published * INCEPTION_FLOPS
-    dims = [section.features.feature_dim, *(INCEPTION[:2] if published else ())]
-    kept = sets[1] + sets[2] + again
-    written += kept * (4 * (dims[0] + (sum(INCEPTION) if published else 0)) + 8)  # vectors and labels
-    written += 8 * (sets[2] * (section.classifier is not None) + again)  # the judge's labels of the floor, PSNRs
-    spreads = [8 * (dim + dim**2) for dim in dims]  # means and covariances, the published ones in two layouts
-    written += 3 * (spreads[0] + 2 * sum(spreads[1:]))
+    published = INCEPTION_FLOPS if section.inception is not None else 0
+    flops = looked.all * (features + published + judge.network.flops)
+    flops += looked.reconstructed * (encoder.flops + decoder.flops)
+    read = looked.real * images.mean_bytes + sizes.pixels_bytes(looked.made, recipe.image.size)
     return Work(
         stage="evaluate",
         pool="infer",
         precision=recipe.evaluate.precision,
-        rows=Figure(sets[0], "recipe: evaluate.images, sample.images"),
-        written=Figure(written, f"{SIZES}; side artifacts judge, reference, floor, reconstruction"),
-        reads=Figure(3 * sizes.parts(looked, SCORED_AT_ONCE), REQUESTS),
+        rows=Figure(looked.made, "recipe: evaluate.images, sample.images"),
+        written=Figure(
+            _side_artifacts(recipe, looked, judge), f"{SIZES}; side artifacts judge, reference, floor, reconstruction"
+        ),
+        reads=Figure(3 * sizes.parts(looked.all, SCORED_AT_ONCE), REQUESTS),
         writes=Figure(4 * MANIFEST_AND_RUN, REQUESTS),
-        flops=Figure(flops + alone, f"{NETWORKS}; {how}"),
-        read=read,
-        decodes=decodes,
+        flops=Figure(_FILLED * flops + judge.flops, f"{NETWORKS}; {how}"),
+        read=read + judge.decodes * images.mean_bytes * REREAD,
+        decodes=looked.real,
         image_bytes=images.mean_bytes,
-        workers=min(compute.actors, sizes.parts(looked, SCORED_AT_ONCE)),
+        workers=min(compute.actors, sizes.parts(looked.all, SCORED_AT_ONCE)),
         gpus=compute.gpus_per_actor,
         cpus=compute.cpus_per_actor,
-        alone=alone,
-        alone_decodes=alone_decodes,
+        alone=judge.flops,
+        alone_decodes=judge.decodes,
     )
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Images that the networks of `evaluate` look at."""
+
+    made: int
+    reference: int
+    floor: int
+    reconstructed: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, images: Images) -> _Looked:
+        most = recipe.evaluate.images
+        made = min(most, recipe.sample.images)
+        if not recipe.needs_images:  # samples, and at most as many images of a file
+            return cls(made, most, 0, 0)
+        return cls(made, min(most, images.test), min(most, images.train), min(most, images.test))
+
+    @property
+    def real(self) -> int:
+        return self.reference + self.floor + self.reconstructed
+
+    @property
+    def all(self) -> int:
+        return self.made + self.real
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The classifier of class consistency, which one process trains; nothing where a recipe has none."""
+
+    network: Cost = field(default_factory=Cost)
+    flops: int = 0
+    decodes: int = 0
+
+    @classmethod
+    def of(cls, recipe: Recipe, images: Images) -> _Judge:
+        section = recipe.evaluate.classifier
+        if section is None:
+            return cls()
+        network = networks.judge(section, recipe.image.size, recipe.data.classes)
+        seen = section.epochs * images.train
+        return cls(network, (3 * seen + images.test) * network.flops, seen + images.test)
+
+
+def _side_artifacts(recipe: Recipe, looked: _Looked, judge: _Judge) -> float:
+    """Bytes of what is found out about real images, and of the judge."""
+    published = recipe.evaluate.inception is not None
+    dims = [recipe.evaluate.features.feature_dim, *(INCEPTION[:2] if published else ())]
+    vectors = 4 * (dims[0] + (sum(INCEPTION) if published else 0)) + 8  # and a label
+    opinions = 8 * (looked.floor * (recipe.evaluate.classifier is not None) + looked.reconstructed)  # and PSNRs
+    spreads = [8 * (dim + dim**2) for dim in dims]  # means and covariances, the published ones in two layouts
+    gaussians = 3 * (spreads[0] + 2 * sum(spreads[1:]))
+    weights = sizes.weights_bytes(judge.network) if judge.network.values else 0.0
+    return weights + looked.real * vectors + opinions + gaussians
 
 
 def evaluate_tokenizer(recipe: Recipe, images: Images) -> Work:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Literal
 
 from configs import Recipe
+from configs.compute import TrainCompute
 from configs.tokenizers import VavaeObjective
 from configs.training import Training
 from tasks.data.portions import SHARD_ROWS_PER_GROUP
@@ -109,19 +111,61 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
         frozen, how = networks.foundation_flops(recipe.foundation)
         source, decodes = f"{NETWORKS}; {how}", float(section.images)
         row += images.mean_bytes
+    share = images.train / max(1, images.all)
     return _trained(
         "train_dit",
         recipe,
         section,
-        network=backbone + head,
-        flops=section.images * (3 * trained + again + frozen),
-        source=source,
-        decodes=decodes,
-        image_bytes=images.mean_bytes if decodes else 0.0,
-        row_bytes=row,
-        groups=sizes.parts(images.train, recipe.encode.rows_per_group) / max(1, images.train),
-        dataset=(sizes.latent_bytes(images, recipe) * images.train / max(1, images.all), _train_parts(images, recipe)),
+        _Training(
+            network=backbone + head,
+            flops=section.images * (3 * trained + again + frozen),
+            source=source,
+            row_bytes=row,
+            groups_per_image=sizes.parts(images.train, recipe.encode.rows_per_group) / max(1, images.train),
+            split_bytes=sizes.latent_bytes(images, recipe) * share,
+            split_parts=_train_parts(images, recipe),
+            decodes=decodes,
+            image_bytes=images.mean_bytes if decodes else 0.0,
+        ),
     )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """In what the trained stages differ."""
+
+    network: Cost
+    flops: float
+    """Of all steps."""
+    source: str
+    row_bytes: float
+    groups_per_image: float
+    """Row groups of the train split over its images."""
+    split_bytes: float
+    split_parts: int
+    """Of the train split, which a local cache may hold."""
+    decodes: float = 0.0
+    image_bytes: float = 0.0
+    scored: int = 0
+    """Test images that the finished network is scored on, by one process; and FLOPs of one."""
+    score_flops: int = 0
+    projection: Cost = field(default_factory=Cost)
+    """What the objective trains beside the network, in the same module and as its adversary."""
+    adversary: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a training writes."""
+
+    stored: int
+    """Files of the artifact."""
+    bytes: float
+    saves: int
+    """Checkpoints, and files of each."""
+    per_save: int
+    beside: float
+    """Bytes of those that are kept at once."""
 
 
 def _on_images(
@@ -131,94 +175,96 @@ def _on_images(
     images: Images,
     network: Cost,
     flops: float,
-    scoring: int,
+    score_flops: int,
     source: str,
     own: tuple[Cost, Cost] = (Cost(), Cost()),
 ) -> Work:
-    """A training on decoded images; `flops` are all steps', `scoring` those of one image's score. `own` as below."""
-    scored = min(SCORED[stage], images.test) if recipe.needs_images else 0
+    """A training on decoded images. own: projection and adversary of its objective."""
     return _trained(
         stage,
         recipe,
         section,
-        network=network,
-        flops=flops,
-        source=source,
-        row_bytes=images.mean_bytes,
-        groups=1 / SHARD_ROWS_PER_GROUP,
-        dataset=(sizes.shard_bytes(images, recipe) * images.train / max(1, images.all), _train_parts(images, recipe)),
-        decodes=section.images,
-        image_bytes=images.mean_bytes,
-        alone=scored * scoring,
-        alone_decodes=scored,
-        own=own,
+        _Training(
+            network=network,
+            flops=flops,
+            source=source,
+            row_bytes=images.mean_bytes,
+            groups_per_image=1 / SHARD_ROWS_PER_GROUP,
+            split_bytes=sizes.shard_bytes(images, recipe) * images.train / max(1, images.all),
+            split_parts=_train_parts(images, recipe),
+            decodes=section.images,
+            image_bytes=images.mean_bytes,
+            scored=min(SCORED[stage], images.test) if recipe.needs_images else 0,
+            score_flops=score_flops,
+            projection=own[0],
+            adversary=own[1],
+        ),
     )
 
 
-def _trained(
-    stage: str,
-    recipe: Recipe,
-    section: Training,
-    *,
-    network: Cost,
-    flops: float,
-    source: str,
-    row_bytes: float,
-    groups: float,
-    dataset: tuple[float, int],
-    decodes: float = 0.0,
-    image_bytes: float = 0.0,
-    alone: float = 0.0,
-    alone_decodes: float = 0.0,
-    own: tuple[Cost, Cost] = (Cost(), Cost()),
-) -> Work:
-    """groups: row groups per image of the train split; dataset: its bytes and parts, which a local cache may hold;
-    own: what the objective trains beside the network, in the same module and as its adversary.
-    """
+def _trained(stage: str, recipe: Recipe, section: Training, what: _Training) -> Work:
     compute, trains = recipe.compute.train, section.images > 0
-    averages = (section.ema_decay is not None) + len(section.ema_decays) + len(section.ema_sigmas)
-    snapshots = len(section.ema_sigmas) * (section.images // section.snapshot_every) if section.snapshot_every else 0
-    snapshots += len(section.keep_averages_at)
-    weights, objective = sizes.weights_bytes(network), sizes.weights_bytes(own[0] + own[1]) if trains else 0.0
-    saves = (section.images - 1) // compute.checkpoint_every if trains else 0
-    kept = min(saves, compute.keep_checkpoints + 1)  # one more while it is written
-    if compute.keep_every:
-        kept = min(saves, kept + section.images // compute.keep_every)
-    files, adversaries = 3 + averages, 3 if own[1].values else 0  # weights and two moments with them
-    stored = 1 + (averages + snapshots + (objective > 0) if trains else 0)
-    checkpoint = files * sizes.weights_bytes(network + own[0]) + adversaries * sizes.weights_bytes(own[1])
-    reads, read, how = REREAD * section.images * groups, REREAD * section.images * row_bytes, REQUESTS
-    if dataset[0] <= compute.cache_gib * 2**30:  # one copy a node, of which there are at most as many as workers
-        reads, read = min(reads, compute.workers * dataset[1]), min(read, compute.workers * dataset[0])
+    files, scoring = _files(section, compute, what), what.scored * what.score_flops
+    reads, read = REREAD * section.images * what.groups_per_image, REREAD * section.images * what.row_bytes
+    how = REQUESTS
+    if what.split_bytes <= compute.cache_gib * 2**30:  # one copy a node, of which there are at most as many as workers
+        reads, read = min(reads, compute.workers * what.split_parts), min(read, compute.workers * what.split_bytes)
         how += "; compute.train.cache_gib holds all"
     # Given weights are scored by an actor with an accelerator, or else in the flow's own process.
-    actor = recipe.compute.actors if not trains and alone and recipe.compute.actors.gpus_per_actor else None
-    note: tuple[str, ...] = ()
-    if not trains and alone and actor is None:
-        note = (f"{stage} takes given weights, and scores them in the flow's own process: on the head, without a GPU",)
-    taken: Literal["head", "infer"] = "head" if actor is None else "infer"
+    actor = recipe.compute.actors if not trains and scoring and recipe.compute.actors.gpus_per_actor else None
+    notes: tuple[str, ...] = ()
+    if not trains and scoring and actor is None:
+        notes = (f"{stage} takes given weights, and scores them in the flow's own process: on the head, without a GPU",)
+    given: Literal["head", "infer"] = "head" if actor is None else "infer"
     return Work(
         stage=stage,
-        pool="train" if trains else taken,
+        pool="train" if trains else given,
         rows=Figure(section.images, f"recipe: {stage}.images"),
-        written=Figure((stored - (objective > 0)) * weights + objective, SIZES),
-        reads=Figure(reads + alone_decodes / SHARD_ROWS_PER_GROUP, how),
+        written=Figure(files.bytes, SIZES),
+        reads=Figure(reads + what.scored / SHARD_ROWS_PER_GROUP, how),
         writes=Figure(
-            stored + 1 + MANIFEST_AND_RUN + saves * (files + adversaries + 2), "formula: files of a checkpoint"
+            files.stored + 1 + MANIFEST_AND_RUN + files.saves * files.per_save, "formula: files of a checkpoint"
         ),
-        flops=Figure(flops + alone, source),
-        read=read + alone_decodes * row_bytes,
-        beside=kept * checkpoint,
-        decodes=decodes,
-        image_bytes=image_bytes,
+        flops=Figure(what.flops + scoring, what.source),
+        read=read + what.scored * what.row_bytes,
+        beside=files.beside,
+        decodes=what.decodes,
+        image_bytes=what.image_bytes,
         precision="bf16" if section.precision == "fp16" else section.precision,  # which has the same peak
         workers=compute.workers if trains else 1,
         gpus=compute.gpus_per_worker if trains else actor.gpus_per_actor if actor else 0,
         cpus=actor.cpus_per_actor if actor else compute.cpus_per_worker,
-        alone=alone,
-        alone_decodes=alone_decodes,
+        alone=scoring,
+        alone_decodes=what.scored,
         memory=memory_of(recipe, stage),
-        notes=note,
+        notes=notes,
+    )
+
+
+def _files(section: Training, compute: TrainCompute, what: _Training) -> _Files:
+    """Networks, averages and checkpoints; a training of no images writes the network that it was given."""
+    weights = sizes.weights_bytes(what.network)
+    if not section.images:
+        return _Files(stored=1, bytes=weights, saves=0, per_save=0, beside=0.0)
+    averages = (section.ema_decay is not None) + len(section.ema_decays) + len(section.ema_sigmas)
+    snapshots = len(section.keep_averages_at)
+    if section.snapshot_every:
+        snapshots += len(section.ema_sigmas) * (section.images // section.snapshot_every)
+    objective = sizes.weights_bytes(what.projection + what.adversary)
+    networks_stored = 1 + averages + snapshots
+    saves = (section.images - 1) // compute.checkpoint_every
+    kept = min(saves, compute.keep_checkpoints + 1)  # one more while it is written
+    if compute.keep_every:
+        kept = min(saves, kept + section.images // compute.keep_every)
+    copies, of_adversary = 3 + averages, 3 if what.adversary.values else 0  # weights and two moments with them
+    checkpoint = copies * sizes.weights_bytes(what.network + what.projection)
+    checkpoint += of_adversary * sizes.weights_bytes(what.adversary)
+    return _Files(
+        stored=networks_stored + (objective > 0),
+        bytes=networks_stored * weights + objective,
+        saves=saves,
+        per_save=copies + of_adversary + 2,
+        beside=kept * checkpoint,
     )
 
 
