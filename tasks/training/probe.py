@@ -18,7 +18,7 @@ import torch
 from configs import Recipe, UserError
 from configs.diffusion import DitModel
 from infra.artifacts import Artifact
-from infra.device import default_device
+from infra.device import computing, default_device
 from infra.weights import load_pretrained
 from models.objectives import VelocityMatching
 from tasks.data.given_statistics import given_statistics
@@ -158,7 +158,8 @@ def probe(recipe: Recipe, latents: Latents) -> Probe:
         noise = numbers.normal(np.arange(start, start + len(x1)), x1.shape[1:]).to(device)
         labels = torch.from_numpy(latents.labels[rows].astype(np.int64)).to(device)
         times = objective.train_times(u[rows]).to(device)
-        terms = objective.loss_at(network, x1, labels, noise, times)
+        with computing(section.precision, device):
+            terms = objective.loss_at(network, x1, labels, noise, times)
         for name in found:
             found[name].append(terms.monitors[f"by_time/{name}"].cpu().numpy())
     points = {name: np.concatenate(pieces, axis=1) for name, pieces in found.items()}
