@@ -150,7 +150,7 @@ def test_grids_that_do_not_fit_are_refused(root: str, recipe: Recipe, encoded: A
     values = recipe.model_dump(mode="json")
     values["foundation"] = {**values["foundation"], "input_size": 64}
     job = Job("encode", "x", root, values, encoded.manifest.inputs, {})
-    with pytest.raises(UserError, match="grid of 8 × 8 at input_size 64, but .* 4 × 4"):
+    with pytest.raises(UserError, match=r"grid of 8 × 8 at input_size 64, but .* 4 × 4"):
         Encoder(job)
 
 
