@@ -67,7 +67,7 @@ def test_a_mistake_reaches_the_person_as_one_line(there: Workplace) -> None:
     wrong = there.run("--only", "shard", "--set", "data.classes=5", check=False)
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
     (line,) = [line for line in wrong.stderr.splitlines() if line.startswith("error:")]
-    assert line.startswith("error: stage shard: the source has 10 classes ('T-shirt/top', ")
+    assert line.startswith("error: stage shard: data.source has 10 classes ('T-shirt/top', ")
     assert line.endswith("but data.classes is 5: set data.classes to 10")
 
 
