@@ -33,6 +33,7 @@ def _tracked(workplace: Workplace, artifact: Artifact) -> set[str]:
     return set(run.data.metrics)
 
 
+@pytest.mark.slow  # training, sampling and scores of a cascade are tested by stage
 def test_a_cascade_is_trained_sampled_and_scored_on_latents_that_are_there(finished: Workplace, tmp_path: Path) -> None:
     for stage in SHARED:
         shutil.copytree(Path(finished.root) / stage, tmp_path / stage)

@@ -99,6 +99,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow  # a whole run up to the full disk
 def test_a_full_disk_stops_the_run_and_leaves_nothing_to_trust(workplace: Workplace, small_disk: Path) -> None:
     refused = workplace.run(
         "--set", "shard.limit=4000", "--set", "shard.rows_per_shard=4000", root=str(small_disk), check=False
