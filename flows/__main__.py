@@ -209,10 +209,15 @@ def sample(
     png: Annotated[
         Path | None, typer.Option("--png", help="Write the recipe's whole sample as PNG files to this folder instead.")
     ] = None,
+    reproduced: Annotated[
+        bool, typer.Option("--reproduction", help="From what the authors released, as `reproduce` took it.")
+    ] = False,
     overrides: Overrides = [],  # noqa: B006
     root: Root = None,
 ) -> None:
     """Draw a picture of chosen classes from a trained recipe, or write its sample as files."""
+    if reproduced:
+        overrides = reproduction(recipe, overrides=overrides)
     from flows import picture
 
     if (classes is None) == (npz is None and png is None):

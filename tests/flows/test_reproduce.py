@@ -98,6 +98,10 @@ def test_the_authors_files_lead_to_their_table(workplace: Workplace, tmp_path: P
     again = workplace.flows("reproduce", str(recipe), "--root", str(root))
     assert {path: path.stat().st_mtime_ns for path in root.glob("*/*/manifest.json")} == before
     assert again.stdout.splitlines()[-1] == said
+    picture = tmp_path / "grid.png"
+    asked = ["--recipe", str(recipe), "--reproduction", "--classes", "1,2", "--output", str(picture)]
+    workplace.flows("sample", *asked, "--root", str(root))
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
