@@ -14,8 +14,7 @@ from configs.reproduction import reproduction
 from flows.run import open_run
 from flows.sfd_full import dag
 from flows.stages import STAGES
-from infra.artifacts import Artifact
-from infra.storage import Storage
+from infra.artifacts import Manifest
 
 
 @flow(name="reproduce", flow_run_name="{recipe}")
@@ -49,11 +48,8 @@ class Result:
     """One line."""
 
 
-def result_of(report: str) -> Result:
-    """What the run came to whose report has this URI."""
-    root, stage, fingerprint = Storage.at(report).url.rsplit("/", 2)
-    page = Artifact(root, stage, fingerprint).manifest
-    scored = Artifact(root, "evaluate", page.inputs["evaluate"]).manifest
+def result_of(scored: Manifest) -> Result:
+    """What a run came to whose stage `evaluate` left this manifest."""
     recipe = read_recorded(scored.recipe)
     return Result(beside(scores_of_pictures(recipe), scored.scores), verdict(recipe, scored.scores))
 

@@ -18,14 +18,11 @@ _FLOOR = "floor_"
 
 def show(uri: str) -> None:
     """Print what an artifact came to; of a report, what its run came to."""
-    root, stage, fingerprint = Storage.at(uri).url.rsplit("/", 2)
-    artifact = Artifact(root, stage, fingerprint)
-    manifest = artifact.manifest
-    scored = Artifact(root, "evaluate", manifest.inputs["evaluate"]).manifest if stage == "report" else manifest
+    artifact, scored = _at(uri)
     console = _console()
     if scored.scores:
         console.print(_scores(scored))
-    for what, place in _places(artifact, manifest):
+    for what, place in _places(artifact, artifact.manifest):
         console.print(f"{what:<8} {place}", soft_wrap=True, highlight=False)
 
 
@@ -33,7 +30,7 @@ def show_reproduction(uri: str) -> None:
     """Print the published scores beside ours, and the line that says what they depend on."""
     from flows.reproduce import result_of
 
-    result = result_of(uri)
+    result = result_of(_at(uri)[1])
     table = Table("score", title="as published, and here")
     for column in ("published", "here", "difference"):
         table.add_column(column, justify="right")
@@ -44,6 +41,15 @@ def show_reproduction(uri: str) -> None:
     console = _console()
     console.print(table)
     console.print(f"verdict  {result.verdict}", soft_wrap=True, highlight=False)
+
+
+def _at(uri: str) -> tuple[Artifact, Manifest]:
+    """The artifact of this URI, and the manifest with its scores: of a report, that of the stage `evaluate`."""
+    root, stage, fingerprint = Storage.at(uri).url.rsplit("/", 2)
+    artifact = Artifact(root, stage, fingerprint)
+    if stage != "report":
+        return artifact, artifact.manifest
+    return artifact, Artifact(root, "evaluate", artifact.manifest.inputs["evaluate"]).manifest
 
 
 def _console() -> Console:
