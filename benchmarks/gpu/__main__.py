@@ -1,8 +1,10 @@
-"""python -m benchmarks.gpu [--only training sampling] [--limit 465] [--smoke] [--sheet FILE]
+"""python -m benchmarks.gpu [--only training sampling] [--limit 465] [--smoke] [--sheet FILE] [--pack FOLDER]
 
-Measures one GPU with the project's own code and writes `benchmarks/gpu.md`; figures lie in `--out` as JSON too.
-`--smoke` runs all of it at toy size on a CPU in a minute, and writes no sheet: it shows that it would run. `--sheet
-FILE` writes the sheet of a measurement made elsewhere, `--sheet none` that of none. Needs no Ray, Prefect or MLflow.
+Measures one GPU with the project's own code and writes `benchmarks/gpu.md`; figures lie in `--out` as JSON too. What
+had no time is skipped by name: ask for it with `--only` in a second run, whose figures join those of the first.
+`--smoke` runs all of it at toy size on a CPU and writes no sheet: it shows that it would run. `--sheet FILE` writes
+the sheet of a measurement made elsewhere, `--sheet none` that of none. `--pack FOLDER` makes a folder of code, data
+and wheels for a machine that has a GPU, torch and no network. Needs no Ray, Prefect or MLflow.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # a machine without a network has no other
 
 import torch
 import torch.distributed as dist
 
 from benchmarks.gpu import sheet
-from benchmarks.gpu.records import Records
+from benchmarks.gpu.pack import pack
+from benchmarks.gpu.records import Records, eager_graphs
 from benchmarks.gpu.sections import SECTIONS
+from infra.compiled import keep_compiled
 
 
 def main() -> None:
@@ -31,9 +37,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
     parser.add_argument("--smoke", action="store_true", help="toy size, on a CPU")
     parser.add_argument("--sheet", help="a measurement.json of another run, or `none`: only write the sheet")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="for a machine without a network")
     given = parser.parse_args()
     if given.sheet:
         sheet.write(None if given.sheet == "none" else sheet.load(Path(given.sheet)))
+        return
+    if given.pack:
+        for line in pack(given.pack):
+            print(line)
         return
     cuda = torch.cuda.is_available() and not given.smoke
     if not cuda and not given.smoke:
@@ -41,13 +52,15 @@ def main() -> None:
     device = torch.device("cuda", 0) if cuda else torch.device("cpu")
     if given.smoke:
         torch.set_num_threads(1)
-        compile_ = torch.compile  # a CPU's slow code generator says nothing of a GPU's: trace, and run eagerly
-        torch.compile = lambda *args, **options: compile_(*args, **{**options, "backend": "aot_eager"})
+        eager_graphs()
+    keep_compiled()  # another process of this run finds them
     records = Records(given.out, device, given.limit, given.smoke)
+    kept = given.out / "measurement.json"
+    earlier = sheet.load(kept) if kept.is_file() else None
 
     def finish() -> None:
-        found = sheet.measurement(records.figures, device)
-        (given.out / "measurement.json").write_text(json.dumps(found, indent=1) + "\n")
+        found = sheet.measurement(records, earlier)
+        kept.write_text(json.dumps(found, indent=1) + "\n")
         if not given.smoke:
             sheet.write(found)
 
@@ -55,12 +68,14 @@ def main() -> None:
     dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     with tempfile.TemporaryDirectory(prefix="latentforge-gpu") as scratch:
         for name in given.only:
-            with records.guarded(name):
-                SECTIONS[name](records, f"file://{scratch}")
+            section = SECTIONS[name]
+            records.section(name, lambda section=section: section.run(records, f"file://{scratch}"), section.seconds)
     dist.destroy_process_group()
     finish()
-    print(json.dumps({"figures": records.figures, "failed": records.failed}))
-    sys.exit(1 if records.failed else 0)
+    found = {"figures": records.figures, "skipped": records.skipped, "failed": records.failed}
+    print(json.dumps(found))
+    sys.stdout.flush()
+    os._exit(1 if records.failed else 0)  # threads of a profiler must not keep the process alive
 
 
 if __name__ == "__main__":

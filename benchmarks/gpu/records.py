@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -21,8 +21,15 @@ import torch
 Run = Callable[[], Any]
 
 
-class NoTime(Exception):
-    """A measurement would not be over in time."""
+class Left(Exception):
+    """A measurement that is not made here, and why: no time for it, or something that it needs is not there."""
+
+
+def _foreign(error: Exception) -> bool:
+    """Whether a library is not installed here."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    ours = ("benchmarks", "configs", "infra", "models", "tasks")
+    return missing is not None and missing.partition(".")[0] not in ours
 
 
 class Records:
@@ -37,7 +44,8 @@ class Records:
         self.cuda = device.type == "cuda"
         self.figures: dict[str, float] = {}
         self.failed: list[str] = []
-        self._began = time.monotonic()
+        self.skipped: dict[str, str] = {}
+        self._began, self._section_ends = time.monotonic(), math.inf
         self._file = (folder / "records.jsonl").open("a", buffering=1)
 
     @property
@@ -55,21 +63,31 @@ class Records:
         self.figures[name] = value
         self.note(name, value=float(f"{value:.4g}"))
 
-    @contextmanager
-    def guarded(self, name: str, need: float = 0.0) -> Iterator[None]:
-        """A measurement that takes about `need` seconds: what it holds goes when it ends, well or not."""
+    def section(self, name: str, run: Run, budget: float) -> None:
+        """All measurements of a section, which has so many seconds of what is left."""
+        self._section_ends = time.monotonic() + min(budget, max(self.left, 0.0))
+        self.attempt(name, run, min(budget, 12.0))
+
+    def attempt(self, name: str, run: Run, need: float = 0.0) -> None:
+        """A measurement that takes about `need` seconds, or a section: what it holds goes when it ends, well or not.
+        Its failure is a record; where there is no time for it, or it says that something is missing, that is one."""
         try:
-            if not self.small and self.left < need:
-                raise NoTime(f"needs {need:.0f} s, {self.left:.0f} left")
+            left = min(self.left, self._section_ends - time.monotonic())
+            if not self.small and left < need:
+                raise Left(f"needs {need:.0f} s, {max(left, 0.0):.0f} left")
             torch._dynamo.reset()
             self._tidy()
-            yield
-        except NoTime as error:
-            self.note(name, skipped=str(error))
+            run()
         except Exception as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if isinstance(error, Left) or _foreign(error):
+                self.skipped[name] = str(error)
+                self.note(name, skipped=str(error))
+                return
             self.failed.append(name)
-            self.note(name, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-            self._file.write(json.dumps({"name": name, "trace": traceback.format_exc()[-3000:]}) + "\n")
+            self.note(name, error=said)
+            trace = traceback.format_exc()[-3000:]
+            self._file.write(json.dumps({"name": name, "trace": trace}) + "\n")
         finally:
             self._tidy()
 
@@ -106,6 +124,13 @@ class Records:
             mark.record()
         self.sync()
         return median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1e3
+
+    def first(self, run: Run) -> float:
+        """Seconds of a first call, until the device is done with it: compiling, mostly."""
+        began = time.perf_counter()
+        run()
+        self.sync()
+        return time.perf_counter() - began
 
     def steady(self, run: Run, times: int = 10, warm: int = 3) -> float:
         """Mean seconds of a call where many follow one another: what a training feels."""
@@ -151,3 +176,10 @@ class Records:
         if self.cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+
+
+def eager_graphs() -> None:
+    """On a CPU: trace and differentiate what is compiled, but run it eagerly. The slow code generator of a CPU says
+    nothing of a GPU's."""
+    compile_ = torch.compile
+    torch.compile = lambda *given, **options: compile_(*given, **{**options, "backend": "aot_eager"})

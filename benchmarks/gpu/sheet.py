@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.goals import GOALS, Goal
+from benchmarks.gpu.records import Records
 
 NOT_YET = "not yet measured"
 SHEET = Path(__file__).parents[1] / "gpu.md"
@@ -24,16 +25,23 @@ not measured says so.
 """
 
 
-def measurement(figures: Mapping[str, float], device: torch.device) -> dict[str, Any]:
-    """What the sheet keeps of one run."""
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+def measurement(records: Records, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the sheet keeps of one run, and of an earlier one of the same card and versions what this has not."""
+    card = torch.cuda.get_device_name(records.device) if records.cuda else "no GPU"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    return {"card": card, "date": datetime.now(UTC).date().isoformat(), "versions": versions, "figures": dict(figures)}
+    found = {"card": card, "date": datetime.now(UTC).date().isoformat(), "versions": versions}
+    figures, why = dict(records.figures), dict.fromkeys(records.failed, "failed")
+    why |= {name: f"skipped, {reason}" for name, reason in records.skipped.items()}
+    if earlier is not None and all(earlier[name] == found[name] for name in ("card", "versions")):
+        figures = earlier["figures"] | figures
+        why = earlier.get("why", {}) | why
+    return {**found, "figures": figures, "why": {name: why[name] for name in why if name not in figures}}
 
 
 def write(found: Mapping[str, Any] | None, path: Path = SHEET) -> None:
     """The sheet of one measurement, or of none."""
     figures: Mapping[str, float] = {} if found is None else found["figures"]
+    why: Mapping[str, str] = {} if found is None else found.get("why", {})
     lines = [_HEAD]
     lines.append(
         "No GPU was measured so far."
@@ -41,7 +49,7 @@ def write(found: Mapping[str, Any] | None, path: Path = SHEET) -> None:
         else f"Measured on {found['card']}, {found['date']}, {found['versions']}."
     )
     lines += ["", "| figure | floor | goal | expected | measured |", "|---|---|---|---|---|"]
-    lines += [_row(goal, figures.get(goal.name)) for goal in GOALS]
+    lines += [_row(goal, figures.get(goal.name), _reason(goal, why)) for goal in GOALS]
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -50,11 +58,17 @@ def load(path: Path) -> dict[str, Any]:
     return found
 
 
-def _row(goal: Goal, value: float | None) -> str:
+def _reason(goal: Goal, why: Mapping[str, str]) -> str:
+    """Why a figure is not there, of itself or of its section."""
+    said = why.get(goal.name) or why.get(goal.name.partition("/")[0])
+    return NOT_YET if said is None else f"{NOT_YET}: {said}"
+
+
+def _row(goal: Goal, value: float | None, missing: str) -> str:
     def shown(number: float | None) -> str:
         return "" if number is None else f"{number:,.4g} {goal.unit}".strip()
 
-    measured = NOT_YET if value is None else shown(value)
+    measured = missing if value is None else shown(value)
     if value is not None and goal.floor is not None:
         below = value > goal.floor if goal.name.startswith("start/") else value < goal.floor
         measured += " (below the floor)" if below else ""

@@ -70,11 +70,19 @@ class Step:
         with self.trainee.loader.stream(0, 0, 1) as stream:
             self.given = self.trainee.inputs(next(stream), device)
         self.batch = len(self.given["y_B"])
+        self.terms: dict[str, Tensor] = {}
 
     def __call__(self) -> None:
-        self.engine.advance(self.given)
+        self.terms = self.engine.advance(self.given)
+        self.average()
+
+    def average(self) -> None:
         for average in self.averages.values():
             average.update(0, self.batch, self.engine.optimizer.bad)
+
+    def loss(self) -> float:
+        """Of the last step."""
+        return float(self.terms["total"].detach())
 
 
 class OnlineStep(Step):
