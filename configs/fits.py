@@ -161,6 +161,11 @@ def _steps(recipe: Recipe) -> None:
         own = recipe.sample.at(resolution)
         if own.off_by_one and own.steps < 2:
             raise ValueError(f"sample.steps is {own.steps} and off_by_one counts its points: use at least 2")
+        if own.times is not None and (own.shift or own.off_by_one or own.solver == "dopri5"):
+            raise ValueError(
+                f"sample.times is the whole grid, beside solver {own.solver}, shift {own.shift:g} and off_by_one "
+                f"{str(own.off_by_one).lower()}: leave out shift and off_by_one, and take a solver of fixed steps"
+            )
 
 
 def _critics(recipe: Recipe) -> None:

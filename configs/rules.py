@@ -140,11 +140,13 @@ def _pixels(recipe: Recipe) -> None:
         )
     for stage in () if recipe.lacks("sample") else recipe.sampled_resolutions:
         own = recipe.sample.at(stage)
-        if own.solver not in ("euler", "heun") or own.shift or own.off_by_one or own.steps < 2:
+        bent = own.shift or own.off_by_one or own.times
+        if own.solver in ("dopri5", "sde") or bent or own.steps < 2:
             raise ValueError(
                 f"sample at side {stage.side} asks for solver {own.solver}, {own.steps} steps, shift {own.shift:g}, "
-                f"off_by_one {str(own.off_by_one).lower()}: a UNet is sampled by heun or euler in at least 2 steps "
-                "over the noise levels of its own section, without shift and off_by_one"
+                f"off_by_one {str(own.off_by_one).lower()}, times {own.times}: a UNet is sampled by heun, euler, "
+                "dpmpp_2m or unipc in at least 2 steps over the noise levels of its own section, without shift, "
+                "off_by_one and times"
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from configs.diffusion import DiffusionModel
 from configs.section import Added, Positive, Precision, Section, Seed, Share, SigmaRel, Weight
@@ -77,7 +77,17 @@ class AutoGuidance(Guided):
 Guidance = Annotated[NoGuidance | ClassifierFree | AutoGuidance, Field(discriminator="method")]
 
 
-Solver = Literal["euler", "heun", "dopri5", "sde"]
+Solver = Literal["euler", "heun", "dopri5", "sde", "dpmpp_2m", "unipc"]
+"""`dpmpp_2m` and `unipc` reuse what the network said before: one evaluation a step, as `euler`, of order 2 and 3."""
+
+
+def _rising(times: tuple[float, ...]) -> tuple[float, ...]:
+    if len(times) < 2 or times[0] != 0 or times[-1] != 1 or sorted(set(times)) != list(times):
+        raise ValueError(f"a grid of times must rise from 0 (noise) to 1 (data), found {list(times)}")
+    return times
+
+
+Times = Annotated[tuple[float, ...], AfterValidator(_rising)]
 
 
 class SampleResolution(Section):
@@ -89,6 +99,7 @@ class SampleResolution(Section):
     solver: Solver | None = None
     shift: Weight | None = None
     guidance: Guidance | None = None
+    times: Annotated[Times | None, Added(before=None)] = None
     augment: Share = 0.1
     """Share of noise in the condition, the lower result."""
 
@@ -106,6 +117,8 @@ class Sample(Section):
     steps: Positive = 50
     shift: Weight = 0.0
     """Time shift s of papers.md 1.7; 0 is none."""
+    times: Annotated[Times | None, Added(before=None)] = None
+    """A grid of one's own instead of `steps` and `shift`: rising from 0 (noise) to 1 (data)."""
     off_by_one: bool = False
     """Count grid points instead of steps, as the published samplers do (250 means 249)."""
     ema: bool = True
@@ -121,7 +134,12 @@ class Sample(Section):
     """Of the diffusion network and its guide. The decoder, whose output are levels of 8 bits, knows no `bf16`."""
     seed: Seed = 0
 
+    @property
+    def intervals(self) -> int:
+        """Steps that a fixed grid has, however it is given."""
+        return len(self.times) - 1 if self.times else self.steps - self.off_by_one
+
     def at(self, stage: SampleResolution) -> Sample:
         """The section as it holds at one resolution."""
-        own = {name: getattr(stage, name) for name in ("steps", "solver", "shift", "guidance")}
+        own = {name: getattr(stage, name) for name in ("steps", "solver", "shift", "guidance", "times")}
         return self.model_copy(update={name: value for name, value in own.items() if value is not None})

@@ -68,7 +68,7 @@ def verdict(recipe: Recipe, scores: Mapping[str, float]) -> str:
 def _depends_on(recipe: Recipe) -> str:
     """The settings that move such a score."""
     sample, score = recipe.sample, recipe.evaluate
-    steps = sample.steps - sample.off_by_one
+    steps = sample.intervals
     solver = f"{sample.solver}, its own steps" if sample.solver == "dopri5" else f"{sample.solver}, {steps} steps"
     parts = [
         solver,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 
@@ -16,10 +17,13 @@ from flows.race import run_jobs
 from flows.run import preflight_storage
 from flows.tracked import tracked
 from infra import tracking
-from infra.artifacts import Artifact
+from infra.artifacts import Artifact, Manifest
+from infra.logs import say
 from tasks.comparing import comparison
 from tasks.comparing.comparison import Axis, ComparedRun
+from tasks.comparing.frontier import COST, Frontier, frontier
 from tasks.comparing.trial import SHEET, TrialActor, trial_job
+from tasks.drawing import charts
 from tasks.scoring.real_images import RealImages, ScoringInputs, real_images
 from tasks.stage import Context, Job
 
@@ -71,6 +75,10 @@ def _run(settings: dict[str, Recipe], jobs: dict[str, Job], over: Sequence[str],
     run_jobs("sweep", TrialActor, missing, first.compute.actors, len(missing) * first.sample.images)
     made = {name: Context(each).artifact for name, each in trials.items()}
     found = [_standing(name, artifact) for name, artifact in made.items()]
+    known = comparison.score_columns(found)
+    shown = comparison.chosen_scores(known, first.evaluate.features.label)
+    advised = frontier(found, shown)
+    say(f"sweep: {advised.why}")
     written = partial(
         comparison.write,
         page_name=PAGE,
@@ -81,6 +89,8 @@ def _run(settings: dict[str, Recipe], jobs: dict[str, Job], over: Sequence[str],
         floor=real.floor,
         details={"Sampling": first.section("sample")},
         axis=_axis(over),
+        further={"frontier.png": _frontier_chart(found, advised, real.floor)},
+        advice=advised.why,
     )
     inputs = {name: artifact.fingerprint for name, artifact in made.items()}
     return publish("sweep", written, job.root, first, {"over": list(over)}, inputs, tracker)
@@ -96,17 +106,34 @@ def _standing(name: str, made: Artifact) -> ComparedRun:
     return ComparedRun(
         name,
         manifest.scores,
-        figures={"effective_evaluations": manifest.facts["effective_evaluations"]},
+        figures={COST: manifest.facts[COST], **_speed(manifest)},
         intervals=manifest.facts["intervals"],
         sheet=made.read(SHEET),
         facts={"trial": made.uri},
     )
 
 
+def _speed(manifest: Manifest) -> dict[str, float]:
+    """Images per second of the process that sampled them; trials of before did not measure it."""
+    seconds = manifest.facts.get("sampling_seconds")
+    return {"images_per_second": manifest.rows / seconds} if seconds else {}
+
+
+def _frontier_chart(runs: Sequence[ComparedRun], advised: Frontier, floor: Mapping[str, float]) -> bytes:
+    """Every setting as a point of cost and score, and a line through those that nothing dominates."""
+    panels = []
+    for score, names in advised.undominated.items():
+        points = {each.name: (each.figures[COST], each.scores[score]) for each in runs}
+        line = charts.spread_at([points[name] for name in names])
+        panels.append(charts.Panel(score, {"nothing dominates": line}, floor.get(score), points))
+    return charts.lines(panels, "effective evaluations of an image")
+
+
 def _values(text: str) -> tuple[str, list[str]]:
     """`sample.steps=10,20` → the field and its values."""
     field, separator, values = text.partition("=")
-    found = [value.strip() for value in values.split(",") if value.strip()]
+    # Commas within brackets belong to a value: sample.times=[0, 0.4, 1],[0, 0.6, 1].
+    found = [value.strip() for value in re.split(r",(?![^\[{]*[\]}])", values) if value.strip()]
     if not separator or not field.startswith("sample.") or not found:
         raise UserError(f"--over {text}: expected sample.field=value,value, for example sample.guidance.scale=1.5,2,3")
     return field, found

@@ -14,10 +14,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from models.groups import single_group
 from models.guidance import moment
+from models.multistep import MultistepSolver
 from models.objectives import LossTerms
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 
 
 def time_of(sigma: Tensor) -> Tensor:
@@ -92,23 +95,37 @@ def sigma_grid(steps: int, low: float = 0.002, high: float = 80.0, rho: float = 
 
 
 @torch.no_grad()
-def sample(denoiser: Denoiser, noise_BCHW: Tensor, y_B: Tensor, sigmas: Tensor, *, heun: bool = True) -> Tensor:
-    """Images (B, C, H, W) from standard normal noise along `sigmas`, without new noise (algorithm 1, S_churn = 0).
+def sample(denoiser: Denoiser, noise_BCHW: Tensor, y_B: Tensor, sigmas: Tensor, *, solver: str = "heun") -> Tensor:
+    """Images (B, C, H, W) from standard normal noise along `sigmas`, without new noise.
 
     denoiser: (x, t (B, 1), y) -> denoised images, guided or not.
-    heun: correct every step but the last by the slope at its end: 2 steps - 1 evaluations; else one for each step.
+    solver: "heun" corrects every step but the last by the slope at its end, 2 steps - 1 evaluations (algorithm 1,
+        S_churn = 0); "euler", "dpmpp_2m" and "unipc" ask once for each step.
+    Raises ValueError on any other solver.
     """
+    if solver not in SOLVERS:
+        raise ValueError(f"pixels are denoised by {', '.join(SOLVERS)}, found '{solver}'")
 
-    def slope(x: Tensor, sigma: Tensor) -> Tensor:
+    def denoised(x: Tensor, sigma: Tensor) -> Tensor:
         t_1 = time_of(sigma).to(x.dtype)[None]
         t_B1 = x.new_full((len(x), 1), t_1.item())
-        return (x - moment(denoiser, t_1)(x, t_B1, y_B).to(x.dtype)) / sigma.to(x.dtype)
+        return moment(denoiser, t_1)(x, t_B1, y_B).to(x.dtype)
+
+    def slope(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - denoised(x, sigma)) / sigma.to(x.dtype)
 
     levels = sigmas.cpu()  # known to the host, which then never waits for the device
     x = noise_BCHW * levels[0].to(noise_BCHW.dtype)
+    if solver == "dpmpp_2m" or solver == "unipc":
+        steps = MultistepSolver(solver, single_group(x.shape[1]))
+        for now, after in pairwise(levels.tolist()):
+            data = denoised(x, torch.tensor(now, dtype=levels.dtype))
+            x = steps.step(x, data, [(1.0, now)], [(1.0, after)])
+        return x
     for now, after in pairwise(levels):
         step = (after - now).to(x.dtype)
         first = slope(x, now)
         ahead = x + step * first
-        x = ahead if after == 0 or not heun else x + step * 0.5 * (first + slope(ahead, after))
+        to_data = bool(after == 0)
+        x = ahead if to_data or solver == "euler" else x + step * 0.5 * (first + slope(ahead, after))
     return x

@@ -1,12 +1,14 @@
 """Solvers: integrate a velocity from noise to data along a clock.
 
 The global time runs from 0 to the clock's span; each group's velocity is masked outside its phase.
-Number of steps means steps. Source: papers.md 1.7 and 2.6; the SDE is ours (see `_sde_step`).
+Number of steps means steps. Source: papers.md 1.7 and 2.6; the SDE is ours (see `_sde_step`); multistep
+solvers stand in `models/multistep.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -15,8 +17,9 @@ from torch import Tensor
 from models.clocks import Clock
 from models.groups import ChannelGroups
 from models.guidance import Velocity, moment
+from models.multistep import MultistepSolver
 
-Solver = Literal["euler", "heun", "dopri5", "sde"]
+Solver = Literal["euler", "heun", "dopri5", "sde", "dpmpp_2m", "unipc"]
 StepNoise = Callable[[int], Tensor]
 
 
@@ -25,9 +28,18 @@ def shifted(t: Tensor, shift: float) -> Tensor:
     return t if shift in (0, 1) else shift * t / (1 + (shift - 1) * t)
 
 
-def time_grid(steps: int, span: float = 1.0, shift: float = 0.0) -> Tensor:
-    """steps + 1 global times from 0 to span, float32 on the host; the shift acts on time normalised to [0, 1]."""
-    return span * shifted(torch.linspace(0.0, 1.0, steps + 1), shift)
+def time_grid(steps: int, span: float = 1.0, shift: float = 0.0, times: Sequence[float] | None = None) -> Tensor:
+    """Global times from 0 to span, float32 on the host: steps + 1 of them, even but for the shift, or `times`.
+
+    The shift and `times`, which rise from 0 to 1, are of time normalised to [0, 1].
+    Raises ValueError when `times` do not.
+    """
+    if times is None:
+        return span * shifted(torch.linspace(0.0, 1.0, steps + 1), shift)
+    rising = all(now < ahead for now, ahead in pairwise(times))
+    if len(times) < 2 or times[0] != 0 or times[-1] != 1 or not rising:
+        raise ValueError(f"times must rise from 0 to 1, found {list(times)}")
+    return span * torch.tensor(times)
 
 
 @torch.no_grad()
@@ -47,16 +59,18 @@ def sample(
     per_image: bool = False,
     step_noise: StepNoise | None = None,
     noise_scale: float = 1.0,
+    times: Sequence[float] | None = None,
 ) -> Tensor:
     """Normalised latents x1_BCHW from noise_BCHW and labels y_B, in the noise's dtype.
 
     velocity: (x_BCHW, t_BG, y_B) -> v_BCHW, guided or not.
-    steps, shift: fixed steps of euler, heun and sde and how they are spaced; dopri5 chooses its own.
+    steps, shift: fixed steps and how they are spaced; dopri5 chooses its own.
     steps_are_points: the published meaning, where 250 "steps" are 250 grid points and so 249 steps.
     atol, rtol: tolerances of dopri5. per_image: let dopri5 choose steps for each image alone; the published
         behaviour couples the images of a batch through one error norm, so that samples depend on the batch.
     step_noise, noise_scale: for "sde": the Gaussian noise of step i (shape of x), and a factor on the
         diffusion (0 makes it Euler).
+    times: a grid of one's own instead of `steps` and `shift`, as `time_grid` takes it.
     Raises ValueError on an unknown solver, too few steps, groups that do not fit, or missing step_noise.
     """
     if solver not in get_args(Solver):
@@ -96,17 +110,21 @@ def sample(
         pairs = zip(noise_BCHW.split(1), y_B.split(1), strict=True)
         return torch.cat([adaptive(x, y) for x, y in pairs])
 
-    def known(g: Tensor, x_BCHW: Tensor) -> Tensor:
+    def at(g: Tensor, x_BCHW: Tensor) -> Tensor:
         # Time, phases and guidance are decided on the host, which then never waits: it queues one step after the other.
-        t_G, mask_G = clock.at(g)
+        t_G, _ = clock.at(g)
         times = [torch.full((len(x_BCHW),), t, dtype=t_G.dtype, device=x_BCHW.device) for t in t_G.tolist()]
         t_BG = torch.stack(times, dim=1)
-        v = moment(velocity, t_G)(x_BCHW, t_BG, y_B)
-        return groups.weighted(v.to(x_BCHW.dtype), mask_G.tolist())
+        return moment(velocity, t_G)(x_BCHW, t_BG, y_B).to(x_BCHW.dtype)
+
+    def known(g: Tensor, x_BCHW: Tensor) -> Tensor:
+        return groups.weighted(at(g, x_BCHW), clock.at(g)[1].tolist())
 
     x = noise_BCHW
-    grid = time_grid(steps, clock.span, shift)
-    for i in range(steps):
+    grid = time_grid(steps, clock.span, shift, times)
+    if solver == "dpmpp_2m" or solver == "unipc":
+        return _multistep(at, x, grid, clock, MultistepSolver(solver, groups))
+    for i in range(len(grid) - 1):
         g, dt = grid[i], grid[i + 1] - grid[i]
         v = known(g, x)
         if solver == "heun":
@@ -117,6 +135,30 @@ def sample(
         else:
             x = x + dt * v
     return x
+
+
+def _multistep(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    x_BCHW: Tensor,
+    grid: Tensor,
+    clock: Clock,
+    solver: MultistepSolver,
+) -> Tensor:
+    """Along the grid by predicted data x + (1 - t) v. A group's steps are those of its own clock, so that one
+    whose phase begins between two points of the grid loses nothing of its way."""
+    # In double precision, as a step is weighed by a difference of times; a time that rounding keeps from
+    # noise or data would make the step there one of finite length.
+    times = [[_settled(t) for t in clock.at(g)[0].tolist()] for g in grid.double()]
+    for i, (now, ahead) in enumerate(pairwise(times)):
+        rest = solver.groups.weighted(velocity(grid[i], x_BCHW), [1.0 - t for t in now])
+        points = [[(t, 1.0 - t) for t in each] for each in (now, ahead)]
+        x_BCHW = solver.step(x_BCHW, x_BCHW + rest, *points)
+    return x_BCHW
+
+
+def _settled(t: float) -> float:
+    near = min(1.0, max(0.0, t))
+    return round(near) if abs(near - round(near)) < 1e-6 else near
 
 
 def _sde_step(

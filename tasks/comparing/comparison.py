@@ -185,10 +185,12 @@ def page(
     pictures: Mapping[str, bytes],
     floor: Mapping[str, float],
     details: Mapping[str, Any],
+    advice: str = "",
 ) -> bytes:
     """One HTML file without any outside reference.
 
     columns: scores and figures of the table. details: plain values that are shown as YAML under their names.
+    advice: what to make of it, in a sentence.
     """
     cells, scores = table(compared_runs, columns), set(score_columns(compared_runs))
     best = {
@@ -204,6 +206,7 @@ def page(
         "comparison",
         title=title,
         lead=lead,
+        advice=advice,
         columns=[(name, better(name) if name in best else "") for name in columns],
         rows=cells,
         best=best,
@@ -244,18 +247,20 @@ def write(
     details: Mapping[str, Any],
     seconds: str = "seconds of training",
     axis: Axis | None = None,
+    further: Mapping[str, bytes] | None = None,
+    advice: str = "",
 ) -> Outcome:
     """Page, charts and CSV as an artifact's files, and the table into its MLflow run.
 
-    network: whose scores come first.
+    network: whose scores come first. further: charts of the caller's own, by file name. advice: as for `page`.
     """
     known = score_columns(compared_runs)
     shown = chosen_scores(known, network)
     figures = dict.fromkeys(name for each in compared_runs for name in each.figures)
     columns = [*shown, *(name for name in known if name not in shown), *figures]
-    pictures = draw(compared_runs, shown, floor, seconds, axis)
+    pictures = draw(compared_runs, shown, floor, seconds, axis) | dict(further or {})
     files = {
-        page_name: page(title, lead, compared_runs, columns, pictures, floor, details),
+        page_name: page(title, lead, compared_runs, columns, pictures, floor, details, advice),
         "scores.csv": as_csv(compared_runs),
         **pictures,
     }

@@ -7,10 +7,11 @@ sweep of many settings over one model are each one job.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageFeatu
 from tasks.scoring.real_images import RealImages, on_record, scored, with_statistics
 from tasks.stage import Context, Job, Outcome, Stage, perform, side_job
 from tasks.training.launch import train
+
+T = TypeVar("T")
 
 SHEET = "sheet.png"
 _VERSION = 1
@@ -109,7 +112,8 @@ def run(context: Context) -> Outcome:
 
     shown: list[tuple[NDArray[np.int64], Pixels]] = []
     found: list[PerImageFeatures] = []
-    for labels, pixels in _batched(_images(sampler), SCORING_BATCH):
+    clock = _Stopwatch()
+    for labels, pixels in _batched(clock.timed(_images(sampler)), SCORING_BATCH):
         if sum(len(each) for each, _ in shown) < recipe.data.classes * _ROWS:
             shown.append((labels, pixels))
         found.append(examiner.look(labels, pixels))
@@ -122,6 +126,7 @@ def run(context: Context) -> Outcome:
         facts={
             "intervals": {name: list(bounds) for name, bounds in scores.intervals.items()},
             **sampler.integrator.evaluations(),
+            "sampling_seconds": clock.seconds,
         },
         scores=scores.values,
     )
@@ -131,6 +136,21 @@ STAGE = Stage("trial", _VERSION, (), (), run)
 
 
 # ---------------------------------------------------------------------------------------------------------- parts
+
+
+class _Stopwatch:
+    """How long an iterator took, without what is done with what it gives."""
+
+    seconds = 0.0
+
+    def timed(self, items: Iterator[T]) -> Iterator[T]:
+        while True:
+            begun = time.perf_counter()
+            item = next(items, None)
+            self.seconds += time.perf_counter() - begun
+            if item is None:
+                return
+            yield item
 
 
 def _images(sampler: Sampler) -> Iterator[tuple[NDArray[np.int64], Pixels]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class Panel:
     """By name in the legend; an empty name has none."""
     floor: float | None = None
     """A level to compare with."""
+    points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Single (place, value) points by name, drawn behind the bands and named where a band goes through them."""
 
 
 def band(runs: Sequence[Sequence[tuple[float, float]]]) -> Band:
@@ -64,6 +66,12 @@ def lines(panels: Sequence[Panel], axis: str) -> bytes:
     for axes in places[len(panels) :]:
         axes.remove()
     for axes, panel in zip(places, panels, strict=False):
+        if panel.points:
+            axes.scatter(*zip(*panel.points.values(), strict=True), s=14, color=INK, alpha=0.6, linewidth=0)
+        marked = {place for found in panel.bands.values() for place in zip(found.places, found.means, strict=True)}
+        for name, place in panel.points.items():
+            if place in marked:
+                axes.annotate(name, place, textcoords="offset points", xytext=(4, 4), fontsize=6, color=INK)
         for number, (name, found) in enumerate(panel.bands.items()):
             colour = COLOURS[number % len(COLOURS)]
             axes.plot(found.places, found.means, marker="o", markersize=3, color=colour, linewidth=1.6, label=name)

@@ -15,7 +15,7 @@ def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[
     """
     if isinstance(recipe.train_dit.model, UnetModel):
         return _denoisings(recipe.train_dit.model, section)
-    steps = section.steps - 1 if section.off_by_one else section.steps
+    steps = section.intervals
     span, offsets = 1.0, [0.0] * len(recipe.channel_groups)
     clock = recipe.train_dit.clock
     if isinstance(clock, SemanticFirstClock):
@@ -23,7 +23,8 @@ def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[
     if section.solver == "dopri5":
         times, count, how = [span * i / 100 for i in range(100)], adaptive, f"{adaptive} evaluations of dopri5 assumed"
     else:
-        grid = [span * _shifted(i / steps, section.shift) for i in range(steps + 1)]
+        even = [_shifted(i / steps, section.shift) for i in range(steps + 1)]
+        grid = [span * t for t in section.times or even]
         times = grid[:-1] + (grid[1:] if section.solver == "heun" else [])
         count, how = len(times), f"{len(times)} evaluations of {section.solver}"
     own_times = [[min(max(g - offset, 0.0), 1.0) for offset in offsets] for g in times]

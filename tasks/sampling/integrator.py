@@ -101,8 +101,7 @@ class Integrator:
             velocity = self._velocity(stage, latents, condition_noise)
             if self.sigmas is not None:
                 grid = self.sigmas(stage.section.steps)
-                heun = stage.section.solver == "heun"
-                latents = denoise(velocity, noise(shape, first), labels_B, grid, heun=heun)
+                latents = denoise(velocity, noise(shape, first), labels_B, grid, solver=stage.section.solver)
                 continue
             latents = solve(
                 velocity,
@@ -115,6 +114,7 @@ class Integrator:
                 shift=stage.section.shift,
                 steps_are_points=stage.section.off_by_one,
                 step_noise=step_noise,
+                times=stage.section.times,
             )
         self._batches += 1
         assert latents is not None  # a recipe has at least one stage

@@ -159,7 +159,7 @@ def test_recipes_without_a_cascade_are_what_they_were() -> None:
     [
         ("train_vavae={images: 640, model: {identity: false}}", ["train_dit.model.kind is unet", "identity"]),
         ("train_vavae.model.z_channels=4", ["z_channels is 4", "3"]),
-        ("sample.solver=dopri5", ["dopri5", "heun or euler"]),
+        ("sample.solver=dopri5", ["dopri5", "heun, euler"]),
         ("sample.shift=0.3", ["shift 0.3", "without shift"]),
         ("train_dit.cascade=null", ["train_dit.cascade", "sides"]),
         ("train_dit.clock={kind: semantic_first, delta: 0.3}", ["train_dit.clock"]),

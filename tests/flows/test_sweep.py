@@ -39,7 +39,7 @@ def test_one_model_is_sampled_and_scored_under_all_settings(
     }
     made = sweep._run(settings, jobs, OVER, Tracker())
     assert made.manifest.rows == 4 and "scale 1.5, steps 2/class_consistency" in made.manifest.scores
-    assert {entry.path for entry in made.files()} == {"sweep.html", "scores.csv", "sweep.png"}
+    assert {entry.path for entry in made.files()} == {"sweep.html", "scores.csv", "sweep.png", "frontier.png"}
     trials = sorted(Path(tmp_path).glob("trial/*/manifest.json"))
     assert len(trials) == 4
     before = [path.stat().st_mtime_ns for path in trials]
@@ -57,6 +57,12 @@ def test_settings_are_all_combinations_and_the_first_field_is_the_axis() -> None
         "scale 3, steps 4": (3.0, "steps 4"),
     }
     assert sweep._axis(["sample.solver=euler,heun"]) is None
+
+
+def test_commas_in_brackets_belong_to_a_value() -> None:
+    field, values = sweep._values("sample.times=[0, 0.4, 1],[0, 0.6, 1]")
+    assert field == "sample.times" and values == ["[0, 0.4, 1]", "[0, 0.6, 1]"]
+    assert sweep._values("sample.labels={1: 2, 3: 4},balanced")[1] == ["{1: 2, 3: 4}", "balanced"]
 
 
 @pytest.mark.parametrize(

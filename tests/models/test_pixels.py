@@ -101,7 +101,7 @@ def test_steps_reach_the_distribution_and_heun_does_it_better() -> None:
     exact = 0.2 + 0.3 * (noise * 80.0 - 0.2) / math.sqrt(80.0**2 + 0.09)
     heun = sample(counting, noise, y, sigma_grid(18))
     assert len(calls) == 35, "the published 35 evaluations of 18 steps"
-    euler = sample(ideal, noise, y, sigma_grid(18), heun=False)
+    euler = sample(ideal, noise, y, sigma_grid(18), solver="euler")
     errors = [float((found - exact).square().mean().sqrt()) for found in (heun, euler)]
     assert errors[0] < 0.1 * 0.3 and errors[0] < 0.5 * errors[1], errors
     finer = float((sample(ideal, noise, y, sigma_grid(72)) - exact).square().mean().sqrt())

@@ -113,7 +113,7 @@ GUIDANCE = {
 }
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "sde"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "sde", "dpmpp_2m", "unipc"])
 @pytest.mark.parametrize("guidance", GUIDANCE)
 @devices
 def test_sampling_with_two_clocks(device: str, guidance: str, solver: Solver) -> None:
@@ -147,9 +147,9 @@ def test_sampling_of_a_cascades_finer_stage(device: str) -> None:
         sample(velocity, raised, y, clock=Synchronous(), groups=single_group(2), steps=3)
 
 
-@pytest.mark.parametrize("heun", [False, True])
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m", "unipc"])
 @devices
-def test_denoising_in_pixels(device: str, heun: bool) -> None:
+def test_denoising_in_pixels(device: str, solver: str) -> None:
     noise, y = torch.randn(3, 2, 4, 4, device=device), torch.zeros(3, dtype=torch.long, device=device)
 
     def denoiser(x: Tensor, t_B1: Tensor, _y: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def test_denoising_in_pixels(device: str, heun: bool) -> None:
 
     guided = ClassifierFree(2.0, 3, interval=(0.4, 1.0))(denoiser)
     with no_waits(device):
-        edm.sample(guided, noise, y, edm.sigma_grid(5), heun=heun)
+        edm.sample(guided, noise, y, edm.sigma_grid(5), solver=solver)
 
 
 def test_an_adaptive_solver_waits() -> None:
