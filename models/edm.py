@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.groups import single_group
 from models.guidance import moment
-from models.multistep import MultistepSolver
+from models.multistep import MULTISTEP, MultistepSolver
 from models.objectives import LossTerms
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -116,7 +116,7 @@ def sample(denoiser: Denoiser, noise_BCHW: Tensor, y_B: Tensor, sigmas: Tensor, 
 
     levels = sigmas.cpu()  # known to the host, which then never waits for the device
     x = noise_BCHW * levels[0].to(noise_BCHW.dtype)
-    if solver == "dpmpp_2m" or solver == "unipc":
+    if solver in MULTISTEP:
         steps = MultistepSolver(solver, single_group(x.shape[1]))
         for now, after in pairwise(levels.tolist()):
             data = denoised(x, torch.tensor(now, dtype=levels.dtype))

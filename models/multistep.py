@@ -18,14 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 from torch import Tensor
 
 from models.groups import ChannelGroups
 
-Multistep = Literal["dpmpp_2m", "unipc"]
-MULTISTEP: tuple[str, ...] = get_args(Multistep)
+MULTISTEP = ("dpmpp_2m", "unipc")
 Point = tuple[float, float]
 """Coefficients (a, s) of data and noise."""
 
@@ -37,13 +35,17 @@ class MultistepSolver:
     kind: "dpmpp_2m" or "unipc". groups: channel groups of the batch, each with points of its own.
     """
 
-    kind: Multistep
+    kind: str
     groups: ChannelGroups
     _earlier: Sequence[Point] | None = None
     _now: Sequence[Point] | None = None
     _earlier_data: Tensor | None = None
     _now_data: Tensor | None = None
     _start: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in MULTISTEP:
+            raise ValueError(f"a multistep solver is one of {', '.join(MULTISTEP)}, found '{self.kind}'")
 
     def corrected(self, x_BCHW: Tensor, data_BCHW: Tensor, now: Sequence[Point]) -> Tensor:
         """x at `now` once the data predicted there is known: UniPC's corrector; of DPM-Solver++ x as it is."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.clocks import Clock
 from models.groups import ChannelGroups
 from models.guidance import Velocity, moment
-from models.multistep import MultistepSolver
+from models.multistep import MULTISTEP, MultistepSolver
 
 Solver = Literal["euler", "heun", "dopri5", "sde", "dpmpp_2m", "unipc"]
 StepNoise = Callable[[int], Tensor]
@@ -122,7 +122,7 @@ def sample(
 
     x = noise_BCHW
     grid = time_grid(steps, clock.span, shift, times)
-    if solver == "dpmpp_2m" or solver == "unipc":
+    if solver in MULTISTEP:
         return _multistep(at, x, grid, clock, MultistepSolver(solver, groups))
     for i in range(len(grid) - 1):
         g, dt = grid[i], grid[i + 1] - grid[i]
