@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from configs.autoencoders import TRAINABLE, DiffusersModel
 from configs.data import Foundation
 from configs.diffusion import DitModel, UnetModel
 from configs.foundations import known_features
@@ -176,6 +177,11 @@ def _critics(recipe: Recipe) -> None:
         raise ValueError(
             f"train_vavae.model.identity is true but train_vavae.images is {section.images}: there is nothing to "
             "train, use images: 0"
+        )
+    if isinstance(section.model, DiffusersModel) and section.model.class_name not in TRAINABLE:
+        raise ValueError(
+            f"train_vavae.images is {section.images} but our objective trains no {section.model.class_name}, only "
+            f"{' and '.join(TRAINABLE)}: use images: 0, which takes it as it is"
         )
     layers = section.objective.discriminator.layers
     if section.adversarial and side >> layers < 3:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from configs.autoencoders import AutoencoderModel
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, StatisticsFiles, UnetModel
 from configs.sampling import AutoGuidance, ClassifierFree, Guided, Sample
 
@@ -36,10 +37,12 @@ def check(recipe: Recipe, rules: Rules) -> None:
 def _sizes(recipe: Recipe) -> None:
     downscale = recipe.train_vavae.model.downscale
     if recipe.image.size % downscale:
+        model = recipe.train_vavae.model
+        ours = isinstance(model, AutoencoderModel)
+        levels = f" ({len(model.channel_multipliers)} levels)" if isinstance(model, AutoencoderModel) else ""
         raise ValueError(
-            f"image.size {recipe.image.size} is not a multiple of {downscale}, the tokenizer's downscale "
-            f"({len(recipe.train_vavae.model.channel_multipliers)} levels): use "
-            f"{max(1, recipe.image.size // downscale) * downscale} or another number of levels"
+            f"image.size {recipe.image.size} is not a multiple of {downscale}, the tokenizer's downscale{levels}: use "
+            f"{max(1, recipe.image.size // downscale) * downscale}{' or another number of levels' if ours else ''}"
         )
 
 

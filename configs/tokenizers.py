@@ -1,4 +1,5 @@
-"""Sections of the two tokenizers: the autoencoder (VA-VAE and its plain twin) and the Semantic VAE."""
+"""Sections of the two tokenizers: how the autoencoder is trained (`configs/autoencoders.py` says which), and the
+Semantic VAE."""
 
 from __future__ import annotations
 
@@ -6,44 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from configs.autoencoders import AutoencoderModel, Tokenizer
 from configs.section import Added, Positive, Precision, Section, Seed, Weight
 from configs.training import Training
-
-
-class AutoencoderModel(Section):
-    """Convolutional KL autoencoder (papers.md 1.1); the defaults are the published f16d32."""
-
-    identity: Annotated[bool, Added(before=False)] = False
-    """No network: latents are the pixels themselves, for diffusion in pixel space (`train_dit.model.kind: unet`)."""
-    base_channels: Positive = 128
-    channel_multipliers: tuple[Positive, ...] = (1, 1, 2, 2, 4)
-    blocks_per_level: Positive = 2
-    z_channels: Positive = 32
-    attention_levels: tuple[int, ...] = (4,)
-    decoder_attention: bool = True
-    norm_groups: Positive = 32
-
-    @property
-    def downscale(self) -> int:
-        """Pixels per latent cell along a side."""
-        return 1 if self.identity else 2 ** (len(self.channel_multipliers) - 1)
-
-    @model_validator(mode="after")
-    def _widths_fit(self) -> AutoencoderModel:
-        if self.identity and self.z_channels != 3:
-            raise ValueError(f"z_channels is {self.z_channels} but identity is true: pixels have 3")
-        for multiplier in self.channel_multipliers:
-            width = self.base_channels * multiplier
-            if width % self.norm_groups:
-                raise ValueError(
-                    f"norm_groups {self.norm_groups} does not divide a level's width {width} "
-                    f"(base_channels {self.base_channels} × {multiplier}): choose a divisor"
-                )
-        levels = len(self.channel_multipliers)
-        for level in self.attention_levels:
-            if not 0 <= level < levels:
-                raise ValueError(f"attention_levels names level {level}; there are levels 0 to {levels - 1}")
-        return self
 
 
 class Discriminator(Section):
@@ -95,7 +61,7 @@ class VavaePhase(Section):
 
 class TrainVavae(Training):
     betas: tuple[float, float] = (0.5, 0.9)
-    model: AutoencoderModel = AutoencoderModel()
+    model: Tokenizer = AutoencoderModel()
     objective: VavaeObjective = VavaeObjective()
     stages: tuple[VavaePhase, ...] = ()
     """One after the other in one run, with one optimizer; their images add up to `images`. None is one stage."""
@@ -108,6 +74,10 @@ class TrainVavae(Training):
     @property
     def weightless(self) -> bool:
         return self.model.identity
+
+    @property
+    def furnished(self) -> bool:
+        return not isinstance(self.model, AutoencoderModel)
 
     @property
     def objectives(self) -> tuple[tuple[int, VavaeObjective], ...]:
@@ -145,8 +115,12 @@ class TrainVavae(Training):
                     f"stages.{number}.images {stage.images} is not a multiple of batch {self.batch}, so a batch would "
                     f"have two objectives: use {max(1, round(stage.images / self.batch)) * self.batch}"
                 )
-        if self.pretrained_objective is not None and self.pretrained is None:
+        if self.pretrained_objective is not None and self.pretrained is None and not self.furnished:
             raise ValueError("pretrained_objective goes with pretrained: name the same run's model.safetensors there")
+        if self.pretrained is not None and self.furnished:
+            raise ValueError(
+                f"pretrained is set but model.kind {self.model.kind} brings weights of its own: leave pretrained out"
+            )
         return self
 
 

@@ -74,9 +74,14 @@ class Training(Section):
         """Whether there is nothing to train or to load."""
         return False
 
+    @property
+    def furnished(self) -> bool:
+        """Whether the network comes with weights, so that `pretrained` names none."""
+        return False
+
     @model_validator(mode="after")
     def _something_to_do(self) -> Training:
-        if self.images == 0 and self.pretrained is None and not self.weightless:
+        if self.images == 0 and self.pretrained is None and not (self.weightless or self.furnished):
             raise ValueError("images is 0 and pretrained is not set: train some images or name weights to use")
         missing = [name for name in ("batch", "learning_rate") if getattr(self, name) is None]
         if self.images and missing:

@@ -5,11 +5,11 @@ Tensor names are the published ones (the LDM family's), so the authors' checkpoi
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.posterior import LOGVAR_RANGE, DiagonalGaussian
+from models.image_autoencoder import ImageAutoencoder, certain
+from models.posterior import DiagonalGaussian
 
 NORM_EPS = 1e-6
 
@@ -203,7 +203,7 @@ class Decoder(nn.Module):
         return F.silu(self.norm_out(h))
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(ImageAutoencoder):
     """Images in [-1, 1] to a latent posterior and back; the defaults are the published f16d32 tokenizer.
 
     channel_multipliers: width of each level over base_channels; one level fewer halvings than entries.
@@ -269,20 +269,16 @@ class AutoencoderKL(nn.Module):
         """Images, nominally in [-1, 1] and not clamped, from latents in the encoder's own scale."""
         return self.decoder(self.post_quant_conv(z_BCHW))
 
-    def forward(self, x_BCHW: Tensor, noise: Tensor | None = None) -> tuple[Tensor, DiagonalGaussian, Tensor]:
-        """(reconstruction, posterior, latent); the latent is the posterior mean when no noise is given."""
-        posterior = self.encode(x_BCHW)
-        z = posterior.mean if noise is None else posterior.sample(noise)
-        return self.decode(z), posterior, z
+    @property
+    def decoding(self) -> list[nn.Parameter]:
+        return [*self.post_quant_conv.parameters(), *self.decoder.parameters()]
 
     @property
     def last_encoder_weight(self) -> Tensor:
-        """The weight whose gradients balance the alignment loss (papers.md 1.2)."""
         return self.encoder.conv_out.weight
 
     @property
     def last_decoder_weight(self) -> Tensor:
-        """The weight whose gradients balance the adversarial loss (papers.md 1.2)."""
         return self.decoder.conv_out.weight
 
 
@@ -296,7 +292,7 @@ class Identity(AutoencoderKL):
         self.downscale = 1
 
     def encode(self, x_BCHW: Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian(torch.cat([x_BCHW, torch.full_like(x_BCHW, LOGVAR_RANGE[0])], dim=1))
+        return certain(x_BCHW)
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
         return z_BCHW

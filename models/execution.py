@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from models.autoencoder import AutoencoderKL, Decoder, Encoder, Identity
 from models.foundation import FoundationModel
 from models.graphs import Tell, compiled
+from models.image_autoencoder import ImageAutoencoder
 
 
 def prepare(
@@ -30,16 +31,21 @@ def prepare(
     compile: one graph for all blocks, since they differ in their weights only: compiling takes as
         long for 28 blocks as for one, and what lies around them is under one per cent of the work.
         Of an autoencoder, one graph each for all of the encoder and of the decoder but their last
-        convolutions. A foundation model that is a ViT has blocks too; any other model is compiled
-        whole. A graph never breaks: torch's own error says where it would. Every kind of call has
-        a graph of its own, made when it first comes, and there may be any number of them
-        (`models/graphs.py`).
+        convolutions; one that is not ours stays as it is. A foundation model that is a ViT has
+        blocks too; any other model is compiled whole. A graph never breaks: torch's own error says
+        where it would. Every kind of call has a graph of its own, made when it first comes, and
+        there may be any number of them (`models/graphs.py`).
     checkpoint_activations: recompute each block's activations in the backward pass instead of keeping them.
     channels_last: an autoencoder's convolutions work on activations whose channels lie side by side in memory; weights
         stay as they are, and so does what is stored. Other models have no convolutions to speak of.
     tell: takes a line when something is compiled and when that is done.
     Raises ValueError when the model has no `blocks` to checkpoint.
     """
+    if isinstance(model, ImageAutoencoder) and not isinstance(model, AutoencoderKL):
+        _refuse_checkpointing(model, checkpoint_activations)
+        if compile:
+            tell("an autoencoder that is not ours runs as it is: nothing of it is compiled")
+        return model
     if isinstance(model, AutoencoderKL):
         _refuse_checkpointing(model, checkpoint_activations)
         _prepare_autoencoder(model, compile, channels_last, tell)

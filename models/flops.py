@@ -23,11 +23,12 @@ def forward_flops(network: nn.Module, *, side: int | None = None, alignment: boo
     side: pixels along a side of the image (AutoencoderKL), cells along a side of the feature grid (SemanticVAE) or of
         the latent (LightningDiT, which knows its own; a lower one for a cascade).
     alignment: with the projection to foundation features (LightningDiT).
-    A CascadeUNet is counted by torch. Raises TypeError on any other network, ValueError where `side` is missing.
+    A CascadeUNet and an autoencoder of diffusers are counted by torch.
+    Raises TypeError on any other network, ValueError where `side` is missing.
     """
     if isinstance(network, LightningDiT):
         return blocks_flops(network, side) + _around_blocks(network, alignment, side)
-    counted: Any = getattr(network, "flops_at", None)  # a CascadeUNet, whose library is not imported to ask
+    counted: Any = getattr(network, "flops_at", None)  # of networks whose library is not imported to ask
     if counted is not None:
         return int(counted(side))
     if not isinstance(network, AutoencoderKL | SemanticVAE):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.autoencoder import AutoencoderKL
+from models.image_autoencoder import ImageAutoencoder
 from models.objectives import LossTerms
 from models.semantic_vae import SemanticVAE
 
@@ -104,7 +104,7 @@ class TrainableTokenizer(nn.Module):
 
     def __init__(
         self,
-        model: AutoencoderKL,
+        model: ImageAutoencoder,
         *,
         feature_dim: int | None = None,
         reconstruction: Literal["l1", "l2"] = "l1",
@@ -180,8 +180,7 @@ class TrainableTokenizer(nn.Module):
 
     def _settled(self, fidelity: Tensor, z: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
         """The loss with its gradients at z and in the decoder already taken, and the one at z."""
-        decoder = [*self.model.post_quant_conv.parameters(), *self.model.decoder.parameters()]
-        trained = [parameter for parameter in decoder if parameter.requires_grad]
+        trained = [parameter for parameter in self.model.decoding if parameter.requires_grad]
         gradients = torch.autograd.grad(fidelity, [latent, *trained])
         settled: Tensor = _Known.apply(fidelity.detach(), len(gradients), z, *trained, *gradients)
         return settled, gradients[0]

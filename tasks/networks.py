@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
 from safetensors.torch import load as load_safetensors
 from torch import nn
 
+from configs.autoencoders import DiffusersModel, Tokenizer
 from configs.data import Foundation
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, UnetModel
 from configs.errors import UserError
@@ -15,18 +17,21 @@ from configs.fits import check_feature_grid, feature_readers
 from configs.foundations import known_features
 from configs.load import read_recorded
 from configs.recipe import Recipe
-from configs.tokenizers import AutoencoderModel, SemvaeModel
+from configs.tokenizers import SemvaeModel
 from infra import logs
 from infra.artifacts import Artifact
 from infra.compiled import keep_compiled
 from infra.device import HALVES
+from infra.diffusers_files import CONFIG, described, tensors
 from models.autoencoder import AutoencoderKL, Identity
 from models.cascade_dit import CascadeDiT
 from models.clocks import Clock, SemanticFirst, Synchronous
+from models.diffusers_config import Described, describe
 from models.edm import DenoisingMatching, Preconditioning
 from models.execution import halve, prepare
 from models.foundation import FoundationModel
 from models.groups import ChannelGroups
+from models.image_autoencoder import ImageAutoencoder
 from models.lightningdit import LightningDiT
 from models.objectives import Objective, TimeDistribution, VelocityMatching
 from models.semantic_vae import SemanticVAE
@@ -40,11 +45,62 @@ Network = TypeVar("Network", bound=nn.Module)
 
 if TYPE_CHECKING:
     from models.cascade_unet import CascadeUNet
+    from models.diffusers_autoencoder import DiffusersAutoencoder
 DiffusionNetwork: TypeAlias = Union[LightningDiT, "CascadeUNet"]
 
 
-def build_autoencoder(section: AutoencoderModel) -> AutoencoderKL:
-    return Identity() if section.identity else AutoencoderKL(**section.model_dump(exclude={"identity"}))
+def build_autoencoder(section: Tokenizer) -> ImageAutoencoder:
+    """The autoencoder that a recipe describes, with random weights.
+
+    Raises:
+        UserError: it is somebody else's, whose configuration cannot be had or is not what the recipe says.
+    """
+    if isinstance(section, DiffusersModel):
+        return build_diffusers(described(section))
+    return Identity() if section.identity else AutoencoderKL(**section.model_dump(exclude={"identity", "kind"}))
+
+
+def build_diffusers(found: Described) -> DiffusersAutoencoder:
+    """Raises UserError where diffusers cannot build what a configuration describes."""
+    from models.diffusers_autoencoder import DiffusersAutoencoder  # its library takes seconds to import
+
+    try:
+        return DiffusersAutoencoder(found)
+    except ValueError as error:
+        raise UserError(f"train_vavae.model: {error}") from None
+
+
+def load_diffusers(network: ImageAutoencoder, section: DiffusersModel) -> None:
+    """Load the weights at the section's location. Raises UserError where they do not fit."""
+    from models.diffusers_autoencoder import DiffusersAutoencoder, fitted
+
+    assert isinstance(network, DiffusersAutoencoder)
+    try:
+        network.network.load_state_dict(fitted(network, tensors(section)))
+    except ValueError as error:
+        raise UserError(f"train_vavae.model.location {section.location}: {error}") from None
+
+
+def check_diffusers(recipe: Recipe, section: DiffusersModel) -> None:
+    """Refuse files that are not what the recipe says, without the memory that their network takes.
+
+    Raises:
+        UserError: naming the field, the file and what does not fit.
+    """
+    from models.diffusers_autoencoder import fitted
+
+    found = described(section)
+    if found.side not in (None, recipe.image.size):
+        raise UserError(
+            f"image.size is {recipe.image.size} but this {section.class_name} ({section.location}) makes images of "
+            f"{found.side} × {found.side} only: set image.size: {found.side}"
+        )
+    with torch.device("meta"):
+        network = build_diffusers(found)
+    try:
+        fitted(network, tensors(section))
+    except ValueError as error:
+        raise UserError(f"train_vavae.model.location {section.location}: {error}") from None
 
 
 def build_semantic_vae(section: SemvaeModel, feature_dim: int) -> SemanticVAE:
@@ -134,10 +190,15 @@ def build_dit(recipe: Recipe, section: DitModel) -> LightningDiT:
     return LightningDiT(**arguments)
 
 
-def trained_autoencoder(artifact: Artifact) -> AutoencoderKL:
+def trained_autoencoder(artifact: Artifact) -> ImageAutoencoder:
     """The tokenizer of a `train_vavae` artifact, frozen."""
-    recipe = read_recorded(artifact.manifest.recipe)
-    return _frozen(build_autoencoder(recipe.train_vavae.model), artifact, WEIGHTS)
+    section = read_recorded(artifact.manifest.recipe).train_vavae.model
+    if isinstance(section, DiffusersModel):
+        network: ImageAutoencoder = build_diffusers(describe(json.loads(artifact.read(CONFIG)), section.class_name))
+    else:
+        network = build_autoencoder(section)
+    _frozen(network.kept, artifact, WEIGHTS)
+    return network.eval()
 
 
 def trained_semantic_vae(artifact: Artifact) -> SemanticVAE:

@@ -10,15 +10,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs import Recipe, UserError
+from configs.autoencoders import DiffusersModel
 from configs.tokenizers import Discriminator, TrainVavae, VavaeObjective
 from infra.device import autocast
+from infra.diffusers_files import CONFIG, described, identity, to_json
 from infra.weights import check_pretrained, identities, load_pretrained, load_tensors
+from models.diffusers_config import Described
 from models.discriminator import PatchDiscriminator, TrainableDiscriminator
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
 from tasks.data.images import images
 from tasks.data.pixels import peak_signal_to_noise, to_pixels, to_tensor
 from tasks.loading.loader import IMAGE, Batch, Loader
-from tasks.networks import build_autoencoder, load_foundation
+from tasks.networks import build_autoencoder, check_diffusers, load_diffusers, load_foundation
 from tasks.randomness import ImageNumbers
 from tasks.scoring.lpips import Lpips
 from tasks.stage import Context, Outcome
@@ -83,13 +86,19 @@ class Tokenizer(Trainee):
         self.section = recipe.train_vavae
         objective = self.section.objective
         self.objectives = self.section.objectives
-        self.network: nn.Module = build_autoencoder(self.section.model)
+        self.autoencoder = build_autoencoder(self.section.model)
+        self.network: nn.Module = self.autoencoder
         if self.section.pretrained is not None:
             load_pretrained(self.network, self.section.pretrained)
+        if isinstance(self.section.model, DiffusersModel):
+            load_diffusers(self.autoencoder, self.section.model)
+            self.described: Described | None = described(self.section.model)
+        else:
+            self.described = None
         foundation = recipe.foundation if self.section.aligned else None
         trains = self.section.images > 0
         self.module: nn.Module = TrainableTokenizer(
-            self.network,  # type: ignore[arg-type]
+            self.autoencoder,
             feature_dim=foundation.feature_dim if foundation else None,
             reconstruction=objective.reconstruction,
             adaptive=objective.adaptive,
@@ -106,6 +115,8 @@ class Tokenizer(Trainee):
         self.latent = (self.section.model.z_channels, recipe.latent_size, recipe.latent_size)
         self.noise = ImageNumbers(self.section.seed, "posterior")
         self.facts: dict[str, Any] = {}
+        if self.described is not None:
+            self.facts["tokenizer"] = {"class_name": self.described.class_name, "factors": self.described.factors}
         if self.shards is None:
             return  # given weights, and no images to score them on
         self.loader = Loader(
@@ -137,6 +148,13 @@ class Tokenizer(Trainee):
         if self.critic is not None and not is_held_out(batch) and objective.gan_weight > 0 and begun:
             given["discriminator"] = self.critic.network.frozen
         return given
+
+    @property
+    def kept(self) -> nn.Module:
+        return self.autoencoder.kept
+
+    def documents(self) -> dict[str, bytes]:
+        return {} if self.described is None else {CONFIG: to_json(self.described)}
 
     def objective_tensors(self) -> dict[str, Tensor]:
         """The projection and the discriminator, by name: what a later run's objective can go on from."""
@@ -198,12 +216,16 @@ def external(recipe: Recipe) -> dict[str, str] | None:
         pretrained=given.pretrained,
         pretrained_objective=given.pretrained_objective,
     )
+    if isinstance(given.model, DiffusersModel) and (content := identity(given.model)) is not None:
+        found["tokenizer"] = content
     return found or None
 
 
 def check(recipe: Recipe) -> None:
     """Raises UserError where the weights that the recipe names do not fit it."""
     given = section(recipe)
+    if isinstance(given.model, DiffusersModel):
+        check_diffusers(recipe, given.model)
     check_pretrained(lambda: build_autoencoder(given.model), given.pretrained, "train_vavae.pretrained")
 
 

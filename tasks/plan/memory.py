@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from configs.autoencoders import Tokenizer
 from configs.compute import TrainCompute
 from configs.diffusion import DitModel, TrainDit, UnetModel
 from configs.recipe import Recipe
-from configs.tokenizers import AutoencoderModel
 from configs.training import Training
 from tasks.plan import networks
+from tasks.plan.tokenizers import convolutional
 
 FLOAT32 = 4
 WEIGHT, GRADIENT, MOMENTS, AVERAGE = FLOAT32, FLOAT32, 2 * FLOAT32, FLOAT32
@@ -132,13 +133,16 @@ def _diffusion_image(recipe: Recipe, section: TrainDit, wide: int) -> tuple[floa
     return wide * (TOKEN_RECOMPUTED if compute.recompute else a_token) * float(depth * tokens * width), ESTIMATE
 
 
-def _activations(model: AutoencoderModel, side: int) -> int:
-    """Numbers that leave the residual blocks of an autoencoder, encoder and decoder, for one image."""
-    values = 0
-    for level, multiplier in enumerate(model.channel_multipliers):
-        blocks = 2 * model.blocks_per_level + 1
-        values += blocks * model.base_channels * multiplier * (side >> level) ** 2
-    return values
+def _activations(model: Tokenizer, side: int) -> int:
+    """Numbers that leave the residual blocks of a convolutional autoencoder, encoder and decoder, for one image."""
+    found = convolutional(model)
+    if found is None:  # levels of another kind, which may be trained all the same
+        return 0
+    both = zip(found.widths, found.decoder_widths, strict=True)
+    return sum(
+        (found.blocks * inward + (found.blocks + 1) * outward) * (side >> level) ** 2
+        for level, (inward, outward) in enumerate(both)
+    )
 
 
 def _foundation_values(recipe: Recipe) -> int:

@@ -19,8 +19,8 @@ from configs import Recipe
 from infra import logs
 from infra.artifacts import Artifact
 from infra.device import computing, default_device, uploaded
-from models.autoencoder import AutoencoderKL
 from models.captured import Captured
+from models.image_autoencoder import ImageAutoencoder
 from tasks.data.pixels import Pixels, to_levels
 from tasks.data.statistics import LatentStatistics
 from tasks.networks import DiffusionNetwork, ready, trained_autoencoder, trained_dit
@@ -35,7 +35,7 @@ _TEXTURE = ["z"]
 class Decoder:
     """From normalised latents to pixels."""
 
-    tokenizer: AutoencoderKL
+    tokenizer: ImageAutoencoder
     statistics: LatentStatistics
 
     @classmethod

@@ -181,7 +181,7 @@ def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, cu
     def write(name: str, found: Checkpoint, average: str | None) -> None:
         _load_trained(trainee.module, found.tensors[WEIGHTS])
         _load(trainee.module, found.tensors[average] if average else {})
-        files.append(_write(context.out, f"{name}.safetensors", trainee.network))
+        files.append(_write(context.out, f"{name}.safetensors", trainee.kept))
 
     if best is not None:
         write(_BEST, best, MAIN if MAIN in best.tensors else None)
@@ -192,8 +192,9 @@ def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, cu
         write(_LAST, end, None)
         files += _objective(context.out, trainee, end)
     else:
-        files.append(_write(context.out, f"{_LAST}.safetensors", trainee.network))
+        files.append(_write(context.out, f"{_LAST}.safetensors", trainee.kept))
     files += _snapshots(context.out)
+    files += [context.out.write_bytes(name, content) for name, content in trainee.documents().items()]
     trainee.network.to(device).eval()
     with torch.no_grad():
         scores = trainee.scores(trainee.network, device)

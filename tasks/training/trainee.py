@@ -59,6 +59,15 @@ class Trainee(Protocol):
         """Figures of the finished network for people; none by default."""
         return {}
 
+    @property
+    def kept(self) -> nn.Module:
+        """Whose tensors, by their published names, the artifact keeps: the network, or what it is a cover of."""
+        return self.network
+
+    def documents(self) -> dict[str, bytes]:
+        """Files beside the network, by name, that say how it is built where the recipe does not; none by default."""
+        return {}
+
     def objective_tensors(self) -> dict[str, Tensor]:
         """Tensors of the objective that another training can go on from; they become the artifact's
         `objective.safetensors`. None by default."""
