@@ -188,7 +188,9 @@ def test_diffusers_pickles_are_refused(tmp_path: Path) -> None:
 
 def test_diffusers_layouts_that_are_not_theirs_are_refused_by_name(tmp_path: Path) -> None:
     saved(tmp_path / "pipeline" / "vae", "AutoencoderKL")
-    assert "is a whole pipeline; name the folder of its autoencoder" in _refused(tmp_path, location=tmp_path / "pipeline")
+    assert "is a whole pipeline; name the folder of its autoencoder" in _refused(
+        tmp_path, location=tmp_path / "pipeline"
+    )
     assert "has no config.json (pipeline)" in _refused(tmp_path)
     saved(tmp_path / "ldm", "AutoencoderKL")
     file = tmp_path / "ldm" / "diffusion_pytorch_model.safetensors"
@@ -219,8 +221,10 @@ def test_diffusers_recipes_are_refused_before_any_file_is_opened() -> None:
             small_recipe(f"train_vavae.model={json.dumps(own)}", *overrides)
 
     zero = "train_vavae.images=0"
-    with pytest.raises(UserError, match="class_name: input should be 'AutoencoderKL', .* or 'AutoencoderRAE'"):
-        small_recipe(zero, f"train_vavae.model={json.dumps(section('AutoencoderKL', '/x') | {'class_name': 'VQModel'})}")
+    with pytest.raises(UserError, match=r"class_name: input should be 'AutoencoderKL', .* or 'AutoencoderRAE'"):
+        small_recipe(
+            zero, f"train_vavae.model={json.dumps(section('AutoencoderKL', '/x') | {'class_name': 'VQModel'})}"
+        )
     refuse("image.size 32 is not a multiple of 64, the tokenizer's downscale: use 64", zero, downscale=64)
     refuse("patch_size 3 does not divide the latent side 4", zero, "train_dit.model.patch_size=3")
     refuse("foundation .* gives features on a grid of", zero, downscale=16)

@@ -49,7 +49,7 @@ def taken(folder: Path, class_name: str) -> tuple[Artifact, Recipe, Any]:
 @torch.no_grad()
 @pytest.mark.parametrize("class_name", ["AutoencoderKL", "AutoencoderRAE"])
 def test_diffusers_artifact_needs_its_source_no_more_and_is_one_itself(class_name: str, tmp_path: Path) -> None:
-    artifact, recipe, network = taken(tmp_path, class_name)
+    artifact, _, network = taken(tmp_path, class_name)
     shutil.rmtree(tmp_path / "theirs")
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     found = trained_autoencoder(artifact)
