@@ -27,6 +27,24 @@ for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
     os.environ.pop(_name, None)
 
 
+_SHARED = ("workplace", "local_ray")
+"""Fixtures too dear to make in two processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`, a file's tests run in one process, and all files that share what is dear in the same one.
+
+    The latter come first: they take longest, and the other files fill the time that is left beside them.
+    """
+    used: dict[Path, set[str]] = {}
+    for item in items:
+        used.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+    shared = {path: next((name for name in _SHARED if name in names), "") for path, names in used.items()}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(shared[item.path] or item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: [*_SHARED, ""].index(shared[item.path]))
+
+
 def pytest_sessionfinish() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
