@@ -8,6 +8,9 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+# Two processes: what one waits for, a server or a Ray that starts, is the other's time. tests/conftest.py says who
+# shares a process. `ARGS="-n 0"` tests in one.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 BENCHMARKS := $(filter-out s3_server,$(notdir $(basename $(wildcard benchmarks/*.py))))
 
@@ -28,13 +31,13 @@ demo: $(VENV)/.ready
 	$(BIN)/latentforge run sfd-full --recipe demo $(ARGS)
 
 quick: $(VENV)/.ready
-	$(BIN)/python -m pytest tests/models tests/configs $(ARGS)
+	$(PYTEST) tests/models tests/configs $(ARGS)
 
 test: $(VENV)/.ready check
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.ready check
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ _HOME = Path(tempfile.mkdtemp(prefix="latentforge-tests-"))
 (_REAL_HOME / "datasets").mkdir(parents=True, exist_ok=True)
 (_HOME / "datasets").symlink_to(_REAL_HOME / "datasets")
 os.environ["LATENTFORGE_HOME"] = str(_HOME)
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # many processes share few cores: threads that spin take them
 for _name in ("LATENTFORGE_ROOT", "LATENTFORGE_LOGS", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
     os.environ.pop(_name, None)
@@ -75,6 +77,27 @@ def local_ray() -> Iterator[None]:
     connect()
     yield
     disconnect()
+
+
+@pytest.fixture(scope="module")
+def actors_here() -> Iterator[None]:
+    """What actors would do is done in this process, the last item first: each of theirs imports torch anew.
+
+    Real ones are at work in the flows' tests and in `test_sample`.
+    """
+    import torch
+
+    from configs.compute import ActorCompute
+    from tasks.data import actors
+
+    def by_one(rows: Sequence[dict[str, Any]], work: Any, compute: ActorCompute) -> Iterator[dict[str, Any]]:
+        yield from map(actors.Worker(*pickle.loads(pickle.dumps(work))), reversed(rows))
+
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(actors, "_by_ray", by_one)
+        yield
+    torch.set_num_threads(threads)
 
 
 def free_port() -> int:

@@ -28,6 +28,17 @@ def spread(
     """
     if not items:
         return
+    for row in _by_ray([{"item": pickle.dumps(item)} for item in items], (worker, tuple(arguments)), compute):
+        result = pickle.loads(row["result"])
+        if isinstance(result, UserError):
+            raise result
+        yield result
+
+
+def _by_ray(
+    rows: Sequence[dict[str, Any]], work: tuple[type, tuple[Any, ...]], compute: ActorCompute
+) -> Iterator[dict[str, Any]]:
+    """What `Worker(*work)`, in as many actors as there may be, makes of each row."""
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext
 
@@ -35,22 +46,18 @@ def spread(
     require_gpus("compute.actors.gpus_per_actor", compute.gpus_per_actor)
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    most = min(compute.actors, len(items))
+    most = min(compute.actors, len(rows))
     fit = max(1, min(most, int(ray.cluster_resources().get("CPU", 1.0) // compute.cpus_per_actor)))
-    results = ray.data.from_items([{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)).map(
-        _Worker,  # type: ignore[arg-type]  # a class, called in its actors
-        fn_constructor_args=(worker, tuple(arguments)),
+    results = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
+        Worker,  # type: ignore[arg-type]  # a class, called in its actors
+        fn_constructor_args=work,
         compute=ActorPoolStrategy(min_size=fit, max_size=most),  # more may start where a cluster grows
         **actor_options(compute),
     )
-    for row in results.iter_rows():
-        result = pickle.loads(row["result"])
-        if isinstance(result, UserError):
-            raise result
-        yield result
+    yield from results.iter_rows()
 
 
-class _Worker:
+class Worker:
     """Carries a UserError out as a value: on its way through Ray Data an exception keeps only its text."""
 
     def __init__(self, worker: type, arguments: tuple[Any, ...]) -> None:

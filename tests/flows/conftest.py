@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -76,12 +77,6 @@ def _workplace(folder: Path, fashion_mnist: str) -> Workplace:
     return Workplace(home, str(folder / "artifacts"), environment)
 
 
-@pytest.fixture
-def alone(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str) -> Workplace:
-    """A workplace of this test's own without servers, where a run starts Prefect's for itself as `make demo` does."""
-    return _workplace(tmp_path_factory.mktemp("alone"), fashion_mnist)
-
-
 @pytest.fixture(scope="package")
 def workplace(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str) -> Iterator[Workplace]:
     """A workplace with what `make serve` starts, which spares each run the start of a Prefect server."""
@@ -95,6 +90,22 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str) -> I
         changed.undo()
         servers = {name: served[name] for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
         yield replace(place, environment={**place.environment, **servers})
+
+
+@pytest.fixture
+def alone(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: str, workplace: Workplace) -> Workplace:
+    """A workplace of this test's own without servers, where a run starts Prefect's for itself as `make demo` does.
+
+    Prefect's database is there, as at a second run: making one takes ten seconds.
+    """
+    place = _workplace(tmp_path_factory.mktemp("alone"), fashion_mnist)
+    (place.home / "prefect").mkdir()
+    with (
+        closing(sqlite3.connect(workplace.home / "prefect" / "prefect.db")) as full,
+        closing(sqlite3.connect(place.home / "prefect" / "prefect.db")) as own,
+    ):
+        full.backup(own)
+    return place
 
 
 @pytest.fixture(scope="package")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tasks.stage import Context, Job, Outcome, Stage, perform
 
 MADE: list[str] = []
 BROKEN: set[str] = set()
+REFRESHED: dict[str, bool] = {}
+"""Whether Prefect was told to forget what it remembers of a stage, by its name."""
 
 
 def _stage(name: str, *inputs: str) -> Stage:
@@ -44,7 +47,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     class Plain:
         """Prefect's task, without Prefect."""
 
-        def with_options(self, **_: Any) -> Any:
+        def with_options(self, name: str, refresh_cache: bool, **_: Any) -> Any:
+            REFRESHED.update({name: refresh_cache})
             return lambda stage, job: perform(stage, Job(**job)).fingerprint
 
     monkeypatch.setattr(running, "_perform", Plain())
@@ -98,6 +102,15 @@ def test_inputs_are_checked_before_anything_is_touched(root: str, look: Any, cho
     assert MADE == ["first"]
     run(root, **chosen)
     assert MADE[:2] == ["first", "second"]
+
+
+def test_a_deleted_artifact_is_rebuilt_and_nothing_else(root: str) -> None:
+    """Though Prefect remembers that it was made."""
+    second = artifact(root, "second")
+    shutil.rmtree(second.storage.path)
+    run(root)
+    assert MADE == ["second"] and artifact(root, "second").fingerprint == second.fingerprint
+    assert REFRESHED == {"first": False, "second": True, "third": False}
 
 
 def test_a_failed_redo_loses_nothing(root: str) -> None:

@@ -56,6 +56,7 @@ def test_another_guidance_scale_samples_and_scores_only(finished: Workplace) -> 
     assert finished.rebuilt_since(before) == {"sample", "evaluate", "report"}
 
 
+@pytest.mark.slow  # the same law is shown on toy stages in test_redo
 def test_a_deleted_artifact_is_rebuilt_and_nothing_upstream(finished: Workplace) -> None:
     before = finished.manifests()
     shutil.rmtree(Path(finished.root) / "sample" / finished.first["sample"])
@@ -121,6 +122,26 @@ def test_runs_are_tracked_and_compare(finished: Workplace) -> None:
     assert json.loads(whole[0].data.params["sample.guidance.scale"]) == load_recipe("demo_tiny").sample.guidance.scale
 
 
+def test_a_root_goes_on_on_s3_without_servers(finished: Workplace, alone: Workplace, s3_root: str) -> None:
+    """Shards and tokenizers were copied there; what follows is made there, by one worker of training."""
+    import s3fs
+
+    copied = ("shard", "train_vavae", "train_semvae")
+    for stage in copied:
+        place = f"{stage}/{finished.first[stage]}"
+        s3fs.S3FileSystem().put(f"{finished.undisturbed}/{place}", f"{s3_root}/{place}", recursive=True)
+    before = {stage: Artifact(s3_root, stage, finished.first[stage]).manifest.created for stage in copied}
+    said = alone.run("--set", "compute.train.workers=1", root=s3_root).stdout
+    assert f"{s3_root}/report/" in said and "report.html" in said
+    for stage in ALL:
+        artifact = Artifact(s3_root, stage, finished.first[stage])
+        assert artifact.manifest.files, stage
+        assert stage not in before or artifact.manifest.created == before[stage], "what was copied is used"
+    assert not Path(alone.root).exists(), "nothing but tracking stays on the driver's disk"
+    assert (alone.home / "mlflow.db").is_file()
+
+
+@pytest.mark.slow  # what tests of the stages on S3 and the one above leave: tokenizers are trained there, too
 def test_the_same_flow_on_s3_without_servers(alone: Workplace, s3_root: str) -> None:
     said = alone.run(root=s3_root).stdout
     assert f"{s3_root}/report/" in said and "report.html" in said

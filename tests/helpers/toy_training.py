@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks.s3_server import free_ports
 from configs.compute import TrainCompute
 from configs.training import Training
 from infra.storage import Storage
@@ -174,12 +174,17 @@ def perform(run: Run, folder: Path) -> None:
     dist.barrier()
 
 
-def _worker(rank: int, world: int, port: int, folder: str, runs: list[Run]) -> None:
+def begin_worker(rank: int, world: int, port: int) -> None:
+    """What Ray Train does in a worker before it trains: its place among the others, and their process group."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ["WORLD_SIZE"] = str(world)
     torch.set_num_threads(1)
     heed_signals()
     dist.init_process_group("gloo", rank=rank, world_size=world)
+
+
+def _worker(rank: int, world: int, port: int, folder: str, runs: list[Run]) -> None:
+    begin_worker(rank, world, port)
     if rank == 0:
         out = os.open(str(Path(folder) / "said.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
@@ -188,16 +193,19 @@ def _worker(rank: int, world: int, port: int, folder: str, runs: list[Run]) -> N
     dist.destroy_process_group()
 
 
-def train(world: int, folder: Path, runs: list[Run], worker: Callable[..., None] = _worker) -> None:
-    """Perform the runs one after another on `world` gloo workers.
+def train(world: int, folder: Path, runs: list[Run]) -> None:
+    """Perform the runs one after another on `world` gloo workers."""
+    start_workers(world, str(folder), runs, _worker)
+
+
+def start_workers(world: int, place: str, given: Any, worker: Callable[[int, int, int, str, Any], None]) -> None:
+    """Call `worker(rank, world, port, place, given)` in `world` processes and wait for them.
 
     They are forks of one process that has what they import; each would take seconds for that.
     """
-    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo", "deepspeed"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(worker, (world, port, str(folder), runs), nprocs=world, start_method="forkserver")
+    multiprocessing.set_forkserver_preload([__name__, "tasks.train_dit", "torch._dynamo", "deepspeed"])
+    (port,) = free_ports(1)
+    mp.start_processes(worker, (world, port, place, given), nprocs=world, start_method="forkserver")
 
 
 def notes(folder: Path, name: str) -> dict[str, list[tuple[int, float]]]:

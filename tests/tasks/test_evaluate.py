@@ -84,7 +84,9 @@ def test_psnr_in_closed_form() -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[str, Artifact, Artifact]:
+def evaluated(
+    tmp_path_factory: pytest.TempPathFactory, local_ray: None, actors_here: None
+) -> tuple[str, Artifact, Artifact]:
     """Evaluations of pictures as good as real ones, and of the same under noise and wrong labels."""
     root = at(tmp_path_factory.mktemp("evaluated"))
     put_shard(root, RECIPE, train=240, test=100)
@@ -122,7 +124,7 @@ def test_the_floor_is_what_real_images_reach(evaluated: tuple[str, Artifact, Art
     assert len(good.facts["consistency_by_label"]) == 10
 
 
-def test_where_all_images_are_trained_on_there_is_no_floor(tmp_path: Path, local_ray: None) -> None:
+def test_where_all_images_are_trained_on_there_is_no_floor(tmp_path: Path, actors_here: None) -> None:
     recipe = small_recipe(*SETTINGS, "evaluate.reference=train", "evaluate.classifier=null", "shard.test_share=0.0")
     put_shard(at(tmp_path), recipe, train=120, test=0)
     put_networks(at(tmp_path), recipe)

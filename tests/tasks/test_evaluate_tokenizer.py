@@ -80,7 +80,7 @@ def test_latents_are_compared_with_features_as_by_hand(root: str, monkeypatch: p
     assert scores["feature_probe"] > 2 * chance and scores["pca_probe"] > chance
 
 
-def test_the_stage_scores_both_tokenizers(root: str, local_ray: None) -> None:
+def test_the_stage_scores_both_tokenizers(root: str, local_ray: None, actors_here: None) -> None:
     made = context(root, RECIPE, STAGE, "shard", "train_vavae", "train_semvae")
     outcome = STAGE.run(made)
     assert outcome.rows == 80

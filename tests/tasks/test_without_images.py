@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from configs import Recipe, UserError
 from tasks import evaluate, report
-from tasks.scoring import features
 from tasks.scoring.real_images import ScoringInputs, real_images
 from tasks.stage import perform
 from tests.helpers.builders import at, context, put_networks, put_sample, small_recipe
@@ -30,16 +27,8 @@ GIVEN = (
 )
 
 
-def serial(
-    items: Sequence[Mapping[str, Any]], worker: type, arguments: Sequence[Any], compute: object
-) -> Iterator[Any]:
-    made = worker(*arguments)
-    yield from (made(item) for item in items)
-
-
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    monkeypatch.setattr(features, "spread", serial)
+def prepared(tmp_path: Path, actors_here: None) -> Recipe:
     labels = np.arange(60) % 10
     np.savez(tmp_path / "reference.npz", arr_0=pictures(labels, seed=1))
     recipe = small_recipe(*GIVEN, f"evaluate.reference={tmp_path}/reference.npz")

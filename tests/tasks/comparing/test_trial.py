@@ -34,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def real(root: str, local_ray: None) -> RealImages:
+def real(root: str, local_ray: None, actors_here: None) -> RealImages:
     return real_images(ScoringInputs(RECIPE, root, Artifact(root, "shard", "shard")))
 
 

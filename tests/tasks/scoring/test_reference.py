@@ -111,7 +111,7 @@ def test_statistics_of_a_file_go_before_those_of_the_images(tmp_path: Path, weig
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory, weights: Path, local_ray: None) -> tuple[Artifact, Artifact]:
+def scored(tmp_path_factory: pytest.TempPathFactory, weights: Path, actors_here: None) -> tuple[Artifact, Artifact]:
     """The evaluation of a few pictures against a file of images, and against the artifact which that left."""
     folder = tmp_path_factory.mktemp("scored")
     path = file(folder, arr_0=pictures(8, 1))

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tasks.training.buckets import Buckets
-from tests.helpers.toy_training import train
+from tests.helpers.toy_training import start_workers
 
 WIDTH, SMALL = 8, 4 * 8 * 8 + 4 * 8
 """Bytes of one layer of the net: a bucket that holds just one."""
@@ -82,7 +82,7 @@ def compare(rank: int, world: int, port: int, folder: str, runs: list[Any]) -> N
 
 
 def test_two_workers_average_the_same_in_every_bit(tmp_path: Path) -> None:
-    train(2, tmp_path, [], compare)
+    start_workers(2, str(tmp_path), None, compare)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["the same"] * 2
 
 
