@@ -65,10 +65,19 @@ class Baseline(Section):
 class Released(Section):
     """What the authors released: a run that takes it trains nothing (`configs/reproduction.py`)."""
 
-    weights: str
+    weights: str | None = None
     """Of the diffusion network, by path, fsspec URL or hub name."""
-    statistics: StatisticsFiles
+    statistics: StatisticsFiles | None = None
     """Of the latents that they were trained on."""
+    tokenizer: str | None = None
+    """In place of both: the tokenizer that the recipe is about. It is scored on validation images."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Released:
+        both = self.weights is not None and self.statistics is not None
+        if both == (self.tokenizer is not None) or (self.weights is None) != (self.statistics is None):
+            raise ValueError("released names weights with their statistics, or a tokenizer: give one of the two")
+        return self
 
 
 class Published(Section):
@@ -110,6 +119,12 @@ def scores_of_pictures(recipe: Recipe) -> Scores | None:
 def scores_of_tokenizer(recipe: Recipe) -> Scores | None:
     """What the paper reports for reconstructions; None where it says nothing."""
     return None if recipe.published is None else recipe.published.tokenizer
+
+
+def scores_of(stage: str, recipe: Recipe) -> Scores | None:
+    """What the paper reports for what a scoring stage looks at; None where it says nothing."""
+    of = {"evaluate": scores_of_pictures, "evaluate_tokenizer": scores_of_tokenizer}.get(stage)
+    return None if of is None else of(recipe)
 
 
 def published_metrics(scores: Scores | None) -> dict[str, float]:

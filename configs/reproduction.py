@@ -1,9 +1,11 @@
-"""From a recipe that names what its authors released to the run that uses it: nothing trained, no image read."""
+"""From a recipe that names what its authors released to the run that uses it: nothing is trained. Pictures are scored
+without reading an image of the recipe's own, a tokenizer on validation images alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from configs.errors import UserError
 from configs.load import load_recipe, recipe_names
@@ -13,12 +15,12 @@ from configs.recipe import Recipe
 def reproduction(
     recipe: str, unguided: bool = False, images: int | None = None, overrides: Sequence[str] = ()
 ) -> list[str]:
-    """Overrides under which a recipe samples its authors' weights and is scored as they scored them.
+    """Overrides under which what a recipe's authors released is scored as they scored it.
 
     Args:
         recipe: a recipe's name or a path to a YAML file, with `published.released`.
         unguided: sample without guidance, for the paper's unguided score.
-        images: sample so many instead of the published number, for a first look.
+        images: sample (or reconstruct) so many instead of the published number, for a first look.
         overrides: `section.field=value` strings that go before all others.
 
     Raises:
@@ -31,10 +33,15 @@ def reproduction(
             f"recipe {recipe}: names no files that its authors released (published.released), so there is nothing to "
             f"reproduce: choose one of {', '.join(reproducible())}, or name them"
         )
+    if published.released.tokenizer is not None:
+        if unguided:
+            raise UserError(f"recipe {recipe}: is about a tokenizer, which is not guided: leave out --unguided")
+        return _of_tokenizer(loaded, published.released.tokenizer, images, overrides)
+    assert published.released.statistics is not None  # its own rules
     if (published.unguided if unguided else published.guided) is None:
         kind, way_out = ("unguided", "leave out --unguided") if unguided else ("guided", "add --unguided")
         raise UserError(f"recipe {recipe}: its paper reports no {kind} score: {way_out}")
-    changes = {
+    changes: dict[str, Any] = {
         "train_dit.images": 0,
         "train_dit.pretrained": published.released.weights,
         "train_dit.statistics": published.released.statistics.model_dump(exclude_none=True),
@@ -43,7 +50,32 @@ def reproduction(
         changes["sample.guidance"] = {"method": "none"}
     if images is not None:
         changes["sample.images"] = images
-    return [*(f"{field}={json.dumps(value)}" for field, value in changes.items()), *overrides]
+    return [*_assigned(changes), *overrides]
+
+
+def _of_tokenizer(loaded: Recipe, weights: str, images: int | None, overrides: Sequence[str]) -> list[str]:
+    changes: dict[str, Any] = {
+        "train_vavae.images": 0,
+        "train_vavae.pretrained": weights,
+        "shard.test_share": 1.0,
+        "evaluate_tokenizer.probe_images": 0,
+    }
+    if images is not None:
+        changes["evaluate_tokenizer.images"] = images
+    validation = getattr(loaded.data.source, "test_path", None)
+    if validation is None:  # all that there is, or the source's own test split
+        return [*_assigned(changes), *overrides]
+    return [*_assigned(changes), *overrides, *_assigned({"data.source": {"path": validation, "test_path": None}})]
+
+
+def _assigned(changes: Mapping[str, Any]) -> list[str]:
+    return [f"{field}={json.dumps(value)}" for field, value in changes.items()]
+
+
+def of_tokenizer(recipe: str, overrides: Sequence[str] = ()) -> bool:
+    """Whether what a recipe's authors released is a tokenizer."""
+    published = load_recipe(recipe, overrides).published
+    return published is not None and published.released is not None and published.released.tokenizer is not None
 
 
 def reproducible() -> list[str]:

@@ -162,6 +162,15 @@ def _stored(recipe: Recipe) -> None:
         )
 
 
+def _nothing_to_train_on(recipe: Recipe) -> None:
+    if recipe.shard.test_share < 1.0:
+        return
+    for name in ("train_vavae", "train_semvae", "train_dit"):
+        section = getattr(recipe, name)
+        if section is not None and section.images:
+            raise ValueError(f"shard.test_share is 1, which leaves {name} no image to train on: lower it")
+
+
 def _moments(recipe: Recipe) -> None:
     if recipe.encode.posterior == "moments" and recipe.train_dit.images:
         raise ValueError(
@@ -173,6 +182,12 @@ def _moments(recipe: Recipe) -> None:
 def _semantics(recipe: Recipe) -> None:
     if recipe.train_semvae is not None and recipe.foundation is None:
         raise ValueError("train_semvae needs foundation: name the network whose features it compresses")
+    resize = None if recipe.train_semvae is None else recipe.train_semvae.resize
+    if resize is not None and recipe.foundation is not None and resize < recipe.foundation.input_size:
+        raise ValueError(
+            f"train_semvae.resize is {resize}, too little to cut foundation.input_size {recipe.foundation.input_size} "
+            "pixels from: the published values are 256 and 224"
+        )
 
 
 def _semantic_channels(recipe: Recipe) -> None:
@@ -343,6 +358,7 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _cascade: ("train_dit",),
     _stages: ("train_dit", "sample"),
     _stored: (),
+    _nothing_to_train_on: (),
     _moments: ("train_dit",),
     _semantics: (),
     _semantic_channels: ("train_dit",),

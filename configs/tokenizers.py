@@ -68,6 +68,9 @@ class TrainVavae(Training):
     pretrained_objective: str | None = None
     """With `pretrained`: an earlier run's `objective.safetensors`, from which its projection and its discriminator go
     on; None begins them anew."""
+    crop: Annotated[Literal["center", "random"], Added(before="center")] = "center"
+    """Squares that are trained on: centre crops as everywhere, or, as published, squares anywhere in images whose
+    shorter side is scaled to `image.size` (as OpenCV does it, without smoothing). One draw per image and epoch."""
     foundation_precision: Annotated[Precision, Added(before="tf32")] = "tf32"
     """Of the frozen foundation model; where `precision` is `fp32`, `tf32` is too: a process has one for both."""
 
@@ -155,8 +158,20 @@ class TrainSemvae(Training):
     with stored features (`encode.align_features`), which are read instead."""
     foundation_precision: Annotated[Precision, Added(before="tf32")] = "tf32"
     """Of the frozen foundation model; where `precision` is `fp32`, `tf32` is too: a process has one for both."""
+    resize: Annotated[Positive | None, Added(before=None)] = None
+    """Features of images as the authors made them: the shorter side scaled to this many pixels (bicubic),
+    `foundation.input_size` cut from the centre, nothing mirrored. None takes what `encode` sees: centre crops of
+    `image.size`, scaled to `foundation.input_size`, mirrored where the recipe's images are."""
     model: SemvaeModel = SemvaeModel()
     objective: SemvaeObjective = SemvaeObjective()
+
+    @model_validator(mode="after")
+    def _resized_images(self) -> TrainSemvae:
+        if self.resize is not None and self.features != "images":
+            raise ValueError(
+                f"resize is {self.resize} but features are read from {self.features}, where they are made: leave it out"
+            )
+        return self
 
 
 class EvaluateTokenizer(Section):
@@ -166,9 +181,15 @@ class EvaluateTokenizer(Section):
     """At most this many images of the test split."""
     lpips_weights: str | None = None
     """VGG16 of LPIPS, as in `train_vavae.objective.lpips_weights`; None leaves LPIPS out."""
-    probe_images: Positive = 10_000
-    """At most this many training images to fit linear probes, lines and principal components to."""
+    posterior: Annotated[Literal["mean", "sample"], Added(before="mean")] = "mean"
+    """What is decoded. A sample belongs to its image's key: with the same `seed` the one that `encode` stores."""
+    crop: Annotated[Literal["adm", "torchvision"], Added(before="adm")] = "adm"
+    """Squares that are reconstructed: `adm` as everywhere; `torchvision`, as VA-VAE's authors score (Resize and
+    CenterCrop of tensors, bilinear), whose values between levels reach tokenizer, SSIM and LPIPS as they are."""
+    probe_images: Annotated[int, Field(ge=0)] = 10_000
+    """At most this many training images to fit linear probes, lines and principal components to. 0 leaves out what is
+    fitted or compared with features, and needs neither training images nor the foundation model."""
     density_points: Annotated[int, Field(ge=16)] = 1_000
     """Images of whose latents a cell each is a point of the density estimate."""
     seed: Seed = 0
-    """Of the cells drawn and of the embeddings."""
+    """Of posterior samples, of the cells drawn and of the embeddings."""

@@ -24,7 +24,7 @@ from configs.reproduction import reproduction
 from flows import artifacts, weights
 from flows import plan as planning
 from flows import serve as servers
-from tasks.dag import FLOWS, REPRODUCE, stages_of
+from tasks.dag import FLOWS, REPRODUCE, reproducing, stages_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -98,15 +98,14 @@ def reproduce(
     overrides: Overrides = [],  # noqa: B006
     root: Root = None,
 ) -> None:
-    """Sample what a paper's authors released, score it as they did, and show the published score beside ours."""
+    """Score what a paper's authors released as they did, and show the published scores beside ours."""
     changes = reproduction(recipe, unguided, images, overrides)
     _check_environment()
     from flows.reproduce import reproduce as flow
     from flows.run import preflight
-    from flows.stages import STAGES
     from flows.summary import show_reproduction
 
-    preflight(STAGES, recipe, changes, root)
+    preflight(stages_of(reproducing(recipe, changes)), recipe, changes, root)
     with _running():
         uri = flow(recipe=recipe, unguided=unguided, images=images, overrides=overrides, root=root)
     show_reproduction(uri)

@@ -18,7 +18,7 @@ from configs import UserError, load_recipe
 from configs.cluster import Cluster, load_cluster
 from configs.reproduction import reproduction
 from infra.home import default_root
-from tasks.dag import FLOWS, REPRODUCE
+from tasks.dag import FLOWS, REPRODUCE, reproducing
 from tasks.plan.data import images_of
 from tasks.plan.schedule import Plan, Rate, StagePlan, schedule
 from tasks.plan.stages import works
@@ -52,12 +52,15 @@ def command(
     root: Annotated[
         str | None, typer.Option(help="Where the artifacts of an MLflow run lie; this machine's default if unset.")
     ] = None,
+    unguided: Annotated[bool, typer.Option("--unguided", help="Of reproduce: for the unguided score.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Print rows, bytes, requests, FLOPs, GPU-hours, wall time, dollars and storage of a run that has not begun."""
     if flow not in FLOWS:
         raise UserError(f"no flow {flow!r}: choose one of {', '.join(FLOWS)}")
-    plan = make_plan(recipe, overrides, cluster, nodes, images, image_bytes, measured, root, flow)
+    if unguided and flow != REPRODUCE:
+        raise UserError(f"--unguided goes with reproduce; of {flow} say --set 'sample.guidance={{method: none}}'")
+    plan = make_plan(recipe, overrides, cluster, nodes, images, image_bytes, measured, root, flow, unguided)
     found: dict[str, Actual] = {}
     if against:
         from tasks.plan.actual import actuals
@@ -84,13 +87,16 @@ def make_plan(
     measured: str | None = None,
     root: str | None = None,
     flow: str = "sfd-full",
+    unguided: bool = False,
 ) -> Plan:
     """The plan of a run. Arguments as the command's.
 
     Raises:
         UserError: an unknown recipe, cluster or pool, or a source that is neither known nor here.
     """
-    overrides = reproduction(recipe, overrides=overrides) if flow == REPRODUCE else overrides
+    if flow == REPRODUCE:
+        overrides = reproduction(recipe, unguided, overrides=overrides)
+        flow = reproducing(recipe, overrides)
     loaded, place = load_recipe(recipe, overrides), load_cluster(cluster)
     planned = works(loaded, images_of(loaded, images, image_bytes, flow), place.assumed.dopri5_evaluations, flow)
     reached: dict[str, Rate] = {}

@@ -1,4 +1,5 @@
-"""`latentforge reproduce NAME`: from the authors' files to their number, with ours beside it."""
+"""`latentforge reproduce NAME`: from the authors' files to their number, with ours beside it: of pictures, or of a
+tokenizer's reconstructions."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from prefect import flow
 
 from configs import Recipe
 from configs.load import read_recorded
-from configs.published import Beside, beside, departures, scores_of_pictures
+from configs.published import Beside, beside, departures, scores_of
 from configs.reproduction import reproduction
 from flows.run import open_run
 from flows.sfd_full import dag
-from flows.stages import STAGES
 from infra.artifacts import Manifest
+from tasks.dag import REPRODUCE, reproducing, stages_of
 
 
 @flow(name="reproduce", flow_run_name="{recipe}")
@@ -25,7 +26,7 @@ def reproduce(
     overrides: list[str] | None = None,
     root: str | None = None,
 ) -> str:
-    """Sample the weights that a recipe's authors released and score them as they did. Returns the report's URI.
+    """Score what a recipe's authors released as they did. Returns the URI of the report, of a tokenizer of its scores.
 
     Args:
         recipe: a recipe's name or a path to a YAML file, with `published.released`.
@@ -35,8 +36,9 @@ def reproduce(
         root: where artifacts live, a folder or a bucket URL; None is this machine's default.
     """
     changes = reproduction(recipe, unguided, images, overrides or [])
-    with open_run("reproduce", STAGES, recipe, changes, root) as run:
-        return dag(run)
+    flow = reproducing(recipe, changes)
+    with open_run("reproduce", stages_of(flow), recipe, changes, root) as run:
+        return dag(run) if flow == REPRODUCE else run.all()
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,33 @@ class Result:
 
 
 def result_of(scored: Manifest) -> Result:
-    """What a run came to whose stage `evaluate` left this manifest."""
+    """What a run came to whose scoring stage left this manifest."""
     recipe = read_recorded(scored.recipe)
-    return Result(beside(scores_of_pictures(recipe), scored.scores), verdict(recipe, scored.scores))
+    rows = beside(scores_of(scored.stage, recipe), scored.scores)
+    return Result(rows, verdict(recipe, scored.scores, scored.stage))
 
 
-def verdict(recipe: Recipe, scores: Mapping[str, float]) -> str:
+def verdict(recipe: Recipe, scores: Mapping[str, float], stage: str = "evaluate") -> str:
     """One line: how far the first score is from the published one, and what both depend on."""
-    rows = [row for row in beside(scores_of_pictures(recipe), scores) if row.here is not None]
+    rows = [row for row in beside(scores_of(stage, recipe), scores) if row.here is not None]
     if rows:
         first = rows[0]
         said = f"{first.name} {first.here:.2f}, published {first.published:.2f} ({first.difference:+.2f})"
     else:
         said = "no score with a published name: the Inception weights are not the published file"
-    return f"{said}; with {_depends_on(recipe)}. {_compared(departures(recipe))}"
+    how = _of_reconstructions(recipe) if stage == "evaluate_tokenizer" else _depends_on(recipe)
+    return f"{said}; with {how}. {_compared(departures(recipe))}"
+
+
+def _of_reconstructions(recipe: Recipe) -> str:
+    section = recipe.evaluate_tokenizer
+    parts = (
+        f"posterior {section.posterior}",
+        f"crop {section.crop}",
+        f"precision {recipe.evaluate.precision}",
+        f"{section.images:,} images",
+    )
+    return ", ".join(parts)
 
 
 def _depends_on(recipe: Recipe) -> str:

@@ -76,9 +76,9 @@ def _scores(manifest: Manifest) -> Table:
 def _published(manifest: Manifest) -> Mapping[str, float]:
     """By the names that scores have here."""
     from configs.load import read_recorded
-    from configs.published import scores_of_pictures
+    from configs.published import scores_of
 
-    found = scores_of_pictures(read_recorded(manifest.recipe))
+    found = scores_of(manifest.stage, read_recorded(manifest.recipe))
     return {} if found is None else found.named
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, get_args
+
+from configs.reproduction import of_tokenizer
 
 if TYPE_CHECKING:
     from configs import Recipe
@@ -33,6 +36,11 @@ def stages_of(flow: str) -> tuple[Stage, ...]:
     if FLOWS[flow] is not PIPELINE:  # the tokenizers by themselves are always looked at on images
         return tuple(loaded)
     return tuple(replace(stage, present=partial(in_pipeline, stage.name)) for stage in loaded)
+
+
+def reproducing(recipe: str, overrides: Sequence[str] = ()) -> str:
+    """The flow whose stages `reproduce` runs of a recipe: the whole DAG, or that of tokenizers."""
+    return "tokenizer-eval" if of_tokenizer(recipe, overrides) else REPRODUCE
 
 
 def in_pipeline(name: str, recipe: Recipe) -> bool:

@@ -1,7 +1,7 @@
 """Stage `evaluate_tokenizer`: what both tokenizers keep of images, and what their latents are like.
 
-Reconstructions are of posterior means, on the test split (papers.md 1.7). A Fréchet distance is named after its
-network, as everywhere. What each score means is in docs/tokenizers.md.
+Reconstructions are of the test split (papers.md 1.7). A Fréchet distance is named after its network, as everywhere.
+What each score means is in docs/tokenizers.md.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import numpy as np
 from configs import Recipe, UserError
 from configs.published import published_metrics, scores_of_tokenizer
 from infra.weights import identities
+from tasks.data.crops import Crop
 from tasks.data.images import pick_images
 from tasks.data.pixels import Pixels
 from tasks.data.portions import RECONSTRUCTION_ROWS, RECONSTRUCTIONS_SHOWN
 from tasks.drawing import pictures
 from tasks.drawing.reconstruct import reconstructed
+from tasks.scoring import inception
 from tasks.scoring.distances import FrechetFrom
-from tasks.scoring.features import FeatureNetworks, ImageFeatures, ImageSet, extract_features
+from tasks.scoring.features import WITHOUT_LPIPS, FeatureNetworks, ImageFeatures, ImageSet, extract_features
 from tasks.scoring.latents import Subjects, extract_latent_features
+from tasks.scoring.lpips import check_weights
 from tasks.scoring.real_images import score_names
 from tasks.stage import Context, Outcome, Stage
 
@@ -36,7 +39,7 @@ def run(context: Context) -> Outcome:
     shards, tokenizer = context.input("shard"), context.input("train_vavae")
     published = None if recipe.evaluate.inception is None else recipe.evaluate.inception.weights
     networks = FeatureNetworks(
-        recipe.image.size,
+        Crop(recipe.image.size, "bilinear" if section.crop == "torchvision" else "adm"),
         recipe.evaluate.features,
         tokenizer=tokenizer,
         inception=published,
@@ -45,15 +48,23 @@ def run(context: Context) -> Outcome:
     )
     sets = {
         "real": ImageSet(shards, "test/", section.images),
-        "again": ImageSet(shards, "test/", section.images, reconstruct=True),
+        "again": ImageSet(
+            shards,
+            "test/",
+            section.images,
+            reconstruct=True,
+            sampled=section.seed if section.posterior == "sample" else None,
+        ),
     }
     found = extract_features("tokenizer", sets, networks, recipe.compute.actors)
-    semantic = context.input("train_semvae") if recipe.train_semvae is not None else None
+    fitted = section.probe_images > 0
+    semantic = context.input("train_semvae") if fitted and recipe.train_semvae is not None else None
+    foundation = recipe.foundation if fitted else None
     try:
         scores = _reconstruction(context, found)
         latent, facts = extract_latent_features(
             shards,
-            Subjects(recipe.image.size, tokenizer, recipe.foundation, semantic, recipe.evaluate.precision),
+            Subjects(recipe.image.size, tokenizer, foundation, semantic, recipe.evaluate.precision),
             recipe.compute.actors,
             train=section.probe_images,
             test=section.images,
@@ -95,11 +106,27 @@ def _reconstruction(context: Context, found: dict[str, ImageFeatures]) -> dict[s
 
 def external(recipe: Recipe) -> dict[str, str] | None:
     """Which files of weights, where some are, as in `train_vavae`."""
+    section = recipe.evaluate_tokenizer
     found = identities(
-        foundation=recipe.foundation.weights if recipe.foundation else None,
+        foundation=recipe.foundation.weights if recipe.foundation and section.probe_images else None,
         features=recipe.evaluate.features.weights,
+        lpips=section.lpips_weights,
     )
+    if recipe.evaluate.inception is not None:
+        found["inception"] = inception.Identity.at(recipe.evaluate.inception.weights).sha256
     return found or None
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UserError where scores cannot be had in the end: before tokenizers are trained for days."""
+    section = recipe.evaluate_tokenizer
+    if section.probe_images and recipe.shard.test_share == 1.0:
+        raise UserError(
+            f"evaluate_tokenizer.probe_images is {section.probe_images} but shard.test_share is 1, so there are no "
+            "training images to fit probes to: set probe_images to 0"
+        )
+    if section.lpips_weights is not None:
+        check_weights(section.lpips_weights, WITHOUT_LPIPS)
 
 
 STAGE = Stage(
@@ -109,4 +136,5 @@ STAGE = Stage(
     inputs=("shard", "train_vavae", "train_semvae"),
     run=run,
     external=external,
+    check=check,
 )

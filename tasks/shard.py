@@ -155,6 +155,8 @@ def _check_unchanged(account: Account, listing: Listing, data: Data) -> None:
 
 def _check_learnable(splits: dict[str, pa.Table], classes: Sequence[str], recipe: Recipe) -> None:
     """Refuse splits in which a class that the source has is never learned."""
+    if recipe.shard.test_share == 1.0:  # nobody trains on it
+        return
     train = splits["train"]["label"].unique().to_pylist() if "train" in splits else []
     unseen = [name for label, name in enumerate(classes) if label not in set(train)]
     if unseen and not recipe.data.allow_empty_classes:
@@ -306,7 +308,7 @@ def _outcome(
     out: Storage, account: Account, recipe: Recipe, entries: Sequence[FileEntry], refused: Sequence[Refusal]
 ) -> Outcome:
     rows = {split: sum(e.rows or 0 for e in entries if e.path.startswith(f"{split}/")) for split in SPLITS}
-    if not rows["train"]:
+    if not rows["train"] and recipe.shard.test_share < 1.0:
         raise UserError("no image is left for the train split: lower shard.test_share or add images")
     columns = [[getattr(refusal, name) for refusal in refused] for name in ("key", "reason", "detail")]
     quarantine = pa.table([pa.array(column, pa.string()) for column in columns], names=["key", "reason", "detail"])

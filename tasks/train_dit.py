@@ -16,6 +16,7 @@ from infra.weights import check_pretrained, identities, load_pretrained
 from models.augmentation import DRAWS, Augmentation
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
+from tasks.data.crops import Crop
 from tasks.data.given_statistics import differences, given_statistics, tell_differences
 from tasks.data.given_statistics import external as given_external
 from tasks.data.pixels import to_tensor
@@ -110,7 +111,7 @@ class Diffusion(Trainee):
         options: dict[str, Any] = {"flips": flips, "threads": self.threads, "cache_gib": self.cache_gib}
         options |= {"keys": False, "pin": torch.cuda.is_available()}
         if self.shards is not None:
-            columns, options = [*columns, IMAGE], options | {"shards": self.shards, "size": self.side}
+            columns, options = [*columns, IMAGE], options | {"shards": self.shards, "crop": Crop(self.side)}
         return Loader(self.latents, split, columns, self.section.batch, seed, **options)
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:

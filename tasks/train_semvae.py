@@ -15,6 +15,7 @@ from infra.artifacts import Artifact
 from infra.device import autocast
 from infra.weights import check_pretrained, identities, load_pretrained
 from models.tokenizer_losses import TrainableSemanticVAE
+from tasks.data.crops import Crop
 from tasks.data.images import images
 from tasks.data.pixels import to_tensor
 from tasks.loading.loader import IMAGE, Batch, Loader
@@ -76,6 +77,14 @@ def external(recipe: Recipe) -> dict[str, str]:
     return features | identities(foundation=foundation, pretrained=section(recipe).pretrained)
 
 
+def _crop(recipe: Recipe) -> Crop:
+    """Of images whose features are compressed."""
+    resize = section(recipe).resize
+    if resize is None or recipe.foundation is None:
+        return Crop(recipe.image.size)
+    return Crop(recipe.foundation.input_size, "bicubic", shorter=resize)
+
+
 class Semantics(Trainee):
     """The trainee: features of images through the frozen foundation model, or as stored, compressed and restored."""
 
@@ -95,7 +104,7 @@ class Semantics(Trainee):
             cosine_axis=objective.cosine_axis,
         )
         self.foundation = load_foundation(recipe.foundation)
-        self.shards, self.size = context.input("shard"), recipe.image.size
+        self.shards, self.crop = context.input("shard"), _crop(recipe)
         self.noise = ImageNumbers(self.section.seed, "posterior")
         self.facts: dict[str, Any] = {}
         store, compute = stored(recipe), recipe.compute.train
@@ -106,8 +115,8 @@ class Semantics(Trainee):
             [IMAGE] if self.streamed else [_FEATURES],
             self.section.batch,
             self.section.seed,
-            flips=recipe.image.flips,
-            size=self.size,
+            flips=recipe.image.flips and self.section.resize is None,
+            crop=self.crop,
             threads=compute.cpus_per_worker,
             keys=False,
             pin=torch.cuda.is_available(),
@@ -130,7 +139,7 @@ class Semantics(Trainee):
     def scores(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """On test images, from posterior means: cosine and error of restored features, spread of the latent."""
         sums, count = torch.zeros(4, dtype=torch.float64), 0
-        for _, shown in images(self.shards, "test", self.size, _SCORED_IMAGES):
+        for _, shown in images(self.shards, "test", self.crop, _SCORED_IMAGES):
             features = self._features(shown, device)
             restored, posterior, _ = network(features)
             figures = (

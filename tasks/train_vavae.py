@@ -18,12 +18,13 @@ from infra.weights import check_pretrained, identities, load_pretrained, load_te
 from models.diffusers_config import Described
 from models.discriminator import PatchDiscriminator, TrainableDiscriminator
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
+from tasks.data.crops import Crop
 from tasks.data.images import images
 from tasks.data.pixels import peak_signal_to_noise, to_pixels, to_tensor
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_autoencoder, check_diffusers, load_diffusers, load_foundation
 from tasks.randomness import ImageNumbers
-from tasks.scoring.lpips import Lpips
+from tasks.scoring.lpips import Lpips, check_weights
 from tasks.stage import Context, Outcome
 from tasks.training.launch import train
 from tasks.training.stage import TrainedStage
@@ -62,6 +63,11 @@ def mean_of_workers(gradient: Tensor) -> Tensor:
     mean = gradient.detach().clone()
     dist.all_reduce(mean)
     return mean / dist.get_world_size()
+
+
+def _crop(section: TrainVavae, size: int) -> Crop:
+    """Of images that are trained on."""
+    return Crop(size, "opencv", random=True) if section.crop == "random" else Crop(size)
 
 
 class Critic:
@@ -117,8 +123,8 @@ class Tokenizer(Trainee):
         self.facts: dict[str, Any] = {}
         if self.described is not None:
             self.facts["tokenizer"] = {"class_name": self.described.class_name, "factors": self.described.factors}
-        if self.shards is None:
-            return  # given weights, and no images to score them on
+        if self.shards is None or not trains:
+            return  # given weights: there may be no images, or none but those that they are scored on
         self.loader = Loader(
             self.shards,
             "train",
@@ -126,7 +132,7 @@ class Tokenizer(Trainee):
             self.section.batch,
             self.section.seed,
             flips=recipe.image.flips,
-            size=self.size,
+            crop=_crop(self.section, self.size),
             threads=recipe.compute.train.cpus_per_worker,
             keys=False,
             pin=torch.cuda.is_available(),
@@ -226,6 +232,8 @@ def check(recipe: Recipe) -> None:
     given = section(recipe)
     if isinstance(given.model, DiffusersModel):
         check_diffusers(recipe, given.model)
+    if given.images and given.perceptual:
+        check_weights(given.objective.lpips_weights)
     check_pretrained(lambda: build_autoencoder(given.model), given.pretrained, "train_vavae.pretrained")
 
 

@@ -14,6 +14,7 @@ from importlib import import_module
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from tasks.data.crops import adm_scaled, center_crop
 from tasks.data.formats import HEAD_BYTES, what_instead
 
 MAX_ASPECT = 100
@@ -100,25 +101,14 @@ def _without_texts(data: bytes) -> bytes | None:
     return b"".join(kept) if dropped else None
 
 
-def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The ADM centre crop: uint8 (size, size, 3).
-
-    Halve with a box filter while the shorter side is at least twice `size`, then scale it to `size` (bicubic), then
-    cut the centre (papers.md 1.1). Smaller images are scaled up.
-    """
-    image = _scaled(image, size)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
-
-
 def reencoded(image: Image.Image, size: int, quality: int) -> bytes:
-    """A JPEG without colour subsampling whose shorter side is at most `size`, scaled as :func:`center_crop` does.
+    """A JPEG without colour subsampling whose shorter side is at most `size`, scaled as the ADM crop does.
 
     JPEG is our choice: every reader knows it, and it decodes faster than WebP. Raises Undecodable where the longer
     side is more than JPEG can hold.
     """
     if min(image.size) > size:
-        image = _scaled(image, size)
+        image = adm_scaled(image, size)
     buffer = io.BytesIO()
     try:
         image.save(buffer, "JPEG", quality=quality, subsampling=0)
@@ -130,15 +120,6 @@ def reencoded(image: Image.Image, size: int, quality: int) -> bytes:
 def load(data: bytes, size: int, max_pixels: int | None = None) -> np.ndarray:
     """Decode and crop: uint8 (size, size, 3). Raises Undecodable."""
     return center_crop(decode(data, max_pixels), size)
-
-
-def _scaled(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side becomes `size`: halved with a box filter while that leaves enough, then bicubic."""
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    shape = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
-    return image.resize(shape, Image.Resampling.BICUBIC)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

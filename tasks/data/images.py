@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 from configs import UserError
 from infra.artifacts import Artifact
 from infra.storage import FileEntry, Storage
-from tasks.data.decode import Undecodable, load
+from tasks.data.crops import Crop
+from tasks.data.decode import Undecodable, decode
 from tasks.data.portions import SCORING_BATCH
 from tasks.data.tensors import is_tensor, tensor_array, tensor_field, to_numpy
 
-Images = tuple[NDArray[np.int64], NDArray[np.uint8]]
-"""labels (B,) and pixels (B, H, W, 3)"""
+Images = tuple[NDArray[np.int64], NDArray[Any]]
+"""labels (B,) and pixels (B, H, W, 3), uint8 unless a crop gives floats"""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,11 @@ def stretches(artifact: Artifact, prefix: str, limit: int | None = None, length:
     return found
 
 
-def read_images(storage: Storage, stretch: Stretch, size: int, batch: int = SCORING_BATCH) -> Iterator[Images]:
+def read_images(storage: Storage, stretch: Stretch, crop: Crop | int, batch: int = SCORING_BATCH) -> Iterator[Images]:
     """Labels and pixels of a stretch, at most `batch` rows at a time.
 
-    Encoded images are decoded and centre-cropped to `size`; stored pixels must have that size already.
+    Encoded images are decoded and cropped, a side alone means ADM's centre crop; stored pixels must have that size
+    already.
 
     Raises:
         UserError: the file is missing or damaged, or its images have another size.
@@ -65,18 +68,18 @@ def read_images(storage: Storage, stretch: Stretch, size: int, batch: int = SCOR
     try:
         with storage.open(stretch.file) as file:
             for rows in _rows(pq.ParquetFile(file), stretch, batch):
-                yield rows["label"].to_numpy(zero_copy_only=False).astype(np.int64), _pixels(rows, size)
+                yield rows["label"].to_numpy(zero_copy_only=False).astype(np.int64), _pixels(rows, crop)
     except (FileNotFoundError, pa.ArrowInvalid, Undecodable) as error:
         raise UserError(
             f"{storage.url}/{stretch.file} cannot be read ({error}); delete its artifact and run its stage again"
         ) from None
 
 
-def images(artifact: Artifact, split: str, size: int, limit: int | None = None) -> Iterator[Images]:
+def images(artifact: Artifact, split: str, crop: Crop | int, limit: int | None = None) -> Iterator[Images]:
     """The first `limit` images of a split, in its order; `split` is `train`, `test`, or empty for a sample."""
     prefix = f"{split}/" if split else "part-"
     for stretch in stretches(artifact, prefix, limit):
-        yield from read_images(artifact.storage, stretch, size)
+        yield from read_images(artifact.storage, stretch, crop)
 
 
 def read_labels(artifact: Artifact, prefix: str, limit: int) -> NDArray[np.int64]:
@@ -87,6 +90,14 @@ def read_labels(artifact: Artifact, prefix: str, limit: int) -> NDArray[np.int64
             column = pq.ParquetFile(file).read(columns=["label"])["label"]
         found.append(column.to_numpy()[: stretch.rows].astype(np.int64))
     return np.concatenate(found)
+
+
+def read_keys(storage: Storage, stretch: Stretch) -> list[str]:
+    """Keys of a stretch of a shard's images."""
+    with storage.open(stretch.file) as file:
+        column = pq.ParquetFile(file).read(columns=["key"])["key"]
+    found: list[str] = column.slice(stretch.start, stretch.rows).to_pylist()
+    return found
 
 
 def pick_images(
@@ -138,11 +149,13 @@ def _rows(file: pq.ParquetFile, stretch: Stretch, batch: int) -> Iterator[pa.Rec
             yield rows
 
 
-def _pixels(rows: pa.RecordBatch, size: int) -> NDArray[np.uint8]:
-    """uint8 (B, size, size, 3)."""
+def _pixels(rows: pa.RecordBatch, crop: Crop | int) -> NDArray[Any]:
+    """(B, size, size, 3), uint8 or what the crop gives."""
     field, column = rows.schema.field("image"), rows["image"]
+    cut = Crop(crop) if isinstance(crop, int) else crop
+    size = cut.size
     if not is_tensor(field):
-        return np.stack([load(image, size) for image in column.to_pylist()])
+        return np.stack([cut(decode(image)) for image in column.to_pylist()])
     pixels = to_numpy(column, field)
     if pixels.shape[1:] != (size, size, 3):
         raise UserError(

@@ -13,14 +13,16 @@ Pixels = NDArray[np.uint8]
 
 
 def to_tensor(images_BHW3: Any, device: torch.device | None = None) -> Tensor:
-    """uint8 (B, H, W, 3), numpy or torch → float32 (B, 3, H, W) in [-1, 1], channels side by side in memory.
+    """Levels 0 to 255 → [-1, 1].
 
+    images_BHW3: uint8 or float32 (B, H, W, 3), numpy or torch. Comes back as float32 (B, 3, H, W), channels side by
+        side in memory.
     device: where to; None leaves it where it is. From page-locked memory the copy is not waited for.
     """
     if isinstance(images_BHW3, np.ndarray):
         images_BHW3 = torch.from_numpy(np.require(images_BHW3, requirements=["C", "W"]))
     pixels: Tensor = images_BHW3 if device is None else images_BHW3.to(device, non_blocking=True)
-    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return pixels.permute(0, 3, 1, 2).to(torch.float32, copy=True).div_(127.5).sub_(1.0)
 
 
 def to_levels(images_B3HW: Tensor) -> Tensor:

@@ -15,13 +15,15 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 
 from configs.errors import UserError
 from infra.artifacts import Artifact
-from tasks.data.decode import Undecodable, load
+from tasks.data.crops import Crop
+from tasks.data.decode import Undecodable, decode
 from tasks.data.tensors import FLIP
 from tasks.loading.beside import IMAGE, ReaderWithImages
 from tasks.loading.order import Order
@@ -60,7 +62,7 @@ class Loader:
     columns: names without `_flip`.
     batch: global batch, over all workers.
     flips: serve each image mirrored in half of the epochs, latents from their `_flip` column.
-    size: side in pixels to which images are cropped.
+    crop: the squares of images that are served.
     threads: of this process, which read row groups side by side and decode images.
     ahead: batches prepared before they are asked for; 0 prepares them in the caller's thread.
     pin: batches in page-locked memory, from which copies to an accelerator overlap with compute.
@@ -79,7 +81,7 @@ class Loader:
         seed: int,
         *,
         flips: bool = False,
-        size: int | None = None,
+        crop: Crop | None = None,
         threads: int = 1,
         ahead: int = 4,
         keys: bool = True,
@@ -87,10 +89,10 @@ class Loader:
         cache_gib: float = 0.0,
         shards: Artifact | None = None,
     ) -> None:
-        self.columns, self.batch, self.flips, self.size = tuple(columns), batch, flips, size
+        self.columns, self.batch, self.flips, self.crop = tuple(columns), batch, flips, crop
         self.ahead, self.pin, self.split = ahead, pin, split
-        if IMAGE in self.columns and size is None:
-            raise ValueError("a loader of images needs `size`, the side they are cropped to")
+        if IMAGE in self.columns and crop is None:
+            raise ValueError("a loader of images needs `crop`, the squares that it serves")
         facts = artifact.manifest.facts.get("shapes", {})
         self.shapes = {name: tuple(shape) for name, shape in facts.items()}
         latents = [name for name in self.columns if name != IMAGE]
@@ -140,17 +142,21 @@ class Loader:
             images, rows = share.images(number), buffer.take(number)
             seen = share.cursor + (number + 1) * share.batch
             labels, keys = np.array(rows["label"], np.int64), list(rows.get("key", ()))
-            yield Batch(seen, images, keys, labels, {c: self._array(c, rows) for c in self.columns})
+            arrays = {column: self._array(column, rows, images) for column in self.columns}
+            yield Batch(seen, images, keys, labels, arrays)
 
-    def _array(self, name: str, rows: dict[str, tuple[Any, ...]]) -> Any:
+    def _array(self, name: str, rows: dict[str, tuple[Any, ...]], images: np.ndarray) -> Any:
         """A column of a batch: latents copied together, images decoded."""
         if name != IMAGE:
             latents = self._empty((len(rows[name]), *self.shapes[name]), "float16")
             np.concatenate(rows[name], out=np.asarray(latents).reshape(-1))
             return latents
-        pixels = self._empty((len(rows[name]), self.size or 0, self.size or 0, 3), "uint8")
+        crop = cast(Crop, self.crop)
+        pixels = self._empty((len(images), crop.size, crop.size, 3), crop.dtype)
+        places = self.order.places(images).tolist() if crop.random else [None] * len(images)
         every: Callable[..., Iterable[None]] = self._pool.map if self._pool else map
-        list(every(self._decode, np.asarray(pixels), rows[name], rows[MIRRORED], rows["key"]))
+        cut = partial(self._decode, crop)
+        list(every(cut, np.asarray(pixels), rows[name], places, rows[MIRRORED], rows["key"]))
         return pixels
 
     def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
@@ -160,9 +166,17 @@ class Loader:
 
         return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
 
-    def _decode(self, out: np.ndarray, data: bytes, mirrored: bool, key: str) -> None:
+    def _decode(
+        self,
+        crop: Crop,
+        out: np.ndarray,
+        data: bytes,
+        place: tuple[float, float] | None,
+        mirrored: bool,
+        key: str,
+    ) -> None:
         try:
-            image = load(data, self.size or 0)
+            image = crop(decode(data), place)
         except Undecodable as error:
             told = f"image {key!r} does not decode ({error}); run shard again"
             raise UserError(f"{self._images_from.uri}: {told}") from None

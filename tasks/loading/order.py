@@ -82,6 +82,11 @@ class Order:
         base = stream(self.seed, epoch, 2).integers(2**64, dtype=np.uint64)
         return (_mixed(positions.astype(np.uint64) + base) >> np.uint64(63)).astype(bool)
 
+    def places(self, images: np.ndarray) -> np.ndarray:
+        """Where squares are cut from these images of the run: uniform in [0, 1), float64 (N, 2)."""
+        base = stream(self.seed, 3).integers(2**64, size=2, dtype=np.uint64)
+        return (_mixed(images.astype(np.uint64)[:, None] + base) >> np.uint64(11)) * 2.0**-53
+
 
 def _mixed(values: np.ndarray) -> np.ndarray:
     """A 64-bit finaliser (the public SplitMix64 constants): neighbours give unrelated bits."""

@@ -67,6 +67,8 @@ def images_of(
         found = Images(count - test, test, size, key, "given (--images)", known[4] if known else "assumed: 110 kB")
     elif known is not None:
         total, test = known[0] + known[1], known[1] or round(recipe.shard.test_share * known[0])
+        if recipe.shard.test_share == 1.0 and known[1]:  # nothing is trained on: the source is the test images alone
+            total = test
         found = Images(total - test, test, known[2], known[3], f"the published set {_name(recipe)}", known[4])
     else:
         found = _listed(recipe)

@@ -120,7 +120,7 @@ def evaluate_tokenizer(recipe: Recipe, images: Images) -> Work:
     if recipe.evaluate.inception is not None:
         flops += _FILLED * 2 * shown * INCEPTION_FLOPS
     flops += (shown + fitted) * encoder.flops
-    if recipe.foundation is not None:
+    if recipe.foundation is not None and section.probe_images:
         cells, width = recipe.latent_size**2, recipe.foundation.feature_dim
         own, how = networks.foundation_flops(recipe.foundation)
         flops, source = flops + (shown + fitted) * own, f"{source}; {how}"

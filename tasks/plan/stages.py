@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from configs import Recipe
 from configs.data import ParquetFiles
-from configs.published import departures, scores_of_pictures, scores_of_tokenizer
+from configs.published import departures, scores_of
 from configs.sampling import AutoGuidance
 from tasks.dag import FLOWS, PIPELINE, in_pipeline
 from tasks.data.portions import SAMPLE_GRID_ROWS, SAMPLE_ROWS_PER_PART
@@ -153,8 +153,7 @@ def sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
 
 def _with_published(work: Work, recipe: Recipe) -> Work:
     """A scoring stage with what the paper reports for it, and where the settings are not the paper's."""
-    of = {"evaluate": scores_of_pictures, "evaluate_tokenizer": scores_of_tokenizer}.get(work.stage)
-    found = None if of is None else of(recipe)
+    found = scores_of(work.stage, recipe)
     if found is None or recipe.published is None:
         return work
     values = ", ".join(f"{name} {value:g}" for name, value in found.named.items())

@@ -25,6 +25,7 @@ from infra.artifacts import Artifact
 from infra.cluster import connect
 from infra.device import default_device, set_precision
 from infra.progress import Bar
+from tasks.data.crops import Crop
 from tasks.data.images import images
 from tasks.data.pixels import to_tensor
 from tasks.data.portions import CLASSIFIER_GRID
@@ -126,7 +127,7 @@ def train(judge: ImageClassifier, shards: Artifact, size: int, section: Classifi
     AdamW under a one-cycle schedule, cross-entropy with a little label smoothing (our choice).
     """
     device = next(judge.parameters()).device
-    loader = Loader(shards, "train", ["image"], section.batch, section.seed, size=size, keys=False)
+    loader = Loader(shards, "train", ["image"], section.batch, section.seed, crop=Crop(size), keys=False)
     total = section.epochs * loader.rows
     optimiser = torch.optim.AdamW(judge.parameters(), lr=section.learning_rate, weight_decay=0.01)
     seen, reported = 0, 0

@@ -22,15 +22,19 @@ from infra.artifacts import Artifact
 from infra.device import computing, default_device
 from infra.progress import Bar
 from tasks.data.actors import spread
-from tasks.data.images import read_images, stretches
+from tasks.data.crops import Crop
+from tasks.data.images import read_images, read_keys, stretches
 from tasks.data.pixels import Pixels, peak_signal_to_noise, to_pixels, to_tensor
 from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
 from tasks.networks import load_foundation, trained_autoencoder
+from tasks.randomness import key_noise
 from tasks.scoring.classifier import predict, trained_classifier
 from tasks.scoring.gaussian import Gaussian, GaussianAccumulator
 from tasks.scoring.inception import Inception, InceptionFeatures
 from tasks.scoring.lpips import Lpips
 
+LATENTS = "z"
+"""The column of `encode` that holds a tokenizer's latents."""
 _INCEPTION_BATCH = 8
 """On a CPU: it looks at 299 × 299 pixels, so what fills a batch up costs more than a larger batch would gain."""
 
@@ -102,8 +106,8 @@ class ImageFeatures:
 class FeatureNetworks:
     """What an examiner loads: plain values and references."""
 
-    size: int
-    """Side in pixels at which images are looked at."""
+    crop: Crop | int
+    """Squares of images that are looked at; a side in pixels is ADM's centre crop."""
     features: Foundation
     judge: Artifact | None = None
     tokenizer: Artifact | None = None
@@ -127,6 +131,8 @@ class ImageSet:
     """Findings of so many first images are kept; None keeps all."""
     reconstruct: bool = False
     """Look at what the tokenizer makes of them (the posterior's mean, decoded) instead of at themselves."""
+    sampled: int | None = None
+    """Seed of posterior samples to decode instead, which belong to images' keys as in `encode`; None takes means."""
 
 
 def extract_features(
@@ -190,7 +196,7 @@ class FeatureExtractor:
         self.device = default_device()
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
-        self.size, self.precision = networks.size, networks.precision
+        self.crop, self.precision = networks.crop, networks.precision
         self.features = load_foundation(networks.features).to(self.device)
         self.by_token = networks.features.vector == "token"
         self.judge = None if networks.judge is None else trained_classifier(networks.judge).to(self.device)
@@ -200,42 +206,75 @@ class FeatureExtractor:
 
     def __call__(self, item: Mapping[str, Any]) -> tuple[str, int, PerImageFeatures]:
         stretch, chosen = item["stretch"], item["set"]
-        batches = read_images(chosen.artifact.storage, stretch, self.size, SCORING_BATCH)
-        found = [self.look(labels, pixels, chosen.reconstruct) for labels, pixels in batches]
+        batches = read_images(chosen.artifact.storage, stretch, self.crop, SCORING_BATCH)
+        keys = [] if chosen.sampled is None else read_keys(chosen.artifact.storage, stretch)
+        found = list[PerImageFeatures]()
+        for number, (labels, pixels) in enumerate(batches):
+            own = keys[number * SCORING_BATCH :][: len(labels)]
+            found.append(self.look(labels, pixels, chosen.reconstruct, own, chosen.sampled or 0))
         return item["name"], stretch.first, PerImageFeatures.joined(found)
 
     @torch.inference_mode()
-    def look(self, labels: NDArray[np.int64], pixels_BHW3: Pixels, reconstruct: bool = False) -> PerImageFeatures:
-        """Findings of at most one batch."""
+    def look(
+        self,
+        labels: NDArray[np.int64],
+        pixels_BHW3: NDArray[Any],
+        reconstruct: bool = False,
+        keys: Sequence[str] = (),
+        seed: int = 0,
+    ) -> PerImageFeatures:
+        """Findings of at most one batch.
+
+        pixels_BHW3: levels 0 to 255, uint8, or floats between them: those reach the tokenizer, SSIM and LPIPS as they
+            are, everything else as levels.
+        keys: of the images, to reconstruct from posterior samples; none for means.
+        """
         with computing(self.precision, self.device):
-            return self._found(labels, pixels_BHW3, reconstruct)
+            return self._found(labels, pixels_BHW3, reconstruct, keys, seed)
 
     def _vectors(self, images: Tensor) -> Tensor:
         """One of each image, (B, D)."""
         return self.features.pooled(images) if self.by_token else self.features(images).mean(dim=(2, 3))
 
-    def _found(self, labels: NDArray[np.int64], pixels_BHW3: Pixels, reconstruct: bool) -> PerImageFeatures:
+    def _found(
+        self, labels: NDArray[np.int64], pixels_BHW3: NDArray[Any], reconstruct: bool, keys: Sequence[str], seed: int
+    ) -> PerImageFeatures:
         count, likeness = len(labels), dict[str, Any]()
-        pixels, images = pixels_BHW3, self._filled(pixels_BHW3)
+        between = pixels_BHW3.dtype != np.uint8
+        pixels = to_pixels(to_tensor(pixels_BHW3)) if between else pixels_BHW3
         if reconstruct:
             assert self.tokenizer is not None, "reconstructing needs a tokenizer"
-            pixels = to_pixels(self.tokenizer.decode(self.tokenizer.encode(images).mean))[:count]
-            likeness = self._likeness(pixels_BHW3, pixels)
-            images = self._filled(pixels)
+            images = self._filled(pixels_BHW3)
+            again = self.tokenizer.decode(self._latents(images, keys, seed))[:count]
+            real, pixels = pixels, to_pixels(again)
+            pair = (images[:count], again.float()) if between else tuple(map(self._tensor, (real, pixels)))
+            likeness = {"psnr": peak_signal_to_noise(real, pixels), **self._likeness(*pair)}
+        images = self._filled(pixels)
         features = self._vectors(images)[:count].float().cpu().numpy()
         predictions = None if self.judge is None else predict(self.judge, images)[:count]
         return PerImageFeatures(
             labels, features, predictions, likeness.pop("psnr", None), **likeness, **self._published(pixels)
         )
 
-    def _likeness(self, real_BHW3: Pixels, again_BHW3: Pixels) -> dict[str, Any]:
-        """How like images and their reconstructions are, as uint8."""
+    def _latents(self, images: Tensor, keys: Sequence[str], seed: int) -> Tensor:
+        """Means of the posteriors, or for images with keys their samples."""
+        posterior = self.tokenizer.encode(images)  # type: ignore[union-attr]  # who reconstructs has one
+        if not keys:
+            return posterior.mean
+        noise = np.zeros(posterior.mean.shape, np.float32)
+        noise[: len(keys)] = key_noise(seed, keys, LATENTS, posterior.mean.shape[1:])
+        return posterior.sample(torch.from_numpy(noise).to(self.device))
+
+    def _tensor(self, pixels_BHW3: Pixels) -> Tensor:
+        return to_tensor(pixels_BHW3).to(self.device)
+
+    def _likeness(self, real_B3HW: Tensor, again_B3HW: Tensor) -> dict[str, Any]:
+        """How like images and their reconstructions are, in [-1, 1]."""
         from torchmetrics.functional.image import structural_similarity_index_measure
 
-        real, again = (to_tensor(pixels).to(self.device) for pixels in (real_BHW3, again_BHW3))
+        real, again = real_B3HW, again_B3HW
         ssim: Any = structural_similarity_index_measure(again, real, reduction="none", data_range=(-1.0, 1.0))
-        psnr = peak_signal_to_noise(real_BHW3, again_BHW3)
-        found: dict[str, Any] = {"psnr": psnr, "ssim": ssim.reshape(-1).cpu().numpy()}
+        found: dict[str, Any] = {"ssim": ssim.reshape(-1).cpu().numpy()}
         if self.lpips is not None:
             found["lpips"] = self.lpips(again, real).flatten().cpu().numpy()
         return found
@@ -251,7 +290,7 @@ class FeatureExtractor:
         found = [self.inception(each) for each in images.split(batch)]
         return {name: torch.cat([getattr(each, name) for each in found])[:count].cpu().numpy() for name in _PUBLISHED}
 
-    def _filled(self, pixels_BHW3: Pixels) -> Tensor:
+    def _filled(self, pixels_BHW3: NDArray[Any]) -> Tensor:
         """Images in [-1, 1], filled up to the fixed batch with grey."""
         images = to_tensor(pixels_BHW3)
         missing = SCORING_BATCH - len(images)

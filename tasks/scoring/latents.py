@@ -164,7 +164,8 @@ def extract_latent_features(
         shards: artifact of stage `shard`.
         subjects: the networks.
         compute: actors to look.
-        train, test: at most so many images of each split.
+        train, test: at most so many images of each split. No training images: nothing is fitted, and nothing compared
+            with features.
         points: images whose cells the density is estimated from.
         seed: of the drawn cells and embeddings.
 
@@ -184,6 +185,8 @@ def extract_latent_features(
                 bar.advance(len(result[1].labels))
         return joined(found)
 
+    if not train:
+        return scored(None, passed("test", test, None)[0], None, points, seed)
     first, sums = passed("train", train, None)
     channels = 0 if first.semantic is None else first.semantic.shape[1]
     second, _ = passed("test", test, None if sums is None else fit(sums, channels))
@@ -203,21 +206,22 @@ def fit(sums: CellSums, channels: int) -> Fitted:
 
 
 def scored(
-    train: Latents, test: Latents, fitted: Fitted | None, points: int, seed: int
+    train: Latents | None, test: Latents, fitted: Fitted | None, points: int, seed: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Scores by name, and figures per channel."""
     usage = Usage.of(test.means, test.deviations)
     even = uniformity(one_cell_each(test.means[:points], seed), seed=seed)
     scores = {
-        "latent_probe": probe(_flat(train.means), train.labels, _flat(test.means), test.labels),
-        "latent_pooled_probe": probe(_pooled(train.means), train.labels, _pooled(test.means), test.labels),
         "density_variation": even.variation,
         "density_gini": even.gini,
         "density_entropy": even.entropy,
         "channels_active": usage.active,
         "channels_effective": usage.effective,
     }
-    if test.comparisons is not None and fitted is not None and train.features is not None:
+    if train is not None:
+        scores["latent_probe"] = probe(_flat(train.means), train.labels, _flat(test.means), test.labels)
+        scores["latent_pooled_probe"] = probe(_pooled(train.means), train.labels, _pooled(test.means), test.labels)
+    if test.comparisons is not None and fitted is not None and train is not None and train.features is not None:
         assert test.features is not None  # of the same networks
         means = dict(zip(COMPARED, test.comparisons.mean(axis=0).tolist(), strict=True))
         wanted = COMPARED if test.semantic is not None else COMPARED[:2]

@@ -49,6 +49,12 @@ class Lpips:
         return distance
 
 
+def check_weights(weights: str, otherwise: str = WITHOUT) -> None:
+    """Raises UserError as :class:`Lpips` does for a path or URL; names stand for themselves."""
+    if weights not in ("hub", "random"):
+        Lpips(weights, otherwise)
+
+
 def _tensors(weights: str) -> Mapping[str, Any]:
     """What the file holds by name. Raises UserError or ValueError."""
     if weights == "hub":

@@ -49,7 +49,7 @@ class Trainee(Protocol):
             loader.columns,
             loader.batch,
             seed=0,
-            size=loader.size,
+            crop=loader.crop and loader.crop.centred,
             ahead=1,
             keys=False,
             pin=loader.pin,

@@ -12,6 +12,7 @@ import yaml
 
 from configs import load_recipe, recipe_names
 from configs.race import load_race
+from configs.reproduction import of_tokenizer
 from flows.stages import STAGES
 
 REPOSITORY = Path(__file__).parents[2]
@@ -84,7 +85,9 @@ def test_kubernetes_takes_over_what_is_for_clusters() -> None:
 
 
 READING_IMAGES = [
-    each for each in deployments("infra/prefect/kubernetes.yaml") if not each["entrypoint"].endswith(":reproduce")
+    each
+    for each in deployments("infra/prefect/kubernetes.yaml")
+    if not each["entrypoint"].endswith(":reproduce") or of_tokenizer(each["parameters"]["recipe"])
 ]
 
 

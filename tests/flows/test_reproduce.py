@@ -24,6 +24,7 @@ from tests.helpers.builders import at
 from tests.helpers.inceptions import put_inception
 from tests.helpers.published import save_sfd, save_statistics, save_tokenizer
 
+TOKENIZERS = ["ldm_f16d32", "vavae_f16d32"]
 NAMES = [
     "lightningdit_xl_64ep",
     "lightningdit_xl_800ep",
@@ -131,7 +132,7 @@ def test_what_does_not_fit_is_one_line_before_anything_runs(
 
 
 def test_all_published_checkpoints_can_be_reproduced() -> None:
-    assert reproducible() == NAMES
+    assert reproducible() == sorted([*NAMES, *TOKENIZERS])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,7 +155,7 @@ def test_the_plan_knows_what_a_reproduction_costs(name: str) -> None:
 def test_a_look_and_an_unknown_name_say_so() -> None:
     recipe = load_recipe("sfd_xl_80ep", reproduction("sfd_xl_80ep", images=1_000))
     assert departures(recipe) == ["sample.images is 1,000, published with 50,000"]
-    with pytest.raises(UserError, match=r"recipe demo: names no files .*choose one of lightningdit_xl_64ep"):
+    with pytest.raises(UserError, match=r"recipe demo: names no files .*choose one of ldm_f16d32, lightningdit_xl_64ep"):
         reproduction("demo")
 
 

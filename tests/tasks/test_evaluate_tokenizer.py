@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchmetrics.image import StructuralSimilarityIndexMeasure
 
+from configs import UserError
 from infra.artifacts import Artifact
-from tasks import networks
-from tasks.data.images import images
-from tasks.data.pixels import to_tensor
+from tasks import evaluate_tokenizer, networks, train_vavae
+from tasks.data.crops import Crop
+from tasks.data.images import images, read_images, read_keys, stretches
+from tasks.data.pixels import to_pixels, to_tensor
 from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
 from tasks.evaluate_tokenizer import STAGE
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
 from tasks.plan import scoring
 from tasks.plan.data import Images
-from tasks.scoring.features import FeatureExtractor, FeatureNetworks
+from tasks.randomness import key_noise
+from tasks.scoring import features, latents
+from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageSet
 from tasks.scoring.latents import LatentFeatureExtractor, Subjects, fit, joined, scored
 from tests.helpers.builders import at, context, put_shard, put_weights, small_recipe
 from tests.helpers.counting import counted
+from tests.tasks.test_without_images import serial
 
 RECIPE = small_recipe(
     "evaluate_tokenizer={images: 80, probe_images: 100, density_points: 32, lpips_weights: random}",
     "foundation.weights=random",
     "evaluate.features.weights=random",
+)
+
+
+_UNTRAINED = (
+    "train_vavae.images=0",
+    "train_vavae.pretrained=v.pt",
+    "train_semvae.images=0",
+    "train_semvae.pretrained=s.pt",
+    "train_dit.images=0",
+    "train_dit.pretrained=d.pt",
 )
 
 
@@ -110,6 +127,75 @@ def test_the_stage_scores_both_tokenizers(root: str, local_ray: None, actors_her
     assert {"align_cosine", "latent_probe", "semantic_probe", "pca_probe", "channels_active"} <= outcome.scores.keys()
 
 
+def test_the_authors_protocol_as_by_hand(root: str) -> None:
+    """A posterior sample of each image's own, decoded from images between the levels; PSNR and distances of levels."""
+    tokenizer, shards = Artifact(root, "train_vavae", "train_vavae"), Artifact(root, "shard", "shard")
+    vae, crop = networks.trained_autoencoder(tokenizer), Crop(32, "bilinear")
+    examiner = FeatureExtractor(FeatureNetworks(crop, RECIPE.evaluate.features, tokenizer=tokenizer, lpips="random"))
+    stretch = stretches(shards, "test/", 70, 70)[0]
+    keys = read_keys(shards.storage, stretch)
+    asked = {"set": ImageSet(shards, "test/", 70, reconstruct=True, sampled=5), "stretch": stretch, "name": "again"}
+    found = examiner(asked)[2]
+    real = torch.cat([to_tensor(each) for _, each in read_images(shards.storage, stretch, crop)])
+    assert len(keys) == len(real) == 40 and keys[0] == "test/0"
+    with torch.no_grad():
+        posterior = vae.encode(real)
+        noise = torch.from_numpy(key_noise(5, keys, "z", posterior.mean.shape[1:]))
+        again = vae.decode(posterior.mean + posterior.std * noise)
+    levels, theirs = to_pixels(again).astype(float), to_pixels(real).astype(float)
+    psnr = 10 * np.log10(255**2 / np.square(levels - theirs).mean(axis=(1, 2, 3)))
+    np.testing.assert_allclose(found.psnr, psnr, rtol=2e-3)  # a level here and there is cut off another way
+    measure = StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0))
+    assert found.ssim is not None and found.lpips is not None
+    for row in (0, 39):
+        assert found.ssim[row] == pytest.approx(measure(again[row : row + 1], real[row : row + 1]).item(), abs=1e-4)
+    by_hand = examiner.lpips(again, real).flatten()  # type: ignore[misc]
+    torch.testing.assert_close(torch.from_numpy(found.lpips), by_hand, rtol=1e-2, atol=1e-4)
+    means = examiner(asked | {"set": ImageSet(shards, "test/", 70, reconstruct=True)})[2]
+    assert not np.allclose(means.psnr, found.psnr, rtol=1e-3)
+    pair = np.concatenate([each for _, each in images(shards, "test", crop, 5)])[3:]
+    second = examiner.look(found.labels[3:5], pair, True, keys[3:5], 5)
+    np.testing.assert_allclose(second.psnr, found.psnr[3:5], rtol=1e-4)  # type: ignore[index]
+
+
+def test_reconstructions_alone_need_no_training_images_and_no_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation images, the tokenizer, and what scores reconstructions: no foundation model, no Semantic VAE."""
+    chosen = small_recipe(
+        *_UNTRAINED,
+        "shard.test_share=1.0",
+        "evaluate_tokenizer={images: 80, probe_images: 0, density_points: 32, posterior: sample, crop: torchvision}",
+        "evaluate.features.weights=random",
+        "foundation.weights=nowhere.pt",
+    )
+    put_shard(at(tmp_path), chosen, train=0, test=80)
+    put_weights(at(tmp_path), chosen, "train_vavae", {WEIGHTS: build_autoencoder(chosen.train_vavae.model)})
+    for module in (features, latents):
+        monkeypatch.setattr(module, "spread", serial)
+    monkeypatch.setattr(evaluate_tokenizer, "reconstructed", lambda context, shown: shown)
+    outcome = STAGE.run(context(at(tmp_path), chosen, STAGE, "shard", "train_vavae"))
+    assert outcome.rows == 80 and {"reconstruction_psnr", "density_entropy", "channels_active"} <= outcome.scores.keys()
+    assert not [name for name in outcome.scores if "probe" in name or "align" in name or "feature_" in name]
+    with pytest.raises(UserError, match=r"probe_images is 100 but shard.test_share is 1, .*set probe_images to 0"):
+        fitted = "evaluate_tokenizer.probe_images=100"
+        evaluate_tokenizer.check(small_recipe("shard.test_share=1.0", *_UNTRAINED, fitted))
+    with pytest.raises(UserError, match=r"shard.test_share is 1, which leaves train_vavae no image"):
+        small_recipe("shard.test_share=1.0")
+
+
+def test_weights_of_scores_are_opened_before_anything_is_trained(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "vgg.pth")
+    wrong = small_recipe(f"evaluate_tokenizer.lpips_weights={tmp_path}/vgg.pth")
+    with pytest.raises(UserError, match=r"vgg\.pth: .*set evaluate_tokenizer.lpips_weights to null"):
+        evaluate_tokenizer.check(wrong)
+    evaluate_tokenizer.check(small_recipe("evaluate_tokenizer.lpips_weights=null"))  # as it says
+    trained = ("train_vavae.objective.perceptual_weight=1.0", f"train_vavae.objective.lpips_weights={tmp_path}/vgg.pth")
+    with pytest.raises(UserError, match=r"perceptual_weight .* to 0"):
+        train_vavae.check(small_recipe(*trained))
+    train_vavae.check(small_recipe(trained[1]))
+
+
 def test_the_plan_counts_what_its_networks_do(root: str) -> None:
     """Of a part of each set, whose last batch is filled up for the networks that score reconstructions."""
     tokenizer, semantic = (Artifact(root, stage, stage) for stage in ("train_vavae", "train_semvae"))
@@ -120,10 +206,10 @@ def test_the_plan_counts_what_its_networks_do(root: str) -> None:
         examiner = FeatureExtractor(FeatureNetworks(32, RECIPE.evaluate.features, tokenizer=tokenizer, lpips=lpips))
         return sum(counted(lambda again=again: examiner.look(labels, pixels, again)) for again in (False, True))
 
-    latents = LatentFeatureExtractor(Subjects(32, tokenizer, RECIPE.foundation, semantic))
-    _, sums = latents.look(labels, pixels)
+    examined = LatentFeatureExtractor(Subjects(32, tokenizer, RECIPE.foundation, semantic))
+    _, sums = examined.look(labels, pixels)
     assert sums is not None
-    passes = [counted(lambda fitted=fitted: latents.look(labels, pixels, fitted)) for fitted in (None, fit(sums, 4))]
+    passes = [counted(lambda fitted=fitted: examined.look(labels, pixels, fitted)) for fitted in (None, fit(sums, 4))]
     bare = looks(None)
     found = -(-part // batch) * bare + part / batch * (looks("random") - bare + sum(passes))
     recipe = RECIPE.model_copy(

@@ -21,6 +21,8 @@ from configs import Recipe, UserError
 from models.autoencoder import Decoder
 from models.checkpoints import Checkpoint, write_authors
 from tasks import train_semvae, train_vavae
+from tasks.data.crops import Crop
+from tasks.data.images import images
 from tasks.data.pixels import to_tensor
 from tasks.loading.loader import Batch
 from tasks.stage import Context
@@ -35,6 +37,7 @@ STAGES = (
     f"train_vavae.batch={BATCH}",
     "train_vavae.learning_rate=0.001",
     "train_vavae.schedule=constant",
+    "train_vavae.crop=random",
     "train_vavae.objective={gan_weight: 0.5, discriminator: {width: 4, layers: 2}}",
     "train_vavae.stages=[{images: 32, gan_start: 16, align_weight: 0.5, cos_margin: 0.0, distance_margin: 0.0}, "
     "{images: 32, gan_start: 0, align_weight: 0.0}, "
@@ -105,6 +108,13 @@ def whole(root: str) -> tuple[Context, list[dict[str, Any]]]:
     made, seen = job(root, small_recipe(*STAGES), name="whole"), list[dict[str, Any]]()
     train(made, seen=seen)
     return made, seen
+
+
+def test_squares_are_cut_anywhere_in_training_and_from_the_centre_in_validation(root: str) -> None:
+    built: Any = build(job(root, small_recipe(*STAGES)))
+    assert built.loader.crop == Crop(32, "opencv", random=True) and built.held_out().crop == Crop(32, "opencv")
+    plain: Any = build(job(root, small_recipe(*STAGES, "train_vavae.crop=center")))
+    assert plain.loader.crop == Crop(32)
 
 
 def test_every_stage_has_its_weights_and_its_start(whole: tuple[Context, list[dict[str, Any]]]) -> None:
@@ -232,10 +242,29 @@ def test_perceptual_loss_is_trained_with_and_refused_without_weights(root: str) 
         build(job(root, small_recipe(*STAGES, *random, nowhere)))
 
 
+def test_features_are_of_the_authors_squares_where_it_is_asked_for(root: str) -> None:
+    """The shorter side to 72 pixels, 64 of the centre into the network as they are, and no flips."""
+    assert small_recipe().foundation.input_size == 64  # type: ignore[union-attr]
+    asked = ("train_semvae.resize=72", "image.flips=true")
+    built: Any = build(job(root, small_recipe(*STAGES, *asked), train_semvae))
+    assert built.loader.crop == Crop(64, "bicubic", shorter=72) and not built.loader.flips
+    seen, own = list[Tensor](), built.foundation
+    own.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    assert built.scores(built.network, torch.device("cpu"))["feature_mse"] > 0
+    first = next(images(built.shards, "test", built.loader.crop, 4))[1]
+    assert torch.equal(seen[0][:4], to_tensor(first))
+    assert torch.equal(own.preprocess(seen[0]), ((seen[0] + 1) / 2 - own.mean) / own.std), "not scaled again"
+    plain: Any = build(job(root, small_recipe(*STAGES, "image.flips=true"), train_semvae))
+    assert plain.loader.crop == Crop(32) and plain.loader.flips
+    with pytest.raises(UserError, match=r"train_semvae.resize is 48, .*foundation.input_size 64"):
+        small_recipe(*STAGES, "train_semvae.resize=48")
+    with pytest.raises(UserError, match=r"resize is 72 but features are read from"):
+        small_recipe(*STAGES, "train_semvae.resize=72", "train_semvae.features=/root/encode/1")
+
+
 def test_stored_features_train_as_streamed_ones(root: str) -> None:
     """Of the same images in the same order: the loader's order belongs to rows, whatever column is read."""
     from infra.artifacts import Artifact
-    from tasks.data.images import images
     from tasks.data.tensors import WRITE_OPTIONS, latent_table
     from tests.helpers.builders import put
 

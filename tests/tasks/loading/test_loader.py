@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from configs import UserError, load_recipe
 from infra.artifacts import Artifact
 from infra.storage import Storage
-from tasks.data.decode import load
+from tasks.data.crops import Crop
+from tasks.data.decode import decode, load
 from tasks.data.tensors import WRITE_OPTIONS
 from tasks.loading.loader import Loader
 from tasks.shard import SCHEMA
@@ -129,14 +130,35 @@ def test_a_worker_reads_little_more_than_its_share(tmp_path: Path) -> None:
     assert groups // 8 <= len(read) < 2 * groups / 8
 
 
-def test_images_are_decoded_cropped_and_mirrored(tmp_path: Path) -> None:
-    storage = Storage.at(str(tmp_path)).child("shard", "shard")
+def put_pictures(root: Path) -> tuple[Artifact, list[bytes]]:
+    """Twelve, labelled by their numbers."""
+    storage = Storage.at(str(root)).child("shard", "shard")
     data = [encoded(picture(number, 50, 40)) for number in range(12)]
     columns = [[f"k{i}" for i in range(12)], list(range(12)), data, [b"12345678"] * 12]
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
     files = [storage.write_table("train/part-00000.parquet", table, 5, **WRITE_OPTIONS)]
-    artifact = put(str(tmp_path), load_recipe("demo_tiny"), "shard", files, facts={"rows_per_group": 5})
-    loader = Loader(artifact, "train", ["image"], 12, 0, size=16, flips=True, threads=2)
+    return put(str(root), load_recipe("demo_tiny"), "shard", files, facts={"rows_per_group": 5}), data
+
+
+def test_random_squares_belong_to_the_image_of_the_run(tmp_path: Path) -> None:
+    """Whatever the batch, the workers and the restart; another epoch cuts elsewhere."""
+    artifact, data = put_pictures(tmp_path)
+    crop = Crop(16, "opencv", random=True)
+    alone = take(Loader(artifact, "train", ["image"], 12, 3, crop=crop), 36)
+    assert same(take(Loader(artifact, "train", ["image"], 12, 3, crop=crop, threads=2), 36, world=3), alone)
+    again = take(Loader(artifact, "train", ["image"], 4, 3, crop=crop), 8, cursor=20)
+    whole = np.concatenate([batch.arrays["image"] for batch in alone])
+    assert np.array_equal(np.concatenate([batch.arrays["image"] for batch in again]), whole[20:28])
+    labels = np.concatenate([batch.labels for batch in alone])
+    seen = [{whole[row].tobytes() for row in np.flatnonzero(labels == label)} for label in range(12)]
+    assert sum(len(each) > 1 for each in seen) > 6, "another place in another epoch"
+    places = [[crop(decode(data[label]), (x, 0.5)).tobytes() for x in np.linspace(0, 0.99, 40)] for label in range(12)]
+    assert all(image.tobytes() in places[label] for label, image in zip(labels, whole, strict=True))
+
+
+def test_images_are_decoded_cropped_and_mirrored(tmp_path: Path) -> None:
+    artifact, data = put_pictures(tmp_path)
+    loader = Loader(artifact, "train", ["image"], 12, 0, crop=Crop(16), flips=True, threads=2)
     [batch] = take(loader, 12)
     mirrored = 0
     for label, image in zip(batch.labels, batch.arrays["image"], strict=True):
@@ -144,7 +166,7 @@ def test_images_are_decoded_cropped_and_mirrored(tmp_path: Path) -> None:
         mirrored += not np.array_equal(image, expected)
         assert np.array_equal(image, expected) or np.array_equal(image, expected[:, ::-1])
     assert 0 < mirrored < 12
-    with pytest.raises(ValueError, match="needs `size`"):
+    with pytest.raises(ValueError, match="needs `crop`"):
         Loader(artifact, "train", ["image"], 12, 0)
 
 

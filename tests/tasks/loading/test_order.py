@@ -46,6 +46,17 @@ def test_a_large_epoch_is_shuffled_well() -> None:
         assert abs(batch.mean() / order.rows - 0.5) < 0.3
 
 
+def test_places_of_squares_are_uniform_and_belong_to_the_image() -> None:
+    order = Order((256,), 0)
+    places = order.places(np.arange(100_000))
+    assert places.shape == (100_000, 2) and places.min() >= 0 and places.max() < 1
+    counts = [np.histogram(each, 10, (0, 1))[0] / 10_000 for each in places.T]
+    assert np.abs(np.array(counts) - 1).max() < 0.05
+    assert abs(np.corrcoef(places.T)[0, 1]) < 0.02 and abs(np.corrcoef(places[1:, 0], places[:-1, 0])[0, 1]) < 0.02
+    assert np.array_equal(order.places(np.arange(500, 600)), places[500:600])
+    assert not np.array_equal(Order((256,), 1).places(np.arange(100)), places[:100])
+
+
 def test_flips_are_fair_and_belong_to_the_position() -> None:
     order = Order((256,), 0)
     flips = order.flips(0, np.arange(100_000))

@@ -17,6 +17,7 @@ from configs import Recipe, UserError, load_recipe
 from configs.recipe import Recipe as AnyRecipe
 from infra.artifacts import Artifact
 from tasks import encode, train_dit
+from tasks.data.crops import Crop
 from tasks.data.tensors import FLIP
 from tasks.encoder import Encoder
 from tasks.loading import loader as loading
@@ -186,7 +187,7 @@ def test_other_shards_are_refused_by_name(place: Path, tmp_path: Path) -> None:
     shards = put_shard(at(tmp_path), recipe_of(place), train=90)
     with pytest.raises(UserError, match=r"train/part-00000.parquet has 45 rows and the latents made of it .* 100"):
         latents = Artifact(at(place / "root"), "encode", "encode")
-        Loader(latents, "train", ["z", IMAGE], 16, 3, size=32, shards=shards)
+        Loader(latents, "train", ["z", IMAGE], 16, 3, crop=Crop(32), shards=shards)
 
 
 def test_no_fingerprint_knows_of_it_while_targets_are_stored() -> None:
