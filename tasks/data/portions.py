@@ -8,6 +8,9 @@ SAMPLE_ROWS_PER_PART = 250
 """Images in a part of a sample, at least: a part is whole batches."""
 SAMPLE_GRID_COLUMNS, SAMPLE_GRID_ROWS = 10, 8
 """Classes and images of each that a sample's picture shows."""
+DECODED_AT_ONCE = 32
+"""Images of a sample's batch that its decoder sees at once, at most: a decoder is wide where its network is not, and as
+fast with so few."""
 SCORED_AT_ONCE = 500
 """Images that an actor scores as one unit of work."""
 SCORING_BATCH = 64

@@ -1,8 +1,9 @@
 """Memory of one GPU in a training, before anything runs: what is always there, and what each image of a micro-batch
-adds.
+adds. What frozen networks take in their passes is in `passes.py`.
 
-Weights, gradients, moments and averages follow from the recipe. What activations take does not: the constants here are
-estimates by reading the code, **not measured**, and a figure that was measured replaces them through `MEASURED`.
+Weights, gradients, moments and averages follow from the recipe. What a network keeps for its backward pass was counted
+by torch itself, of small networks on a CPU (tests/tasks/plan/test_memory.py): the same tensors are kept on a GPU, but
+for attention, whose kernels differ. It was **not measured** on one, and a figure that was replaces it by `MEASURED`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,25 @@ FLOAT32 = 4
 WEIGHT, GRADIENT, MOMENTS, AVERAGE = FLOAT32, FLOAT32, 2 * FLOAT32, FLOAT32
 """Bytes of one trained number: itself, its gradient, AdamW's two moments, and each average. 20 with one average, and
 13.5 GB for XL."""
-TOKEN_COMPILED, TOKEN_EAGER = 36, 73
-"""Bytes that a transformer keeps for its backward pass of every number that leaves a block (depth × tokens × width), in
-a half precision: 0.3 and 0.6 GB an image of XL at 256 tokens. Estimates, not measured."""
-TOKEN_RECOMPUTED = 6
-"""The same where blocks are computed again: the float32 residual stream that enters each, and one block's own."""
+CAST = 2
+"""And of a half precision's copy of it, which products keep for their backward pass."""
+KEPT = {(True, True): 40.2, (True, False): 76.2, (False, True): 65.5, (False, False): 106.9}
+"""Bytes that a block of the transformer keeps for its backward pass of each number that leaves it (tokens × width), by
+(compiled, half precision): 0.33 and 0.54 GB an image of XL at 256 tokens in bfloat16."""
+KEPT_FOR_QK_NORM = {(True, True): 0.1, (True, False): 0.1, (False, True): 12.1, (False, False): 8.1}
+"""More, where queries and keys are normed."""
+KEPT_AROUND = {True: 14.3, False: 16.6}
+"""The same of what lies around all blocks together, by half precision."""
+KEPT_SEMANTIC = {True: 33.3, False: 66.6}
+"""A block of the Semantic VAE, by half precision; not less where it is compiled."""
+KEPT_CONVOLVED = {True: 14.4, False: 28.5}
+"""Bytes an autoencoder keeps of each number that leaves its residual blocks, by half precision."""
 TENSORS_A_BLOCK = 10
 """Tensors of its own size that a convolutional residual block keeps: two of each of norm, activation, convolution and
-what they remember. An estimate, not measured."""
+what they remember. An estimate by reading the code, of UNets."""
 USABLE = 0.94
 """Share of a GPU's memory that tensors may fill: CUDA's context and what the allocator cannot use are left."""
+COUNTED = "counted by torch, not measured: tasks/plan/memory.py"
 ESTIMATE = "estimate, not measured: tasks/plan/memory.py"
 
 MEASURED: Mapping[tuple[str, str, bool], float] = {}
@@ -53,6 +63,8 @@ class Memory:
     open: bool
     """Whether the recipe leaves the micro-batch open."""
     source: str
+    field: str = "compute.train.micro_batch"
+    """Of the recipe, that names `micro`."""
 
     def at(self, micro: int) -> float:
         return self.fixed + micro * self.image
@@ -74,8 +86,13 @@ def memory_of(recipe: Recipe, stage: str) -> Memory | None:
     trained, frozen, image, source = _parts(recipe, stage)
     share = section.batch // compute.workers
     micro = min(compute.micro_batch or share, share)
-    fixed = trained * _a_weight(section, compute) + frozen * FLOAT32
+    a_weight = _a_weight(section, compute) + (CAST if _half(section) else 0)
+    fixed = trained * a_weight + frozen * FLOAT32
     return Memory(fixed, image, micro, share, compute.micro_batch is None, source)
+
+
+def _half(section: Training) -> bool:
+    return section.precision in ("bf16", "fp16")
 
 
 def _a_weight(section: Training, compute: TrainCompute) -> float:
@@ -87,53 +104,57 @@ def _a_weight(section: Training, compute: TrainCompute) -> float:
 
 def _parts(recipe: Recipe, stage: str) -> tuple[int, int, float, str]:
     """Trained numbers, frozen numbers, bytes an image, and where those come from."""
-    section, compute = getattr(recipe, stage), recipe.compute.train
-    wide = 2 if section.precision in ("fp32", "tf32") else 1  # twice the bytes of a half precision
+    section = getattr(recipe, stage)
+    half = _half(section)
     frozen = 0
     if stage == "train_dit":
         backbone, head = networks.diffusion(recipe, section.model)
         if section.online:
             frozen = _foundation_values(recipe)
-        image, source = _diffusion_image(recipe, section, wide)
+        image, source = _diffusion_image(recipe, section, half)
         return backbone.values + head.values, frozen, image, source
     if stage == "train_semvae":
         assert recipe.foundation is not None  # the recipe's rules
         encoder, decoder = networks.semantic_vae(section.model, recipe.foundation.feature_dim, recipe.latent_size**2)
-        a_token = TOKEN_COMPILED if compute.compile else TOKEN_EAGER
         tokens = 2 * section.model.depth * recipe.latent_size**2 * section.model.width
-        return encoder.values + decoder.values, _foundation_values(recipe), wide * a_token * tokens, ESTIMATE
+        image = KEPT_SEMANTIC[half] * tokens
+        return encoder.values + decoder.values, _foundation_values(recipe), image, COUNTED
     encoder, decoder = networks.autoencoder(section.model, recipe.image.size)
     own = encoder.values + decoder.values
-    image = wide * 2 * TENSORS_A_BLOCK * _activations(section.model, recipe.image.size)
+    image = KEPT_CONVOLVED[half] * activations(section.model, recipe.image.size)
     if section.adversarial:
         own += sum(part.values for part in networks.discriminator(section.objective.discriminator, recipe.image.size))
     if section.aligned:
         frozen += _foundation_values(recipe)
     if section.perceptual:
         frozen += networks.VGG_VALUES
-        image += wide * 2 * 4 * networks.vgg_activations(recipe.image.size)  # two images, each layer and its activation
-    return own, frozen, image, ESTIMATE
+        # Two images, each layer and its activation.
+        image += (2 if half else 4) * 4 * networks.vgg_activations(recipe.image.size)
+    return own, frozen, image, COUNTED
 
 
-def _diffusion_image(recipe: Recipe, section: TrainDit, wide: int) -> tuple[float, str]:
+def _diffusion_image(recipe: Recipe, section: TrainDit, half: bool) -> tuple[float, str]:
     compute, model = recipe.compute.train, section.model
     if isinstance(model, UnetModel):
         side, values = max(recipe.sides), 0
         for level, multiplier in enumerate(model.multipliers):
             cells = (side >> level) ** 2
             values += (2 * model.blocks + 1) * cells * model.channels * multiplier
-        return wide * 2.0 * TENSORS_A_BLOCK * values, ESTIMATE
+        return (2.0 if half else 4.0) * TENSORS_A_BLOCK * values, ESTIMATE
     assert isinstance(model, DitModel)
     measured = MEASURED.get(("train_dit", model.size or "", compute.compile))
-    if measured is not None and wide == 1 and not compute.recompute:
+    if measured is not None and half and not compute.recompute:
         return measured, "measured: tasks/plan/memory.py"
     width, depth, _ = networks.dimensions(model)
     tokens = (max(recipe.sides) // model.patch_size) ** 2
-    a_token = TOKEN_COMPILED if compute.compile else TOKEN_EAGER
-    return wide * (TOKEN_RECOMPUTED if compute.recompute else a_token) * float(depth * tokens * width), ESTIMATE
+    way = compute.compile, half
+    block = KEPT[way] + (KEPT_FOR_QK_NORM[way] if model.qk_norm else 0.0)
+    # Where blocks are computed again: the float32 tokens that enter each, and one block's own at a time.
+    kept = FLOAT32 * depth + block if compute.recompute else depth * block
+    return tokens * width * (kept + KEPT_AROUND[half]), COUNTED
 
 
-def _activations(model: Tokenizer, side: int) -> int:
+def activations(model: Tokenizer, side: int) -> int:
     """Numbers that leave the residual blocks of a convolutional autoencoder, encoder and decoder, for one image."""
     found = convolutional(model)
     if found is None:  # levels of another kind, which may be trained all the same

@@ -246,6 +246,14 @@ def foundation_flops(section: Foundation) -> tuple[int, str]:
     return convolution(3, width, patch, cells).flops + depth * block.flops, f"formula: {section.name}"
 
 
+def vit_tokens(section: Foundation) -> tuple[int, int] | None:
+    """Tokens and width of a plain vision transformer; None of any other network."""
+    found = _VIT.match(section.name)
+    if found is None:
+        return None
+    return (section.input_size // int(found[2])) ** 2 + 1 + (4 if found[3] else 0), _VITS[found[1]][0]
+
+
 def foundation_values(section: Foundation) -> int:
     """Weights of a frozen plain vision transformer; of any other network 0, as those that recipes name are small."""
     found = _VIT.match(section.name)

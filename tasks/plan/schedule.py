@@ -185,23 +185,34 @@ def _place(work: Work, pool: Pool, available: int) -> _Placed:
 
 
 def _memory(work: Work, pool: Pool) -> tuple[Figure | None, list[str]]:
-    """What a training takes of one GPU, and why it does not fit."""
+    """What a stage takes of one GPU, all of its workers there together, and why it does not fit."""
     memory = work.memory
     if memory is None or not work.gpus or not pool.gpus:
         return None, []
+    beside = max(1, math.floor(1 / work.gpus))  # actors that share a GPU
+
+    def figure(micro: int) -> Figure:
+        shown = f"{memory.source}; micro-batch {micro}" if memory.open or work.pool == "train" else memory.source
+        return Figure(beside * memory.at(micro), shown)
+
     if pool.gpu_memory_gb is None:
-        return Figure(memory.at(memory.micro), f"{memory.source}; micro-batch {memory.micro}"), []
-    micro = memory.fitting(pool.gpu_memory_gb * 1e9)
+        return figure(memory.micro), []
+    micro = memory.fitting(pool.gpu_memory_gb * 1e9 / beside)
     if micro is not None:
-        return Figure(memory.at(micro), f"{memory.source}; micro-batch {micro}"), []
+        return figure(micro), []
     least = 1 if memory.open else memory.micro
-    way = "set compute.train.zero_stage or recompute" if memory.open else "lower compute.train.micro_batch"
+    way = "set compute.train.zero_stage or recompute" if memory.open else f"lower {memory.field}"
+    if not memory.field:
+        way = "name a GPU with more memory"
+    if beside > 1:
+        way += " or raise compute.actors.gpus_per_actor"
+    all_of_them = "" if beside == 1 else f"{beside} actors of a GPU with "
     why = (
-        f"{work.stage}: takes about {memory.at(least) / 1e9:.0f} GB of a GPU with {pool.gpu_memory_gb:g} GB "
-        f"({memory.fixed / 1e9:.1f} GB, and {memory.image / 1e9:.2f} GB for each image of a micro-batch of {least}; "
-        f"{memory.source}): {way}"
+        f"{work.stage}: takes about {beside * memory.at(least) / 1e9:.0f} GB of a GPU with {pool.gpu_memory_gb:g} GB "
+        f"({all_of_them}{memory.fixed / 1e9:.1f} GB, and {memory.image / 1e9:.2f} GB for each image of "
+        f"{least} at once; {memory.source}): {way}"
     )
-    return Figure(memory.at(least), memory.source), [why]
+    return Figure(beside * memory.at(least), memory.source), [why]
 
 
 def _decoding(work: Work, placed: _Placed, cluster: Cluster, seconds: float) -> list[str]:

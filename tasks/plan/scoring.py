@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from configs import Recipe
 from tasks.data.portions import RECONSTRUCTIONS_SHOWN, SCORED_AT_ONCE, SCORING_BATCH
-from tasks.plan import networks, sizes
+from tasks.plan import networks, passes, sizes
 from tasks.plan.data import Images
 from tasks.plan.networks import Cost
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Figure, Work
@@ -45,6 +45,7 @@ def evaluate(recipe: Recipe, images: Images) -> Work:
         workers=min(compute.actors, sizes.parts(looked.all, SCORED_AT_ONCE)),
         gpus=compute.gpus_per_actor,
         cpus=compute.cpus_per_actor,
+        memory=passes.examining(recipe),
         alone=judge.flops,
         alone_decodes=judge.decodes,
     )
@@ -148,6 +149,7 @@ def evaluate_tokenizer(recipe: Recipe, images: Images) -> Work:
         workers=actors,
         gpus=compute.gpus_per_actor,
         cpus=compute.cpus_per_actor,
+        memory=passes.examining(recipe),
     )
 
 

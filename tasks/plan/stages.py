@@ -11,7 +11,7 @@ from configs.published import departures, scores_of
 from configs.sampling import AutoGuidance
 from tasks.dag import FLOWS, PIPELINE, in_pipeline
 from tasks.data.portions import SAMPLE_GRID_ROWS, SAMPLE_ROWS_PER_PART
-from tasks.plan import networks, scoring, sizes, trainings
+from tasks.plan import networks, passes, scoring, sizes, trainings
 from tasks.plan.data import Images
 from tasks.plan.networks import Cost
 from tasks.plan.solvers import effective_evaluations, solver_evaluations
@@ -105,6 +105,7 @@ def encode(recipe: Recipe, images: Images) -> Work:
         workers=actors,
         gpus=compute.gpus_per_actor,
         cpus=compute.cpus_per_actor,
+        memory=passes.encoding(recipe),
     )
 
 
@@ -147,6 +148,7 @@ def sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
         workers=actors,
         gpus=compute.gpus_per_actor,
         cpus=compute.cpus_per_actor,
+        memory=passes.sampling(recipe),
         notes=_against_baseline(recipe, evaluations),
     )
 

@@ -14,6 +14,7 @@ from tasks.plan import networks, sizes
 from tasks.plan.data import Images
 from tasks.plan.memory import memory_of
 from tasks.plan.networks import Cost
+from tasks.plan.passes import examining
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Figure, Work
 
 SCORED = {"train_vavae": 10_000, "train_semvae": 2_000}
@@ -236,7 +237,7 @@ def _trained(stage: str, recipe: Recipe, section: Training, what: _Training) -> 
         cpus=actor.cpus_per_actor if actor else compute.cpus_per_worker,
         alone=scoring,
         alone_decodes=what.scored,
-        memory=memory_of(recipe, stage),
+        memory=memory_of(recipe, stage) or (examining(recipe) if actor else None),
         notes=notes,
     )
 

@@ -61,5 +61,5 @@ class Work:
     held: float = 0.0
     """Bytes in the memory of the flow's own process."""
     memory: Memory | None = None
-    """Of one GPU, of a stage that trains."""
+    """Of one GPU that one worker has; of a stage that uses one."""
     notes: tuple[str, ...] = field(default=())
