@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from configs.section import Added, Positive, Section
 
@@ -68,6 +68,47 @@ class DiffusersModel(Section):
         return self.channels
 
 
+class PythonModel(Section):
+    """A class in a file of one's own (`docs/tokenizers.md`): a `torch.nn.Module` with `encode`, `decode` and
+    `latent_shape`, used as it is. Its code runs, so only a recipe of one's own may name it."""
+
+    kind: Literal["python"]
+    file: str
+    """Where it lies on every machine that runs a stage."""
+    class_name: str
+    trusted: Literal[True]
+    channels: Positive
+    downscale: Positive
+    weights: str | None = None
+    """Path, fsspec URL or hub name of safetensors under the module's own names; None has what the class makes."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What the class is built with."""
+
+    @property
+    def identity(self) -> bool:
+        return False
+
+    @property
+    def z_channels(self) -> int:
+        return self.channels
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_trusted(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("trusted") is not True:
+            raise ValueError(
+                f"kind is python, so the code of {values.get('file', 'a file')} would run, but trusted is "
+                f"{values.get('trusted', 'not set')}: read that file, then say trusted: true in a recipe of your own"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _is_local(self) -> PythonModel:
+        if "://" in self.file:
+            raise ValueError(f"file is {self.file}: code is never fetched; save it and give its path")
+        return self
+
+
 TRAINABLE = ("AutoencoderKL",)
 """Classes of diffusers that our objective trains further: those with a posterior and known last layers."""
 
@@ -78,6 +119,8 @@ def _kind(value: Any) -> str:
 
 
 Tokenizer = Annotated[
-    Annotated[AutoencoderModel, Tag("convolutional")] | Annotated[DiffusersModel, Tag("diffusers")],
+    Annotated[AutoencoderModel, Tag("convolutional")]
+    | Annotated[DiffusersModel, Tag("diffusers")]
+    | Annotated[PythonModel, Tag("python")],
     Discriminator(_kind),
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from configs.autoencoders import TRAINABLE, DiffusersModel
+from configs.autoencoders import TRAINABLE, DiffusersModel, PythonModel
 from configs.data import Foundation
 from configs.diffusion import DitModel, UnetModel
 from configs.foundations import known_features
@@ -178,9 +178,10 @@ def _critics(recipe: Recipe) -> None:
             f"train_vavae.model.identity is true but train_vavae.images is {section.images}: there is nothing to "
             "train, use images: 0"
         )
-    if isinstance(section.model, DiffusersModel) and section.model.class_name not in TRAINABLE:
+    model = section.model
+    if isinstance(model, PythonModel) or (isinstance(model, DiffusersModel) and model.class_name not in TRAINABLE):
         raise ValueError(
-            f"train_vavae.images is {section.images} but our objective trains no {section.model.class_name}, only "
+            f"train_vavae.images is {section.images} but our objective trains no {model.class_name}, only "
             f"{' and '.join(TRAINABLE)}: use images: 0, which takes it as it is"
         )
     layers = section.objective.discriminator.layers

@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.errors import UserError
+from flows.own_parts import tokenizer
 from models.kinds import Kind
 
 if TYPE_CHECKING:  # torch is imported where weights are read: `--help` and other commands need none
     from models.checkpoints import Checkpoint, Statistics
 
 app = typer.Typer(no_args_is_help=True, help="Read and write the published checkpoints' layouts.")
+
+app.command("tokenizer")(tokenizer)
 
 Location = Annotated[str, typer.Argument(help="A path, an fsspec URL, or hf://organisation/repository/file.")]
 Heads = Annotated[int | None, typer.Option("--num-heads", help="Attention heads, where the file cannot tell.")]

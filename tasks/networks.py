@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import nn
 
-from configs.autoencoders import DiffusersModel, Tokenizer
+from configs.autoencoders import DiffusersModel, PythonModel, Tokenizer
 from configs.data import Foundation
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, UnetModel
 from configs.errors import UserError
@@ -17,12 +17,13 @@ from configs.fits import check_feature_grid, feature_readers
 from configs.foundations import known_features
 from configs.load import read_recorded
 from configs.recipe import Recipe
-from configs.tokenizers import SemvaeModel
+from configs.tokenizers import SemvaeModel, TrainVavae
 from infra import logs
 from infra.artifacts import Artifact
 from infra.compiled import keep_compiled
 from infra.device import HALVES
 from infra.diffusers_files import CONFIG, described, tensors
+from infra.weights import load_pretrained
 from models.autoencoder import AutoencoderKL, Identity
 from models.cascade_dit import CascadeDiT
 from models.clocks import Clock, SemanticFirst, Synchronous
@@ -36,7 +37,7 @@ from models.lightningdit import LightningDiT
 from models.objectives import Objective, TimeDistribution, VelocityMatching
 from models.semantic_vae import SemanticVAE
 from models.sizes import SIZES
-from tasks import snapshots
+from tasks import own_code, snapshots
 
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
@@ -57,6 +58,8 @@ def build_autoencoder(section: Tokenizer) -> ImageAutoencoder:
     """
     if isinstance(section, DiffusersModel):
         return build_diffusers(described(section))
+    if isinstance(section, PythonModel):
+        return own_code.build(section)
     return Identity() if section.identity else AutoencoderKL(**section.model_dump(exclude={"identity", "kind"}))
 
 
@@ -79,6 +82,22 @@ def load_diffusers(network: ImageAutoencoder, section: DiffusersModel) -> None:
         network.network.load_state_dict(fitted(network, tensors(section)))
     except ValueError as error:
         raise UserError(f"train_vavae.model.location {section.location}: {error}") from None
+
+
+def given_autoencoder(section: TrainVavae) -> ImageAutoencoder:
+    """The autoencoder that a recipe describes with the weights that it names, frozen.
+
+    Raises:
+        UserError: they cannot be had or do not fit.
+    """
+    network = build_autoencoder(section.model)
+    if isinstance(section.model, DiffusersModel):
+        load_diffusers(network, section.model)
+    elif isinstance(section.model, PythonModel):
+        own_code.load(section.model, network)
+    elif section.pretrained is not None:
+        load_pretrained(network, section.pretrained)
+    return network.requires_grad_(False).eval()
 
 
 def check_diffusers(recipe: Recipe, section: DiffusersModel) -> None:
@@ -195,6 +214,8 @@ def trained_autoencoder(artifact: Artifact) -> ImageAutoencoder:
     section = read_recorded(artifact.manifest.recipe).train_vavae.model
     if isinstance(section, DiffusersModel):
         network: ImageAutoencoder = build_diffusers(describe(json.loads(artifact.read(CONFIG)), section.class_name))
+    elif isinstance(section, PythonModel):
+        network = own_code.build(section, artifact.manifest.facts["tokenizer"]["sha256"])
     else:
         network = build_autoencoder(section)
     _frozen(network.kept, artifact, WEIGHTS)

@@ -20,6 +20,7 @@ from infra.artifacts import Artifact, Manifest, fingerprint, library_versions, t
 from infra.locks import alone
 from infra.storage import FileEntry, Storage
 from infra.tracking import Tracker
+from infra.trust import trust
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Context:
     """What a stage's function sees."""
 
     job: Job
+
+    def __post_init__(self) -> None:
+        trust(self.job.recipe)
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -10,19 +10,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs import Recipe, UserError
-from configs.autoencoders import DiffusersModel
+from configs.autoencoders import DiffusersModel, PythonModel
 from configs.tokenizers import Discriminator, TrainVavae, VavaeObjective
 from infra.device import autocast
 from infra.diffusers_files import CONFIG, described, identity, to_json
-from infra.weights import check_pretrained, identities, load_pretrained, load_tensors
+from infra.trust import trust
+from infra.weights import check_pretrained, identities, load_tensors
 from models.diffusers_config import Described
 from models.discriminator import PatchDiscriminator, TrainableDiscriminator
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
+from tasks import own_code
 from tasks.data.crops import Crop
 from tasks.data.images import images
 from tasks.data.pixels import peak_signal_to_noise, to_pixels, to_tensor
 from tasks.loading.loader import IMAGE, Batch, Loader
-from tasks.networks import build_autoencoder, check_diffusers, load_diffusers, load_foundation
+from tasks.networks import build_autoencoder, check_diffusers, given_autoencoder, load_foundation
 from tasks.randomness import ImageNumbers
 from tasks.scoring.lpips import Lpips, check_weights
 from tasks.stage import Context, Outcome
@@ -92,15 +94,10 @@ class Tokenizer(Trainee):
         self.section = recipe.train_vavae
         objective = self.section.objective
         self.objectives = self.section.objectives
-        self.autoencoder = build_autoencoder(self.section.model)
+        self.autoencoder = given_autoencoder(self.section).requires_grad_(True).train()
         self.network: nn.Module = self.autoencoder
-        if self.section.pretrained is not None:
-            load_pretrained(self.network, self.section.pretrained)
-        if isinstance(self.section.model, DiffusersModel):
-            load_diffusers(self.autoencoder, self.section.model)
-            self.described: Described | None = described(self.section.model)
-        else:
-            self.described = None
+        model = self.section.model
+        self.described: Described | None = described(model) if isinstance(model, DiffusersModel) else None
         foundation = recipe.foundation if self.section.aligned else None
         trains = self.section.images > 0
         self.module: nn.Module = TrainableTokenizer(
@@ -123,6 +120,8 @@ class Tokenizer(Trainee):
         self.facts: dict[str, Any] = {}
         if self.described is not None:
             self.facts["tokenizer"] = {"class_name": self.described.class_name, "factors": self.described.factors}
+        if isinstance(model, PythonModel):
+            self.facts["tokenizer"] = {"class_name": model.class_name, "sha256": own_code.digest(model)}
         if self.shards is None or not trains:
             return  # given weights: there may be no images, or none but those that they are scored on
         self.loader = Loader(
@@ -224,6 +223,8 @@ def external(recipe: Recipe) -> dict[str, str] | None:
     )
     if isinstance(given.model, DiffusersModel) and (content := identity(given.model)) is not None:
         found["tokenizer"] = content
+    if isinstance(given.model, PythonModel):
+        found |= {"code": own_code.digest(given.model), **identities(weights=given.model.weights)}
     return found or None
 
 
@@ -232,6 +233,9 @@ def check(recipe: Recipe) -> None:
     given = section(recipe)
     if isinstance(given.model, DiffusersModel):
         check_diffusers(recipe, given.model)
+    if isinstance(given.model, PythonModel):
+        trust(recipe.model_dump(mode="json"))
+        own_code.check(given.model, recipe.image.size)
     if given.images and given.perceptual:
         check_weights(given.objective.lpips_weights)
     check_pretrained(lambda: build_autoencoder(given.model), given.pretrained, "train_vavae.pretrained")

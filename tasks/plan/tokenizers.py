@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from configs.autoencoders import AutoencoderModel, DiffusersModel, Tokenizer
+from configs.autoencoders import AutoencoderModel, DiffusersModel, PythonModel, Tokenizer
 from infra.diffusers_files import described
 from models.diffusers_config import Described
 from tasks.plan.parts import Cost, bottleneck, convolution, layer_norm, resolution, total
@@ -42,7 +42,7 @@ def autoencoder(section: Tokenizer, side: int) -> tuple[Cost, Cost]:
     Raises:
         UserError: the configuration of one of diffusers' cannot be had.
     """
-    if section.identity:
+    if section.identity or isinstance(section, PythonModel):  # a plan runs no code of others
         return Cost(), Cost()
     found = convolutional(section)
     return _counted(section, side) if found is None else _costs(found, side)  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def convolutional(section: Tokenizer) -> Convolutional | None:
             section.attention_levels,
             section.decoder_attention,
         )
-    return _plain(described(section))
+    return None if isinstance(section, PythonModel) else _plain(described(section))
 
 
 def _plain(found: Described) -> Convolutional | None:
