@@ -19,6 +19,9 @@ class DitModel(Section):
     depth: Positive | None = None
     heads: Positive | None = None
     patch_size: Positive = 1
+    positions_of: Annotated[Positive | None, Added(before=None)] = None
+    """Side in tokens of the grid whose steps count positions: that of the network whose weights this one goes on from,
+    where its latents were smaller. Its tables are resized so (docs/training.md); None counts this grid's own tokens."""
     qk_norm: bool = False
     swiglu: bool = True
     rope: bool = True
@@ -112,6 +115,9 @@ class DitObjective(Section):
     align: Annotated[Literal["stored", "online"], Added(before="stored")] = "stored"
     """Where alignment targets come from: stored beside the latents (`encode.align_features`; 384 KiB an image and view
     of DINOv2-B), or made in training of the images themselves, which are decoded beside their latents."""
+    shift_base: Annotated[Positive | None, Added(before=None)] = None
+    """Times are shifted to noise by the root of the latents' dimension over this one (RAE: 4096): the more numbers an
+    image has, the more noise it takes to hide it. None shifts none."""
     label_dropout: Share = 0.1
 
 

@@ -162,6 +162,12 @@ def _steps(recipe: Recipe) -> None:
         own = recipe.sample.at(resolution)
         if own.off_by_one and own.steps < 2:
             raise ValueError(f"sample.steps is {own.steps} and off_by_one counts its points: use at least 2")
+        if own.shift_base is not None and (own.shift or own.times or own.solver == "dopri5"):
+            raise ValueError(
+                f"sample.shift_base {own.shift_base} shifts steps by the latents' dimension, beside solver "
+                f"{own.solver}, shift {own.shift:g}, times {own.times}: leave out shift and times, and take a "
+                "solver of fixed steps"
+            )
         if own.times is not None and (own.shift or own.off_by_one or own.solver == "dopri5"):
             raise ValueError(
                 f"sample.times is the whole grid, beside solver {own.solver}, shift {own.shift:g} and off_by_one "

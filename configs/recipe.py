@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -62,6 +63,10 @@ class Recipe(Section):
     @property
     def latent_channels(self) -> int:
         return sum(self.channel_groups.values())
+
+    def time_shift(self, base: int | None, given: float) -> float:
+        """The shift s of times (papers.md 1.7): as given, or by the latents' dimension over a base (papers.md 4.2)."""
+        return given if base is None else math.sqrt(base / (self.latent_channels * self.latent_size**2))
 
     @property
     def sides(self) -> tuple[int, ...]:

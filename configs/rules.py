@@ -55,6 +55,11 @@ def _patches(recipe: Recipe) -> None:
                 f"{field}.patch_size {model.patch_size} does not divide the latent side {recipe.latent_size} "
                 f"(image.size {recipe.image.size} / {recipe.train_vavae.model.downscale}): use a divisor"
             )
+        if model.positions_of is not None and recipe.train_dit.cascade is not None:
+            raise ValueError(
+                f"{field}.positions_of is {model.positions_of} but train_dit.cascade has sides of its own, whose "
+                "positions are the finest one's: leave positions_of out"
+            )
         for side in recipe.sides:
             if side % model.patch_size:
                 raise ValueError(

@@ -117,6 +117,8 @@ class Sample(Section):
     steps: Positive = 50
     shift: Weight = 0.0
     """Time shift s of papers.md 1.7; 0 is none."""
+    shift_base: Annotated[Positive | None, Added(before=None)] = None
+    """The shift by the latents' dimension instead, as `train_dit.objective.shift_base`."""
     times: Annotated[Times | None, Added(before=None)] = None
     """A grid of one's own instead of `steps` and `shift`: rising from 0 (noise) to 1 (data)."""
     off_by_one: bool = False

@@ -11,6 +11,7 @@ Errors are ValueError and name the file. Fetching from URLs and hubs is infra/we
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +179,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, where: str, which: Which
 
     Strict, but for the alignment head, which only training uses: one that the file lacks keeps its fresh
     weights, one that the network lacks is left out. What a network has `added` to a published one keeps its fresh
-    weights as well where the file lacks it. Raises ValueError listing what does not fit.
+    weights as well where the file lacks it, and tables of positions that it `resized` are its own.
+    Raises ValueError listing what does not fit.
     """
     source = check_fits(model, checkpoint, where, which)
     model.load_state_dict({name: source.get(name, value) for name, value in model.state_dict().items()})
@@ -188,9 +190,11 @@ def check_fits(model: nn.Module, checkpoint: Checkpoint, where: str, which: Whic
     """The weights that :func:`load_into` would load into this network, which may be on the meta device.
     Raises ValueError listing what does not fit."""
     source = checkpoint.raw if which == "raw" and checkpoint.raw else checkpoint.tensors
+    resized: tuple[str, ...] = getattr(model, "resized", ())
+    source = {name: value for name, value in source.items() if not (resized and name.startswith(resized))}
     expected = model.state_dict()
     head = "repa_projector."
-    fresh = (head, *getattr(model, "added", ()))
+    fresh = (head, *resized, *getattr(model, "added", ()))
     missing = sorted(name for name in expected.keys() - source.keys() if not name.startswith(fresh))
     surplus = sorted(name for name in source.keys() - expected.keys() if not name.startswith(head))
     shapes = [
@@ -205,9 +209,17 @@ def check_fits(model: nn.Module, checkpoint: Checkpoint, where: str, which: Whic
     if problems:
         raise ValueError(
             f"{where} does not fit this {type(model).__name__}: {'; '.join(problems)}. Make the model section "
-            f"match the file: `latentforge weights inspect` shows what it holds"
+            f"match the file: `latentforge weights inspect` shows what it holds{_of_another_grid(source, shapes)}"
         )
     return source
+
+
+def _of_another_grid(source: Mapping[str, Tensor], shapes: list[str]) -> str:
+    """A hint, where all that is of another shape are tables of positions."""
+    table = source.get("pos_embed")
+    if table is None or not shapes or not all(each.startswith(("pos_embed ", "feat_rope.")) for each in shapes):
+        return ""
+    return f", or, for latents of another size, set positions_of: {math.isqrt(table.shape[1])}"
 
 
 def _theirs(content: Content, kind: Kind | None, num_heads: int | None, semantic_channels: int | None) -> Checkpoint:

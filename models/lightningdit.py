@@ -99,6 +99,8 @@ class LightningDiT(nn.Module):
     groups: channel groups, one clock each; None (or one group) is the plain network with one `t_embedder`.
         With G > 1 groups, each has an embedder of width hidden_size / G under `t_embedder_<first 3 letters>`
         (`tex`, `sem`), concatenated last group first: the published order for SFD, our choice beyond.
+    positions_of: side in tokens of the grid whose steps count positions, where the network goes on from one of that
+        size: both tables are then that network's, resized (its grid spread over this one), and not read from files.
     shift: shift in the blocks' modulation (published switch `wo_shift` is its negation).
     learn_sigma: predict a second set of channels that the forward pass drops, as the original does.
     align_depth, align_dim: put a projection of width `align_hidden` to `align_dim` features on the tokens
@@ -111,6 +113,7 @@ class LightningDiT(nn.Module):
         *,
         input_size: int,
         patch_size: int = 1,
+        positions_of: int | None = None,
         in_channels: int,
         hidden_size: int,
         depth: int,
@@ -150,8 +153,11 @@ class LightningDiT(nn.Module):
             self.add_module(name, TimeEmbedder(hidden_size // len(groups)))
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
         # A frozen parameter, as published: it counts among the parameters but is never trained.
-        self.pos_embed = nn.Parameter(sincos_positions(hidden_size, self.grid_size), requires_grad=False)
-        self.feat_rope = RotaryTable(hidden_size // num_heads, self.grid_size) if rope else None
+        self.pos_embed = nn.Parameter(
+            sincos_positions(hidden_size, self.grid_size, finest=positions_of), requires_grad=False
+        )
+        self.feat_rope = RotaryTable(hidden_size // num_heads, self.grid_size, finest=positions_of) if rope else None
+        self.resized = () if positions_of in (None, self.grid_size) else ("pos_embed", "feat_rope.")
         self.blocks = nn.ModuleList(
             Block(hidden_size, num_heads, qk_norm=qk_norm, swiglu=swiglu, rmsnorm=rmsnorm, shift=shift)
             for _ in range(depth)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.clocks import Clock
 from models.groups import ChannelGroups
+from models.solvers import shifted
 
 AlignMode = Literal["cos", "mse", "cos_mse"]
 
@@ -49,6 +50,8 @@ class TimeDistribution:
 
     name: Literal["logit_normal", "uniform"] = "logit_normal"
     uniform_after_images: int | None = None
+    shift: float = 1.0
+    """Of all times, as `models.solvers.shifted`: below 1 there are more of them near noise."""
 
     def __post_init__(self) -> None:
         if self.name not in ("logit_normal", "uniform"):
@@ -58,8 +61,8 @@ class TimeDistribution:
         """Times (B,), dtype kept."""
         switched = self.uniform_after_images is not None and images_seen >= self.uniform_after_images
         if self.name == "uniform" or switched:
-            return u_B
-        return torch.sigmoid(torch.special.ndtri(u_B))
+            return shifted(u_B, self.shift)
+        return shifted(torch.sigmoid(torch.special.ndtri(u_B)), self.shift)
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def build_objective(recipe: Recipe) -> Objective:
         direction_floor=objective.direction_floor,
         align_weight=objective.align_weight,
         align_mode=objective.align_mode,
-        times=TimeDistribution(objective.times, objective.uniform_after),
+        times=TimeDistribution(objective.times, objective.uniform_after, recipe.time_shift(objective.shift_base, 1.0)),
     )
 
 
@@ -190,6 +190,7 @@ def build_dit(recipe: Recipe, section: DitModel) -> LightningDiT:
     arguments: dict[str, Any] = {
         "input_size": recipe.latent_size,
         "patch_size": section.patch_size,
+        "positions_of": section.positions_of,
         "in_channels": recipe.latent_channels,
         "num_classes": recipe.data.classes,
         "groups": channel_groups(recipe),

@@ -23,7 +23,8 @@ def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[
     if section.solver == "dopri5":
         times, count, how = [span * i / 100 for i in range(100)], adaptive, f"{adaptive} evaluations of dopri5 assumed"
     else:
-        even = [_shifted(i / steps, section.shift) for i in range(steps + 1)]
+        shift = recipe.time_shift(section.shift_base, section.shift)
+        even = [_shifted(i / steps, shift) for i in range(steps + 1)]
         grid = [span * t for t in section.times or even]
         times = grid[:-1] + (grid[1:] if section.solver == "heun" else [])
         count, how = len(times), f"{len(times)} evaluations of {section.solver}"

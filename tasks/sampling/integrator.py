@@ -111,7 +111,7 @@ class Integrator:
                 groups=self.groups,
                 solver=stage.section.solver,
                 steps=stage.section.steps,
-                shift=stage.section.shift,
+                shift=self.recipe.time_shift(stage.section.shift_base, stage.section.shift),
                 steps_are_points=stage.section.off_by_one,
                 step_noise=step_noise,
                 times=stage.section.times,
