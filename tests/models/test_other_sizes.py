@@ -79,7 +79,9 @@ def test_weights_of_a_smaller_grid_are_refused_unless_it_is_said() -> None:
 
 
 def test_a_cascade_has_positions_of_its_own() -> None:
-    with pytest.raises(UserError, match="train_dit.model.positions_of is 2 but train_dit.cascade has sides of its own"):
+    with pytest.raises(
+        UserError, match=r"train_dit.model.positions_of is 2 but train_dit.cascade has sides of its own"
+    ):
         load_recipe("lowdiff_tiny", ["train_dit.model.positions_of=2"])
 
 
