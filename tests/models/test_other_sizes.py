@@ -105,7 +105,7 @@ def test_recipes_shift_training_and_sampling_alike() -> None:
     objective: Any = build_objective(recipe)
     assert objective.times.shift == shift
     assert float(time_grid(4, shift=shift)[2]) == pytest.approx(shift * 0.5 / (1 - (1 - shift) * 0.5))
-    with pytest.raises(UserError, match="sample.shift_base 8 shifts steps by the latents' dimension, beside solver"):
+    with pytest.raises(UserError, match=r"sample.shift_base 8 shifts steps by the latents' dimension, beside solver"):
         small_recipe(*base, *more, "sample.shift=0.3")
 
 
