@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
@@ -21,19 +22,46 @@ BASES = "bases"
 """Folder of incomplete files that others extend: one for each data set."""
 RECIPES = Path(__file__).parent / "recipes"
 M = TypeVar("M", bound=BaseModel)
+_LONGEST = 300
+"""Characters of somebody's text that a message repeats."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+    """Safe YAML that reads 1e-4 as a number and dates as texts (YAML 1.2), refuses a key given twice, and
+    aliases that come to more values than anybody wrote."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _written_out(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases come to more than {_MOST_VALUES:,} values")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UserError(f"{node.start_mark.name}: key {key!r} is given twice; keep one")
+        keys = [str(self.construct_object(key, deep=True)) for key, _ in node.value]
+        if len(set(keys)) < len(keys):
+            twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+            raise UserError(f"{node.start_mark.name}: key {twice!r} is given twice; keep one")
         return super().construct_mapping(node, deep)
 
 
+_MOST_VALUES = 100_000
+
+
+def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a document has once its aliases are written out; infinite where one holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        known[id(node)] = 1 + sum(
+            _written_out(each, known) for pair in below for each in (pair if isinstance(pair, tuple) else (pair,))
+        )
+    return known[id(node)]
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in found if each[0] != "tag:yaml.org,2002:timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
@@ -126,11 +154,21 @@ def resolve(kind: str, folder: Path, name: str, seen: tuple[str, ...] = ()) -> d
 def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file. Raises UserError on anything but `key: value` at its top."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from None
+        values = _parsed(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} is not YAML: {' '.join(str(error).split())[:_LONGEST]}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path.name}: expected sections (key: value), found {type(values).__name__}")
+    return values
+
+
+def _parsed(text: str) -> Any:
+    """Plain values of a YAML text. Raises ValueError, or RecursionError where it is nested without end."""
+    try:
+        values = yaml.load(text, Loader=_Loader)
+        json.dumps(values)  # tags can ask for values that are not plain: bytes, sets, dates
+    except (yaml.YAMLError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ValueError(str(error)) from None
     return values
 
 
@@ -157,9 +195,9 @@ def assign(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r}: expected section.field=value, for example train_dit.images=50000")
     *parents, field = path.strip().split(".")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"--set {path}: {text!r} is not a YAML value") from None
+        value = _parsed(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"--set {path}: {text[:_LONGEST]!r} is not a YAML value") from None
     target = values
     for parent in parents:
         if target.get(parent) is None:
@@ -175,7 +213,7 @@ def assign(values: dict[str, Any], override: str) -> None:
 
 def _explain(fault: Any, model: type[BaseModel]) -> str:
     """One validation fault as `field: what was found and what would be right`."""
-    where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
+    where = _cut(".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-")))
     message = str(fault["msg"]).removeprefix("Value error, ")
     match fault["type"]:
         case "extra_forbidden":
@@ -185,8 +223,12 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
         case "value_error":
             return f"{where}: {message}" if where else message
     found = fault["input"]
-    shown = f" (found {found!r})" if isinstance(found, (str, int, float, bool, type(None), list)) else ""
+    shown = f" (found {_cut(repr(found))})" if isinstance(found, (str, int, float, bool, type(None), list)) else ""
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _similar(location: Sequence[Any], section: Any) -> str:

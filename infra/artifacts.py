@@ -92,6 +92,8 @@ class Manifest:
         """
         try:
             values = json.loads(data)
+            if not isinstance(values, dict):
+                raise TypeError(f"expected fields, found {type(values).__name__}")
             unknown = sorted(values.keys() - {each.name for each in fields(cls)})
             if unknown:
                 by = values.get("libraries", {}).get("latentforge", "a newer version")
@@ -99,12 +101,41 @@ class Manifest:
                     f"{where} was written by another latentforge ({by}) and says {', '.join(unknown)}, which this "
                     "version does not know: use that version, or another root"
                 )
-            values["files"] = tuple(FileEntry(**entry) for entry in values["files"])
-            return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            values["files"] = tuple(_entry(entry) for entry in values["files"])
+            found = cls(**values)
+            _check_types(found)
+            return found
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{where} is damaged ({error}); delete the artifact's folder and run its stage again"
             ) from None
+
+
+def _entry(values: Any) -> FileEntry:
+    """One file of a manifest. Raises TypeError or ValueError on what describes none, or none within its artifact."""
+    entry = FileEntry(**values)
+    if type(entry.path) is not str or type(entry.bytes) is not int or type(entry.sha256) is not str:
+        raise TypeError(f"no path, size and hash: {str(values)[:100]}")
+    if entry.rows is not None and type(entry.rows) is not int:
+        raise TypeError(f"rows of {entry.path}: {str(entry.rows)[:100]}")
+    if entry.bytes < 0 or not entry.path or entry.path.startswith("/") or ".." in entry.path.split("/"):
+        raise ValueError(f"no file of an artifact: {entry.path[:100]!r}, {entry.bytes} bytes")
+    return entry
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raises TypeError where a field is not of its type."""
+    numbers = (int, float)
+    wanted: dict[str, Any] = {"stage": str, "stage_version": int, "fingerprint": str, "rows": int, "created": str}
+    wanted |= dict.fromkeys(("recipe", "sections", "inputs", "facts", "scores", "libraries", "runs"), dict)
+    for name, kind in {**wanted, "seconds": numbers}.items():
+        if not isinstance(getattr(manifest, name), kind):
+            raise TypeError(f"{name} is {str(getattr(manifest, name))[:100]!r}")
+    texts = {**manifest.inputs, **manifest.libraries, **manifest.runs}
+    if strange := [name for name, value in texts.items() if not isinstance(value, str)]:
+        raise TypeError(f"{strange[0]} is no text")
+    if strange := [name for name, value in manifest.scores.items() if not isinstance(value, numbers)]:
+        raise TypeError(f"score {strange[0]} is no number")
 
 
 @dataclass(frozen=True)

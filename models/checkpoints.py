@@ -88,6 +88,9 @@ def read(
         return _theirs(content, kind, num_heads, semantic_channels)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        what = f"{type(error).__name__} {' '.join(str(error).split())[:160]}"
+        raise ValueError(f"{path}: what it says of its network makes no sense ({what}); fetch it again") from error
 
 
 def check_whole(checkpoint: Checkpoint) -> None:
@@ -96,8 +99,13 @@ def check_whole(checkpoint: Checkpoint) -> None:
     if not checkpoint.arguments:
         return
     tensors = checkpoint.tensors
-    with torch.device("meta"):
-        expected = build(checkpoint.kind, checkpoint.arguments).state_dict()
+    _check_sizes(checkpoint.arguments, len(tensors))
+    try:
+        with torch.device("meta"):
+            expected = build(checkpoint.kind, checkpoint.arguments).state_dict()
+    except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"its arguments describe no {checkpoint.kind} ({said}); fetch the file again") from None
     missing, unknown = (sorted(one.keys() - other.keys()) for one, other in ((expected, tensors), (tensors, expected)))
     wrong = [name for name, value in expected.items() if name in tensors and tensors[name].shape != value.shape]
     problems = [
@@ -107,6 +115,17 @@ def check_whole(checkpoint: Checkpoint) -> None:
     ]
     if problems:
         raise ValueError(f"some of its tensors are of the kind {checkpoint.kind}, but {'; '.join(problems)}")
+
+
+def _check_sizes(arguments: Arguments, tensors: int) -> None:
+    """Raises ValueError where a file's arguments ask for more layers than it has tensors, or for sizes that no
+    network has: a few bytes must not cost hours or all memory."""
+    limits = {"depth": tensors, "blocks_per_level": tensors, "input_size": 1 << 12}
+    for name, value in arguments.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        most = limits.get(name, 1 << 20)
+        if any(isinstance(number, (int, float)) and not -1 <= number <= most for number in numbers):
+            raise ValueError(f"its argument {name} is {str(value)[:100]}, more than its tensors can be; fetch it again")
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -243,6 +262,8 @@ def _theirs(content: Content, kind: Kind | None, num_heads: int | None, semantic
 
 def _ours(content: Content, kind: Kind | None) -> Checkpoint:
     facts = json.loads(content.metadata["facts"])
+    if not isinstance(facts["arguments"], dict):
+        raise ValueError(f"its arguments are {str(facts['arguments'])[:100]}; fetch the file again")
     if kind not in (None, facts["kind"]):
         raise ValueError(f"holds {facts['kind']}, but a network of kind {kind} is wanted")
     parts: dict[str, dict[str, Tensor]] = {"raw": {}, "extra": {}, "statistics": {}, "": {}}

@@ -17,6 +17,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -223,7 +224,7 @@ def _pickle_of(path: Path) -> bytes:
             if "data.pkl" in members and "constants.pkl" not in members:
                 return archive.read(members["data.pkl"])
             shown = ", ".join(archive.namelist()[:4])
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
         size = path.stat().st_size
         raise ValueError(
             f"{path}: a torch file that is damaged or cut short ({size:,} bytes, {_first_line(error)}); fetch it again"
@@ -267,8 +268,8 @@ def _shortfall(path: Path) -> str:
         length = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(min(length, size)))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return f", {size:,} bytes"
     return f", {size:,} of {8 + length + max(ends, default=0):,} bytes"
 
@@ -279,7 +280,10 @@ def _sharded(path: Path) -> Content:
     for name in sorted(set(wanted.values())):
         if not (path.parent / name).is_file():
             raise ValueError(f"{path}: its shard {name} is not beside it; fetch all of its {len(set(wanted.values()))}")
-        values |= read_content(path.parent / name).values
+        shard = path.parent / name
+        if _head(shard)[:1] == b"{":  # which might name itself
+            raise ValueError(f"{path}: its shard {name} is an index and no weights; fetch it again")
+        values |= read_content(shard).values
     missing = sorted(wanted.keys() - values.keys())
     if missing:
         raise ValueError(f"{path}: its shards lack {len(missing)} tensors (such as {', '.join(missing[:3])})")
@@ -289,7 +293,7 @@ def _sharded(path: Path) -> Content:
 def _weight_map(path: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: neither JSON nor weights ({_first_line(error)}); fetch it again") from error
     names = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(names, dict) or not names:

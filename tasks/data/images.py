@@ -69,9 +69,12 @@ def read_images(storage: Storage, stretch: Stretch, crop: Crop | int, batch: int
         with storage.open(stretch.file) as file:
             for rows in _rows(pq.ParquetFile(file), stretch, batch):
                 yield rows["label"].to_numpy(zero_copy_only=False).astype(np.int64), _pixels(rows, crop)
-    except (FileNotFoundError, pa.ArrowInvalid, Undecodable) as error:
+    except (OSError, pa.ArrowException, Undecodable, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+            raise  # of the storage, not of what Arrow finds in the file
+        said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{storage.url}/{stretch.file} cannot be read ({error}); delete its artifact and run its stage again"
+            f"{storage.url}/{stretch.file} cannot be read ({said}); delete its artifact and run its stage again"
         ) from None
 
 

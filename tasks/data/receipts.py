@@ -36,7 +36,10 @@ class Receipt:
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
         """Raises ValueError, KeyError or TypeError on anything but a receipt."""
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("nested without end") from None
         return cls(FileEntry(**values["entry"]), values["made_from"], values["facts"])
 
 

@@ -7,6 +7,8 @@ Arrays: `mu`, `sigma` of the pooled Inception features, `mu_s`, `sigma_s` of the
 from __future__ import annotations
 
 import io
+import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -23,6 +25,9 @@ from tasks.scoring.gaussian import Gaussian
 
 _KEYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 _IMAGES, _LABELS, _NETWORK = "arr_0", "arr_1", "network"
+_MOST_BYTES = 256 << 20
+"""Of an array that is read whole: a few kB of compressed zeros can say that they are a terabyte."""
+_LARGEST_SIDE = 4096
 _TOLERANCE = 1e-4
 """How far, of its largest value, a covariance may be off symmetry or below zero; float32 ones are off by rounding."""
 
@@ -109,6 +114,11 @@ def image_pieces(path: Path, rows: int) -> Iterator[tuple[NDArray[np.uint8], NDA
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """An array beside the images. Raises ValueError where it says that it is larger than any that is right."""
+    with archive.open(f"{name}.npy") as member:
+        shape, _, dtype = _header(member)
+    if math.prod(shape) * dtype.itemsize > _MOST_BYTES:
+        raise ValueError(f"{name} is {dtype} {shape}, more than {_MOST_BYTES >> 20} MiB")
     with archive.open(f"{name}.npy") as member:
         found: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
         member.read()  # to the end, where the checksum is looked at
@@ -129,7 +139,8 @@ def _image_shape(path: Path, archive: zipfile.ZipFile) -> tuple[int, int]:
         raise UserError(f"{path}: no images ({_IMAGES}) in it")
     with archive.open(f"{_IMAGES}.npy") as member:
         shape, fortran, dtype = _header(member)
-    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or dtype != np.uint8 or fortran or not shape[0]:
+    square = len(shape) == 4 and shape[3] == 3 and shape[1] == shape[2] and 0 < shape[1] <= _LARGEST_SIDE
+    if not square or dtype != np.uint8 or fortran or shape[0] < 1:
         raise UserError(f"{path}: {_IMAGES} is {dtype} {shape}, expected square uint8 images (N, H, W, 3)")
     return shape[0], shape[1]
 
@@ -158,10 +169,17 @@ def _gaussian(path: Path, kind: str, mean: NDArray[Any], covariance: NDArray[Any
     return Gaussian(mean, covariance)
 
 
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError,
+    RuntimeError, RecursionError, SyntaxError, tokenize.TokenError, OverflowError,
+)  # fmt: skip
+"""What NumPy and zipfile raise of files that are no archives of arrays: a header is a Python literal to NumPy."""
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+    except _DAMAGE as error:
         found = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: not an .npz file of plain arrays, or damaged ({found}); fetch it again") from None

@@ -75,6 +75,8 @@ class CsvSource:
             lines = list(reader)
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"data.source.path {self.path} is not a CSV in UTF-8 ({error})") from None
+        if b"\0" in content:
+            raise UserError(f"data.source.path {self.path} is not a CSV in UTF-8 (it has NUL bytes)")
         missing = {"path", "label"} - set(reader.fieldnames or ())
         if missing:
             found = ", ".join(reader.fieldnames or ()) or "nothing"

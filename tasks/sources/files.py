@@ -18,6 +18,8 @@ from tasks.sources.names import is_leftover, normal, split_in
 
 _READERS = 16  # threads that wait for storage
 _SIGNS = "*?[{"
+_MOST_FILES, _DIGITS = 1_000_000, 18
+"""Of a range of names: more files than any source has, and few enough to list."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ def _in_braces(pattern: str) -> set[str]:
     if len(parts) != 4:
         return set()
     before, first, last, after = parts
+    if len(last) > _DIGITS or len(first) > _DIGITS or int(last) - int(first) >= _MOST_FILES:
+        raise UserError(f"data.source: {pattern} names more than {_MOST_FILES:,} files, and at most so many are listed")
     return {f"{before}{number:0{len(first)}d}{after}" for number in range(int(first), int(last) + 1)}
 
 

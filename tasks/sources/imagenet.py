@@ -41,7 +41,7 @@ class ImageNetSource:
         for member in train.members:
             archive, _, name = member.name.partition("/")
             wnid = PurePosixPath(archive).stem
-            if member.picture and name:
+            if member.picture and name and wnid in labels:
                 key = f"train/{wnid}/{name}"
                 rows.append((key, labels[wnid], split, self.path, member.start, member.length))
             elif name:
@@ -90,6 +90,8 @@ def classes_of_files(path: str, files: Sequence[str]) -> list[str]:
         text = storage.read_bytes(name).decode()
     except FileNotFoundError:
         raise UserError(f"data.source.test_labels_path {path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.source.test_labels_path {path} is no text in UTF-8 ({error})") from None
     lines = [line.replace(",", " ").split() for line in text.splitlines() if line.strip()]
     if lines and len(lines[0]) == 1 and len(lines) == len(files):
         return [words[0] for words in lines]

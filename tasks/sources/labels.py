@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from tasks.sources.names import class_order, normal
 
 NO_LABEL = -1
+_LARGEST = 999_999
+"""No number above is taken for a label: a class for each number up to it would fill the memory."""
+_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,14 @@ def read_labels(
     """Numbers for labels of one source.
 
     Args:
-        texts: whole numbers (hub data sets write -1 where a label is hidden), or names of classes; None is no label.
+        texts: whole numbers up to 999,999 (hub data sets write -1 where a label is hidden), or names of classes; None
+            is no label.
         first: the number of the first class, `data.source.first_label`.
         names: of the classes, where the source has a list of them.
         where: the source, for messages.
     """
     given = [None if text is None or text == "" else text for text in texts]
-    values = [number_in(text) for text in given]
+    values = [NO_LABEL if (value := number_in(text)) is not None and value > _LARGEST else value for text in given]
     numeric = sum(value is not None for value in values)
     if 2 * numeric >= sum(text is not None for text in given):  # names among them are mistakes
         return _numbers(values, first, names, where)
@@ -59,7 +63,7 @@ def number_in(text: str | int | None) -> int | None:
     if isinstance(text, int):
         return text
     digits = text.removeprefix("-")
-    return int(text) if digits.isascii() and digits.isdigit() else None
+    return int(text) if digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS else None
 
 
 def _numbers(values: Sequence[int | None], first: int, names: Sequence[str], where: str) -> Labels:

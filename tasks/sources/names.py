@@ -38,7 +38,7 @@ def class_order(names: Iterable[str]) -> list[str]:
 
 
 def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit()
+    return name.isascii() and name.isdigit() and len(name) <= 18
 
 
 def split_in(name: str) -> str | None:

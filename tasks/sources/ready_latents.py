@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
+import math
 import re
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +54,7 @@ _TYPES = {
     "U8": "uint8",
 }
 _LONGEST_HEADER = 100_000_000
+_DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,11 @@ class LatentShard:
             raise UserError(f"{self.name}: not a safetensors file, or cut short; fetch it again")
         try:
             found: dict[str, dict[str, Any]] = json.loads(self.read(8, length))
-        except ValueError:
+            found.pop("__metadata__", None)
+            for entry in found.values():
+                _check(entry)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             raise UserError(f"{self.name}: not a safetensors file, or damaged; fetch it again") from None
-        found.pop("__metadata__", None)
         end = 8 + length + max((each["data_offsets"][1] for each in found.values()), default=0)
         if end > self.size:
             raise UserError(f"{self.name}: cut short, {self.size:,} of {end:,} bytes; fetch it again")
@@ -105,11 +111,24 @@ class LatentShard:
         if dtype is None:
             raise UserError(f"{self.name}: {name} is of type {entry['dtype']}; known: {', '.join(_TYPES)}")
         begin, end = entry["data_offsets"]
-        row = (end - begin) // max(1, shape[0])
+        kind: torch.dtype = getattr(torch, dtype)
+        row = math.prod(shape[1:]) * kind.itemsize
+        if not shape or end - begin != shape[0] * row or start + count > shape[0]:
+            raise UserError(f"{self.name}: {name} of shape {shape} has {end - begin:,} bytes; fetch it again")
         data = self.read(self._header[0] + begin + start * row, count * row)
         if len(data) != count * row:
             raise UserError(f"{self.name}: {name} ends early; fetch it again")
-        return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).view(count, *shape[1:])
+        return torch.frombuffer(bytearray(data), dtype=kind).view(count, *shape[1:])
+
+
+def _check(entry: dict[str, Any]) -> None:
+    """Raises ValueError, TypeError or LookupError on what describes no tensor."""
+    begin, end = entry["data_offsets"]
+    numbers = [*entry["shape"], begin, end]
+    if type(entry["dtype"]) is not str or any(type(number) is not int for number in numbers):
+        raise TypeError("no description of a tensor")
+    if min(numbers) < 0 or begin > end or max(numbers) >= 1 << 48:
+        raise ValueError("no description of a tensor")
 
 
 @dataclass(frozen=True)
@@ -226,7 +245,7 @@ def _of_archive(archive: str, pieces: _Pieces) -> Iterator[LatentShard]:
                         yield shard
                 else:
                     yield LatentShard(member.name, member.size, _within(pieces, member.offset_data))
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         raise UserError(
             f"data.source {archive or 'pieces'}: not a tar, or damaged or cut short ({error}); are all pieces there, "
             "named so that they sort in their order?"
@@ -245,8 +264,11 @@ def _unpacked(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[LatentS
         def read(start: int, length: int) -> bytes:
             with turn:
                 if not file.tell():
-                    while piece := source.read(1 << 22):
-                        file.write(piece)
+                    try:
+                        while piece := source.read(1 << 22):
+                            file.write(piece)
+                    except _DAMAGE as error:
+                        raise UserError(f"{member.name}: its archive is damaged ({error}); fetch it again") from None
                 file.seek(start)
                 data = file.read(length)
                 file.seek(0, io.SEEK_END)
