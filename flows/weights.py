@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -89,6 +90,16 @@ def inspect(
     location: Location, kind: Wanted = None, num_heads: Heads = None, semantic_channels: Semantic = None
 ) -> None:
     """Say what a checkpoint holds, without writing anything."""
+    from infra.weights import fetch
+    from models.checkpoints import TENSORS_ONLY, facts_of
+
+    facts = facts_of(fetch(location))
+    if facts.keys() == TENSORS_ONLY:
+        table = Table("what", "value", title=location)
+        table.add_row("holds", facts["kind"])
+        _show_made(table, facts["made"])
+        Console().print(table)
+        return
     _show(_whole(location, kind, num_heads, semantic_channels), location)
 
 
@@ -180,13 +191,26 @@ def _show(checkpoint: Checkpoint, name: str) -> None:
     table.add_row("found under", ", ".join(checkpoint.nesting) or "nothing (flat)")
     table.add_row("unaveraged weights", "kept beside" if checkpoint.raw else "none")
     for group, statistics in checkpoint.statistics.items():
-        table.add_row(f"statistics of {group}", f"{len(statistics.mean)} channels")
+        low, high = statistics.std.min().item(), statistics.std.max().item()
+        told = f"{len(statistics.mean)} channels, deviations {low:.3g} to {high:.3g}"
+        table.add_row(f"statistics of {group}", told)
     for key, value in checkpoint.arguments.items():
         table.add_row(key, str(value))
     if not checkpoint.arguments:
         table.add_row("config", "unknown: give --num-heads, --semantic-channels")
     if checkpoint.extra:
         table.add_row("kept for training", ", ".join(checkpoint.extra))
+    _show_made(table, checkpoint.made)
     if checkpoint.dropped:
         table.add_row("left out", f"{len(checkpoint.dropped)} tensors such as {', '.join(checkpoint.dropped[:3])}")
     Console().print(table)
+
+
+def _show_made(table: Table, made: Mapping[str, Any]) -> None:
+    """Where a file of ours comes from, as far as it says so."""
+    for key in ("stage", "fingerprint", "recipe", "file"):
+        if key in made:
+            table.add_row(f"made by {key}" if key in ("stage", "recipe") else key, made[key])
+    for name, section in made.get("sections", {}).items():
+        told = ", ".join(f"{key} {value}" for key, value in section.items()) if isinstance(section, dict) else section
+        table.add_row(name, str(told))

@@ -4,7 +4,8 @@ Reading never runs code from a file (models/files.py), and finds a network where
 keeps it (models/state_dicts.py). Ours is one safetensors file: tensors under their published names,
 `raw.*` for weights without averaging where the file had both, `statistics.<group>.mean|std` for
 latent statistics, `extra.*` for tensors that belong to training, and kind and constructor arguments
-in the metadata.
+in the metadata. Stages write their networks as plain state dicts with the same metadata, which also
+holds the statistics and says what made the file (:func:`stamped`).
 Errors are ValueError and name the file. Fetching from URLs and hubs is infra/weights.py.
 """
 
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from models.files import Content, plain, read_content
@@ -34,6 +35,10 @@ from models.formats import (
 from models.state_dicts import choose, described, networks, other_layout
 
 FORMAT = "latentforge-model/1"
+TENSORS = "latentforge-tensors/1"
+"""Of files of ours that hold no network: a part of an objective, a snapshot of an average."""
+TENSORS_ONLY = {"kind", "made"}
+"""What such a file says of itself."""
 NESTED = ("ema", "model", "state_dict", "model_state_dict")
 """Keys of state dicts in the authors' files."""
 _EXTRA = ("linear_proj.",)
@@ -68,6 +73,8 @@ class Checkpoint:
     """Keys under which the file held state dicts; empty for a flat file."""
     dropped: tuple[str, ...] = ()
     """Names in the file that belong to other networks or losses."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """What a stage says of a file that it wrote: stage, fingerprint, recipe, sections; plain JSON."""
 
 
 def read(
@@ -83,8 +90,12 @@ def read(
     """
     content = read_content(path)
     try:
-        if content.metadata.get("format") == FORMAT:
+        form = content.metadata.get("format")
+        if form == FORMAT:
             return _ours(content, kind)
+        if form == TENSORS:
+            said = json.loads(content.metadata["facts"])["kind"]
+            raise ValueError(f"holds {said}, which is no network; give model.safetensors or ema.safetensors beside it")
         return _theirs(content, kind, num_heads, semantic_channels)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -136,13 +147,41 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     for group, statistics in checkpoint.statistics.items():
         tensors[f"statistics.{group}.mean"] = statistics.mean
         tensors[f"statistics.{group}.std"] = statistics.std
-    facts = {"kind": checkpoint.kind, "arguments": checkpoint.arguments, "nesting": checkpoint.nesting}
+    facts = {
+        "kind": checkpoint.kind,
+        "arguments": checkpoint.arguments,
+        "nesting": checkpoint.nesting,
+        **({"made": checkpoint.made} if checkpoint.made else {}),
+    }
     # Clones, because safetensors refuses tensors that share memory.
-    save_file(
-        {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()},
-        path,
-        metadata={"format": FORMAT, "facts": json.dumps(facts)},
-    )
+    data = save({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()})
+    path.write_bytes(stamped(data, facts))
+
+
+def stamped(data: bytes, facts: Mapping[str, Any], form: str = FORMAT) -> bytes:
+    """A safetensors file that says what it is, from one that does not.
+
+    facts: plain JSON; of a network `kind`, `arguments` and, where its latents were standardised,
+        `statistics` by channel group. The library writes metadata in another order each time; here
+        the same tensors and facts are the same bytes.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = {"__metadata__": {"facts": json.dumps(facts, sort_keys=True), "format": form}}
+    header |= json.loads(data[8 : 8 + size])
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # as the library aligns the tensors
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[8 + size :]))
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """What a safetensors file of ours says of itself; nothing for any other file."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+    facts: dict[str, Any] = json.loads(metadata["facts"]) if metadata.get("format") in (FORMAT, TENSORS) else {}
+    return facts
 
 
 def write_authors(path: Path, checkpoint: Checkpoint) -> None:
@@ -183,14 +222,16 @@ def travelling_statistics(path: Path) -> dict[str, Statistics]:
             if (file.metadata() or {}).get("format") != FORMAT:
                 return {}
             names = [name for name in file.keys() if name.startswith("statistics.")]  # noqa: SIM118 - not a dict
-            return _statistics({name.partition(".")[2]: file.get_tensor(name) for name in names})
+            found = _statistics({name.partition(".")[2]: file.get_tensor(name) for name in names})
+            return _said_statistics(json.loads(file.metadata()["facts"])) | found
     except (SafetensorError, OSError):
         return {}
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """The authors' latent statistics file: (1, C, 1, 1) each."""
-    torch.save({"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}, path)
+    mean, std = (each.float().view(1, -1, 1, 1) for each in (statistics.mean, statistics.std))
+    torch.save({"mean": mean, "std": std}, path)
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint, where: str, which: Which = "ema") -> None:
@@ -276,10 +317,21 @@ def _ours(content: Content, kind: Kind | None) -> Checkpoint:
         parts[""],
         facts["arguments"],
         parts["raw"],
-        _statistics(parts["statistics"]),
+        _said_statistics(facts) | _statistics(parts["statistics"]),
         parts["extra"],
         tuple(facts["nesting"]),
+        made=facts.get("made", {}),
     )
+
+
+def _said_statistics(facts: Mapping[str, Any]) -> dict[str, Statistics]:
+    """Statistics in a file's metadata, by channel group; they were exact, and are float64."""
+    stored = facts.get("statistics", {})
+    parts = {
+        group: {name: torch.tensor(each[name], dtype=torch.float64) for name in ("mean", "std")}
+        for group, each in stored.items()
+    }
+    return {group: Statistics(each["mean"], each["std"]) for group, each in parts.items()}
 
 
 def _statistics(tensors: Mapping[str, Tensor]) -> dict[str, Statistics]:

@@ -55,18 +55,27 @@ def build(kind: Kind, arguments: Mapping[str, Any]) -> nn.Module:
     """The network of this kind from our constructor arguments as they are stored (plain JSON values).
     Raises ValueError on an unknown kind or argument.
     """
-    if kind not in _NETWORKS:
+    if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, found '{kind}'")
     given = dict(arguments)
     if given.get("groups") is not None and not isinstance(given["groups"], ChannelGroups):
         given["groups"] = ChannelGroups(tuple(given["groups"]["names"]), tuple(given["groups"]["sizes"]))
-    for name in ("channel_multipliers", "attention_levels", "resolutions"):
+    for name in ("channel_multipliers", "attention_levels", "resolutions", "multipliers", "attention"):
         if name in given:
             given[name] = tuple(given[name])
     try:
+        if kind == "cascade_unet":
+            return _unet(given)
         return (CascadeDiT if "resolutions" in given else _NETWORKS[kind])(**given)
     except TypeError as error:
         raise ValueError(f"{kind}: {error}; check the argument names") from error
+
+
+def _unet(given: Arguments) -> nn.Module:
+    from models.cascade_unet import CascadeUNet  # its library takes seconds to import
+    from models.edm import Preconditioning
+
+    return CascadeUNet(**{**given, "preconditioning": Preconditioning(**given.get("preconditioning", {}))})
 
 
 def groups_of(arguments: Mapping[str, Any]) -> ChannelGroups:

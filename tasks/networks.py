@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
@@ -33,6 +34,7 @@ from models.execution import halve, prepare
 from models.foundation import FoundationModel
 from models.groups import ChannelGroups
 from models.image_autoencoder import ImageAutoencoder
+from models.kinds import Kind
 from models.lightningdit import LightningDiT
 from models.objectives import Objective, TimeDistribution, VelocityMatching
 from models.semantic_vae import SemanticVAE
@@ -123,13 +125,17 @@ def check_diffusers(recipe: Recipe, section: DiffusersModel) -> None:
 
 
 def build_semantic_vae(section: SemvaeModel, feature_dim: int) -> SemanticVAE:
-    return SemanticVAE(
-        feature_dim=feature_dim,
-        width=section.width,
-        depth=section.depth,
-        num_heads=section.heads,
-        bottleneck=section.channels,
-    )
+    return SemanticVAE(**_semantic_vae_arguments(section, feature_dim))
+
+
+def _semantic_vae_arguments(section: SemvaeModel, feature_dim: int) -> dict[str, Any]:
+    return {
+        "feature_dim": feature_dim,
+        "width": section.width,
+        "depth": section.depth,
+        "num_heads": section.heads,
+        "bottleneck": section.channels,
+    }
 
 
 def channel_groups(recipe: Recipe) -> ChannelGroups:
@@ -152,17 +158,21 @@ def build_network(recipe: Recipe, section: DiffusionModel) -> DiffusionNetwork:
 def build_unet(recipe: Recipe, section: UnetModel) -> CascadeUNet:
     from models.cascade_unet import CascadeUNet  # its library takes seconds to import
 
-    return CascadeUNet(
-        resolutions=recipe.sides,
-        num_classes=recipe.data.classes,
-        channels=section.channels,
-        multipliers=section.multipliers,
-        blocks=section.blocks,
-        attention=section.attention,
-        dropout=section.dropout,
-        augmented=section.augment > 0,
-        preconditioning=Preconditioning(section.sigma_data),
-    )
+    return CascadeUNet(**_unet_arguments(recipe, section))
+
+
+def _unet_arguments(recipe: Recipe, section: UnetModel) -> dict[str, Any]:
+    return {
+        "resolutions": recipe.sides,
+        "num_classes": recipe.data.classes,
+        "channels": section.channels,
+        "multipliers": section.multipliers,
+        "blocks": section.blocks,
+        "attention": section.attention,
+        "dropout": section.dropout,
+        "augmented": section.augment > 0,
+        "preconditioning": Preconditioning(section.sigma_data),
+    }
 
 
 def build_objective(recipe: Recipe) -> Objective:
@@ -187,6 +197,11 @@ def build_objective(recipe: Recipe) -> Objective:
 def build_dit(recipe: Recipe, section: DitModel) -> LightningDiT:
     """The diffusion transformer that fits the recipe's latents and resolutions; `section` is its own or a weak
     guide's."""
+    arguments = _dit_arguments(recipe, section)
+    return CascadeDiT(**arguments) if "resolutions" in arguments else LightningDiT(**arguments)
+
+
+def _dit_arguments(recipe: Recipe, section: DitModel) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "input_size": recipe.latent_size,
         "patch_size": section.patch_size,
@@ -205,9 +220,30 @@ def build_dit(recipe: Recipe, section: DitModel) -> LightningDiT:
         "align_hidden": section.align_hidden,
     }
     arguments |= SIZES[section.size] if section.size else section.dimensions
-    if recipe.train_dit.cascade is not None:
-        return CascadeDiT(resolutions=recipe.sides, **arguments)
-    return LightningDiT(**arguments)
+    return arguments if recipe.train_dit.cascade is None else arguments | {"resolutions": recipe.sides}
+
+
+def kind_and_arguments(recipe: Recipe, stage: str, model: DiffusionModel | None = None) -> tuple[Kind, dict[str, Any]]:
+    """Kind and constructor arguments of the network that a stage trains, as `models.formats.build` takes them: plain
+    JSON values.
+
+    model: of a diffusion network, another than the recipe's own, such as a weak guide's.
+    """
+    kind: Kind
+    if stage == "train_vavae":
+        kind, arguments = "autoencoder", recipe.train_vavae.model.model_dump(exclude={"identity", "kind"})
+    elif stage == "train_semvae":
+        assert recipe.train_semvae is not None and recipe.foundation is not None  # the recipe has this stage
+        found = _semantic_vae_arguments(recipe.train_semvae.model, recipe.foundation.feature_dim)
+        kind, arguments = "semantic_vae", found
+    else:
+        section = model or recipe.train_dit.model
+        if isinstance(section, UnetModel):
+            kind, arguments = "cascade_unet", _unet_arguments(recipe, section)
+        else:
+            kind, arguments = "lightningdit", _dit_arguments(recipe, section)
+    plain: dict[str, Any] = json.loads(json.dumps(arguments, default=asdict))
+    return kind, plain
 
 
 def trained_autoencoder(artifact: Artifact) -> ImageAutoencoder:

@@ -25,6 +25,7 @@ from infra.artifacts import Artifact
 from infra.cluster import connect
 from infra.device import default_device, set_precision
 from infra.progress import Bar
+from models.checkpoints import TENSORS, stamped
 from tasks.data.crops import Crop
 from tasks.data.images import images
 from tasks.data.pixels import to_tensor
@@ -102,7 +103,9 @@ def run(context: Context) -> Outcome:
                 bar.advance(update)
             else:
                 result = update
-    entry = context.out.write_bytes(WEIGHTS, result["weights"])
+    made = {"stage": context.job.stage, "fingerprint": context.job.fingerprint, "recipe": context.recipe.name}
+    said = {"kind": "the judge of class consistency", "made": made | {"sections": context.job.sections}}
+    entry = context.out.write_bytes(WEIGHTS, stamped(result["weights"], said, TENSORS))
     return Outcome(files=[entry], rows=rows, scores={"judge_accuracy": result["accuracy"]})
 
 

@@ -46,10 +46,17 @@ class Checkpoints:
     """The checkpoints of one training. `save`, `snapshot` and `wait` are rank 0's, `newest` is for all together.
 
     keep: how many of the newest are kept; every: images, those at multiples of which are kept for good.
+    stamp: adds to a snapshot what it says of itself.
     """
 
-    def __init__(self, storage: Storage, keep: int, every: int | None = None) -> None:
-        self._storage, self._keep, self._every = storage, keep, every
+    def __init__(
+        self,
+        storage: Storage,
+        keep: int,
+        every: int | None = None,
+        stamp: Callable[[bytes, str], bytes] = lambda data, name: data,
+    ) -> None:
+        self._storage, self._keep, self._every, self._stamp = storage, keep, every, stamp
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: deque[Future[None]] = deque()
 
@@ -117,7 +124,8 @@ class Checkpoints:
                 self._storage.delete(_name(old))
 
     def _write_snapshot(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        write_receipt(self._storage, Receipt(self._storage.write_bytes(name, to_safetensors(dict(tensors))), name))
+        data = self._stamp(to_safetensors(dict(tensors)), name)
+        write_receipt(self._storage, Receipt(self._storage.write_bytes(name, data), name))
 
 
 def _milestones(there: Sequence[int], every: int) -> set[int]:

@@ -35,6 +35,7 @@ from tasks.training.flops import flops_per_image
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Curves, Metrics
 from tasks.training.stage import trained_stage
+from tasks.training.stamps import Stamp
 from tasks.training.state import ADVERSARY, WEIGHTS
 from tasks.training.trainee import Trainee
 
@@ -146,6 +147,7 @@ def _setting(context: Context, warned: Callable[[], bool] = lambda: False) -> Se
         device,
         Metrics(context.job.stage, images, compute.log_every, context.tracker, device, flops),
         partial(export, context),
+        stamp=lambda trainee: Stamp(context, trainee.facts).snapshot,
         warned=warned,
         preview=None if stage.preview is None else partial(stage.preview, context),
     )
@@ -176,12 +178,12 @@ def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, cu
     """Write networks, scores and facts to storage; `result.json` last. Without an `end` nothing was trained."""
     set_precision(*_precisions(context))  # also where nothing was trained
     trainee, device = build(context), default_device()  # a fresh one: the engine may hold the other in parts
-    files = []
+    stamp, files = Stamp(context, trainee.facts), []
 
     def write(name: str, found: Checkpoint, average: str | None) -> None:
         _load_trained(trainee.module, found.tensors[WEIGHTS])
         _load(trainee.module, found.tensors[average] if average else {})
-        files.append(_write(context.out, f"{name}.safetensors", trainee.kept))
+        files.append(_write(context.out, f"{name}.safetensors", trainee.kept, stamp))
 
     if best is not None:
         write(_BEST, best, MAIN if MAIN in best.tensors else None)
@@ -190,9 +192,9 @@ def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, cu
             if part != WEIGHTS and not part.startswith(ADVERSARY):
                 write(part, end, part)
         write(_LAST, end, None)
-        files += _objective(context.out, trainee, end)
+        files += _objective(context.out, trainee, end, stamp)
     else:
-        files.append(_write(context.out, f"{_LAST}.safetensors", trainee.kept))
+        files.append(_write(context.out, f"{_LAST}.safetensors", trainee.kept, stamp))
     files += _snapshots(context.out)
     files += [context.out.write_bytes(name, content) for name, content in trainee.documents().items()]
     trainee.network.to(device).eval()
@@ -234,17 +236,20 @@ def _load_trained(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         raise RuntimeError(f"the engine gave back other tensors than it was given: lost {lost}, new {unexpected}")
 
 
-def _write(out: Storage, name: str, network: nn.Module) -> FileEntry:
+def _write(out: Storage, name: str, network: nn.Module, stamp: Stamp) -> FileEntry:
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    return out.write_bytes(name, to_safetensors(tensors))
+    return out.write_bytes(name, stamp.network(to_safetensors(tensors), name))
 
 
-def _objective(out: Storage, trainee: Trainee, end: Checkpoint) -> list[FileEntry]:
+def _objective(out: Storage, trainee: Trainee, end: Checkpoint, stamp: Stamp) -> list[FileEntry]:
     """What another training can go on from beside the network: the trained parts of the objective."""
     if (adversary := trainee.adversary) is not None:
         adversary.module.load_state_dict(end.tensors[ADVERSARY + WEIGHTS])
     tensors = {name: value.detach().cpu().clone() for name, value in trainee.objective_tensors().items()}
-    return [out.write_bytes(OBJECTIVE, to_safetensors(tensors))] if tensors else []
+    if not tensors:
+        return []
+    said = "the trained parts of an objective"
+    return [out.write_bytes(OBJECTIVE, stamp.tensors(to_safetensors(tensors), said, OBJECTIVE))]
 
 
 def _snapshots(out: Storage) -> list[FileEntry]:

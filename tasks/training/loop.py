@@ -52,6 +52,8 @@ class Setting:
     device: torch.device
     metrics: Metrics
     finished: Finished
+    stamp: Callable[[Trainee], Callable[[bytes, str], bytes]] = lambda trainee: lambda data, name: data
+    """What files of the artifact that are stored meanwhile say of themselves."""
     warned: Callable[[], bool] = lambda: False
     """Whether this worker's machine is about to be taken away."""
     held_out: Callable[[Trainee], Loader] = lambda trainee: trainee.held_out()
@@ -81,7 +83,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
     # Set up
     section, compute, device, metrics = trainee.section, setting.compute, setting.device, setting.metrics
     rank, world = dist.get_rank(), dist.get_world_size()
-    checkpoints = Checkpoints(setting.out, compute.keep_checkpoints, compute.keep_every)
+    checkpoints = Checkpoints(setting.out, compute.keep_checkpoints, compute.keep_every, setting.stamp(trainee))
     module, adversary = trainee.module.to(device).train(), trainee.adversary
     found = checkpoints.newest()
     if found is not None:
