@@ -157,15 +157,44 @@ def sweep(
 @app.command()
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN…", help="MLflow runs, or folders or URLs of artifacts or roots.")
-    ],
+        list[str], typer.Argument(metavar="[RUN RUN…]", help="Names or ids of runs, or folders or URLs of artifacts.")
+    ] = [],  # noqa: B006
+    last: Annotated[int, typer.Option("--last", min=2, help="Without RUNs: so many of the newest.")] = 2,
     root: Root = None,
 ) -> None:
-    """Put finished runs side by side in a table, charts and one page."""
+    """Put finished runs side by side in a table, charts and one page: the last two, or those that are named.
+
+    A run's id is what `run` prints at its end; its first letters are enough.
+    """
     from flows.compare import compare as side_by_side
+    from flows.finding import newest
 
     _check_environment("home", "MLflow")
-    summary(side_by_side(runs, root).uri)
+    summary(side_by_side(runs or newest(last), root).uri)
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A finished run, as `compare` takes it; or give --recipe.")
+    ] = None,
+    target: Annotated[str, typer.Option("--to", help="A folder, or hf://organisation/name to push.")] = "",
+    recipe: RecipeName = "demo",
+    overrides: Overrides = [],  # noqa: B006
+    root: Root = None,
+    public: Annotated[bool, typer.Option("--public", help="Of a new repository; it is private otherwise.")] = False,
+) -> None:
+    """Write a trained model as others use it: a folder that diffusers loads alone, with a model card.
+
+    Pushing needs HF_TOKEN, or what `hf auth login` left.
+    """
+    if not target:
+        raise UserError("export: say where to, with --to FOLDER or --to hf://organisation/name")
+    if run is not None and overrides:
+        raise UserError("export: --set goes with --recipe; a RUN is exported as it was made")
+    from flows import share
+
+    print(f"wrote {share.export(run, target, recipe, overrides, root, public)}")
 
 
 def summary(uri: str) -> None:
@@ -211,10 +240,20 @@ def sample(
     reproduced: Annotated[
         bool, typer.Option("--reproduction", help="From what the authors released, as `reproduce` took it.")
     ] = False,
+    exported: Annotated[
+        str | None, typer.Option("--from", help="Of a folder or hf://organisation/name that `export` wrote instead.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     root: Root = None,
 ) -> None:
     """Draw a picture of chosen classes from a trained recipe, or write its sample as files."""
+    if exported is not None:
+        if classes is None or overrides or npz or png or reproduced:
+            raise UserError("--from takes --classes, --seed, --rows and --output: the rest is as it was exported")
+        from flows import share
+
+        print(f"wrote {share.draw(exported, numbers('--classes', classes), seed, output, rows)}")
+        return
     if reproduced:
         overrides = reproduction(recipe, overrides=overrides)
     from flows import picture

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from configs import UserError
+from configs import UserError, naming
 from configs.load import read_recorded
 from configs.published import departures, scores_of_pictures
+from flows.finding import evaluation_of
 from flows.publish import publish
 from infra import tracking
-from infra.artifacts import MANIFEST, Artifact
+from infra.artifacts import Artifact
 from infra.home import default_root
 from infra.storage import Storage
 from tasks.comparing import comparison
@@ -30,17 +31,17 @@ def compare(runs: Sequence[str], root: str | None = None) -> Artifact:
     """Put finished runs side by side; the page is an artifact in `root` and in an MLflow run of its own.
 
     Args:
-        runs: each an MLflow run of a flow, the folder or URL of an `evaluate` or `report` artifact, or a root that
-            holds a single evaluation.
+        runs: each as :func:`flows.finding.evaluation_of` takes it.
         root: where the page goes; None is this machine's default.
 
     Raises:
         UserError: a run that is not there or has no scores, or runs that nothing can be compared of.
     """
-    evaluated = [_evaluated(run) for run in runs]
+    evaluated = [evaluation_of(run) for run in runs]
     if len({artifact.uri for artifact in evaluated}) < 2:
         raise UserError(f"a comparison needs two different evaluations at least, found {len(set(evaluated))}")
-    found = [_standing(run, artifact) for run, artifact in zip(runs, evaluated, strict=True)]
+    names = _names(evaluated)
+    found = [_standing(*each) for each in zip(names, runs, evaluated, strict=True)]
     if not comparison.score_columns(found):
         raise UserError(
             "the runs have no score in common: they were scored by other networks; use the same evaluate section"
@@ -71,50 +72,22 @@ def compare(runs: Sequence[str], root: str | None = None) -> Artifact:
     return made
 
 
-# ------------------------------------------------------------------------------------------------ finding a run
-
-
-def _evaluated(run: str) -> Artifact:
-    """The evaluation that a run, an artifact or a root leads to."""
-    place = Storage.at(run) if "/" in run else None
-    if place is None:
-        return _of_mlflow(run)
-    if place.exists(MANIFEST):
-        root, stage, name = place.url.rstrip("/").rsplit("/", 2)
-        artifact = Artifact(root, stage, name)
-        if stage == "report":
-            artifact = Artifact(root, "evaluate", artifact.manifest.inputs["evaluate"])
-        if artifact.stage != "evaluate":
-            raise UserError(f"{run} is an artifact of stage {stage}, which has no scores: name its evaluate artifact")
-        artifact.manifest  # noqa: B018  # which raises where it is not complete
-        return artifact
-    names = {name.split("/")[1] for name in place.names("evaluate") if name.endswith(MANIFEST)}
-    if len(names) != 1:
-        known = ", ".join(f"{place.url}/evaluate/{name}" for name in sorted(names))
-        raise UserError(
-            f"{run} holds {len(names)} evaluations, expected one: " + (f"name one of {known}" if known else "run one")
-        )
-    return Artifact(place.url, "evaluate", names.pop())
-
-
-def _of_mlflow(run: str) -> Artifact:
-    tags = tracking.run_tags(run)
-    if tags is None:
-        raise UserError(f"no run {run!r} in MLflow at {tracking.tracking_uri()}, and no folder or URL (which has a /)")
-    made = tags.get("stage.evaluate")
-    if made is None or "root" not in tags:
-        raise UserError(
-            f"MLflow run {run} has no evaluation: name the run of a flow that finished it, or its evaluate artifact"
-        )
-    artifact = Artifact(tags["root"], "evaluate", made.split()[-1])
-    artifact.manifest  # noqa: B018
-    return artifact
-
-
 # -------------------------------------------------------------------------------------------- what it says
 
 
-def _standing(run: str, evaluated: Artifact) -> ComparedRun:
+def _names(evaluated: Sequence[Artifact]) -> list[str]:
+    """What sets each run apart from the others, behind its recipe's name."""
+    flat = [naming.flat(read_recorded(each.manifest.recipe).model_dump(mode="json")) for each in evaluated]
+    fields = dict.fromkeys(name for values in flat for name in values)
+    differ = [name for name in fields if len({json.dumps(values.get(name)) for values in flat}) > 1]
+    names = [naming.said(each["name"], {name: each[name] for name in differ if name in each}) for each in flat]
+    return [
+        name if names.count(name) == 1 else f"{name} {each.fingerprint[:6]}"
+        for name, each in zip(names, evaluated, strict=True)
+    ]
+
+
+def _standing(name: str, run: str, evaluated: Artifact) -> ComparedRun:
     manifest = evaluated.manifest
     sample = Artifact(evaluated.root, "sample", manifest.inputs["sample"])
     model = Artifact(evaluated.root, "train_dit", sample.manifest.inputs["train_dit"])
@@ -125,7 +98,7 @@ def _standing(run: str, evaluated: Artifact) -> ComparedRun:
     recipe = read_recorded(manifest.recipe)
     published, departed = scores_of_pictures(recipe), departures(recipe)
     return ComparedRun(
-        f"{manifest.recipe['name']} {evaluated.fingerprint[:6]}",
+        name,
         {name: value for name, value in manifest.scores.items() if not name.startswith((_FLOOR, "judge_"))},
         curves={
             label: _timed(curves[name], curves.get(SECONDS, [])) for name, label in _LOSSES.items() if curves.get(name)
@@ -159,14 +132,7 @@ def _with_prefix(evaluated: Artifact) -> dict[str, float]:
 def _differences(found: Sequence[ComparedRun], evaluated: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
     """Fields that differ, with each run's value."""
     recipes = (read_recorded(artifact.manifest.recipe).model_dump(mode="json") for artifact in evaluated)
-    flat = {each.name: _flat(recipe) for each, recipe in zip(found, recipes, strict=True)}
+    flat = {each.name: naming.flat(recipe) for each, recipe in zip(found, recipes, strict=True)}
     fields = dict.fromkeys(name for values in flat.values() for name in values)
     seen = {name: {run: values.get(name) for run, values in flat.items()} for name in fields}
     return {name: values for name, values in seen.items() if len({json.dumps(v) for v in values.values()}) > 1}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found

@@ -21,6 +21,7 @@ from prefect.tasks import exponential_backoff
 from prefect.transactions import get_transaction
 
 from configs import Recipe, UserError, load_recipe
+from configs.naming import run_name
 from flows.tracked import STOPS, flow_run_id, tracked
 from infra import jobs, stopping, tracking
 from infra.artifacts import Artifact
@@ -276,7 +277,7 @@ def open_run(
             redone |= set(names[names.index(start) :])
         tags = {"flow": flow, "recipe": loaded.name, "root": storage.url, "overrides": " ".join(overrides)}
         on_cluster = jobs.address(loaded.compute.cluster) is not None
-        with tracked(loaded.tracking.experiment, f"{flow} {loaded.name}", tags, on_cluster) as parent:
+        with tracked(loaded.tracking.experiment, run_name(recipe, overrides), tags, on_cluster) as parent:
             parent.params(loaded.model_dump(mode="json"))
             yield Run(loaded, storage.url, stages, start, only, frozenset(redone), parent, flow_run_id())
 

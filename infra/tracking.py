@@ -172,6 +172,39 @@ def _experiment(client: Any, name: str, uri: str) -> str:
     return str(found.experiment_id)
 
 
+@dataclass(frozen=True)
+class FoundRun:
+    """A run of a flow that led to scores."""
+
+    id: str
+    name: str
+    root: str
+    evaluation: str
+    """Fingerprint of its `evaluate` artifact."""
+
+
+def evaluated_runs() -> list[FoundRun]:
+    """Runs of flows that led to scores, in all experiments, the newest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracking_uri())
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    found, token = list[FoundRun](), None
+    while experiments:
+        page = client.search_runs(
+            experiments, "tags.root != ''", max_results=1000, order_by=["start_time DESC"], page_token=token
+        )
+        for run in page:
+            tags, info = run.data.tags, run.info
+            if "stage.evaluate" in tags:
+                made = tags["stage.evaluate"].split()[-1]
+                found.append(FoundRun(info.run_id, info.run_name or "", tags["root"], made))
+        token = page.token
+        if not token:
+            break
+    return found
+
+
 def run_tags(run: str) -> dict[str, str] | None:
     """Tags of a run; None where there is no such run."""
     from mlflow import MlflowClient

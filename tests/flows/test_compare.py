@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import Recipe, UserError
+from flows import finding
 from flows.compare import compare
 from infra import tracking
 from infra.artifacts import Artifact
@@ -56,6 +57,28 @@ def test_runs_are_found_however_they_are_named(tmp_path: Path, home: Path) -> No
         "by_seconds.png",
         "scores.csv",
     }
+
+
+def test_runs_are_called_by_names_and_by_the_beginning_of_ids(tmp_path: Path, home: Path) -> None:
+    root = at(tmp_path)
+    ids = []
+    for name, scale in (("aaaaaaaa", 2), ("bbbbbbbb", 4), ("cccccccc", 4)):
+        evaluated(root, name, float(scale), f"sample.guidance.scale={scale}")
+        tags = {"root": root, "stage.evaluate": f"made {name}"}
+        run = tracking.start_run("tests", f"demo_tiny guidance.scale={scale}", tags)
+        run.finish()
+        ids.append(run.run)
+    assert finding.evaluation_of("demo_tiny guidance.scale=2").fingerprint == "aaaaaaaa"
+    assert finding.evaluation_of(ids[1][:8]).fingerprint == "bbbbbbbb"
+    assert finding.newest(2) == ids[1:]
+    with pytest.raises(UserError, match=f"may be {ids[1][:8]} .*{ids[2][:8]}|may be {ids[2][:8]} .*{ids[1][:8]}"):
+        finding.evaluation_of("demo_tiny guidance.scale=4")
+    with pytest.raises(UserError, match=f"no run 'other'.*there are .*{ids[0][:8]}"):
+        finding.evaluation_of("other")
+    with pytest.raises(UserError, match="3 different evaluations are known .* wanted the last 4"):
+        finding.newest(4)
+    page = compare([ids[0][:6], ids[1]], root).read("comparison.html").decode()
+    assert "demo_tiny guidance.scale=2" in page and "demo_tiny guidance.scale=4" in page
 
 
 def test_the_comparison_is_in_mlflow_as_table_and_page(tmp_path: Path, home: Path) -> None:

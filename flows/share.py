@@ -1,0 +1,174 @@
+"""`latentforge export`: a trained model as a folder that others load, here or on a hub; and sampling from one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs import UserError, load_recipe
+from flows.finding import evaluation_of
+from flows.inputs import sample_job
+from infra.artifacts import MANIFEST, Artifact, Manifest
+from infra.storage import Storage
+from tasks.drawing import pictures
+from tasks.sharing.card import GRID, card
+from tasks.sharing.folder import write_folder
+from tasks.stage import Context, Job
+
+_HUB = "hf://"
+_COMPONENTS = ("transformer", "vae", "scheduler", "guide")
+
+
+def export(
+    run: str | None,
+    target: str,
+    recipe: str,
+    overrides: Sequence[str] = (),
+    root: str | None = None,
+    public: bool = False,
+) -> str:
+    """Write a model to a folder, or push it to `hf://organisation/name`; returns where it is.
+
+    run: a finished run (as :func:`flows.finding.evaluation_of` takes it); None is the recipe's model.
+
+    Raises:
+        UserError: there is no such model, the folder is in use, or the hub refuses.
+    """
+    if run is None:
+        context = Context(sample_job(load_recipe(recipe, overrides), recipe, root))
+        evaluated = _scores_of(context)
+    else:
+        evaluation = evaluation_of(run)
+        evaluated = evaluation.manifest
+        context = Context(_job_of(Artifact(evaluation.root, "sample", evaluated.inputs["sample"])))
+    if target.startswith(_HUB):
+        _check_repository(target)
+        with tempfile.TemporaryDirectory(prefix="latentforge-export-") as folder:
+            _write(context, evaluated, Path(folder))
+            return _push(Path(folder), target, public)
+    place = Path(target).expanduser()
+    if place.exists() and any(place.iterdir()) and not (place / "model_index.json").is_file():
+        raise UserError(f"--to {target}: the folder holds other things; name an empty or a new one")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as beside:
+        _write(context, evaluated, Path(beside))
+        if place.exists():
+            shutil.rmtree(place)
+        shutil.copytree(beside, place)
+    return str(place)
+
+
+def draw(source: str, labels: Sequence[int], seed: int, output: Path, rows: int = 1) -> Path:
+    """A picture as `latentforge sample` draws it, from an exported folder or repository; no code in it is run.
+
+    Raises:
+        UserError: there is none, it is no export, or it has no such class.
+    """
+    import torch
+
+    pipeline = load(source).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        images = pipeline(labels, rows, seed, output_type="np").images
+    except ValueError as error:
+        raise UserError(f"--classes: {error}") from None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(pictures.png(pictures.grid(images, columns=len(labels))))
+    return output
+
+
+def load(source: str) -> Any:
+    """The pipeline of an exported folder or of `hf://organisation/name[@revision]`, by this project's own code."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    from tasks.sharing.code.network import LatentforgeNetwork
+    from tasks.sharing.code.pipeline import LatentforgePipeline
+    from tasks.sharing.code.scheduler import LatentforgeScheduler
+    from tasks.sharing.code.tokenizer import LatentforgeTokenizer
+
+    folder = _fetched(source)
+    try:
+        index = json.loads((folder / "model_index.json").read_bytes())
+        kinds = {each.__name__: each for each in (LatentforgeNetwork, LatentforgeScheduler, LatentforgeTokenizer)}
+        kinds["AutoencoderKL"] = AutoencoderKL
+        parts = {
+            name: kinds[index[name][1]].from_pretrained(str(folder / name)) for name in _COMPONENTS if index[name][1]
+        }
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise UserError(f"--from {source}: no folder that `export` wrote, or a damaged one ({said})") from None
+    return LatentforgePipeline(**parts, classes=index.get("classes"))
+
+
+def _write(context: Context, evaluated: Manifest | None, folder: Path) -> None:
+    write_folder(context, folder)
+    if context.artifact.is_complete() and context.artifact.files(GRID):
+        (folder / GRID).write_bytes(context.artifact.read(GRID))
+    (folder / "README.md").write_text(card(context, evaluated))
+
+
+def _job_of(sample: Artifact) -> Job:
+    made = sample.manifest
+    return Job("sample", sample.fingerprint, sample.root, made.recipe, made.inputs, made.sections)
+
+
+def _scores_of(context: Context) -> Manifest | None:
+    """The newest evaluation of this sample under the root, if there is one."""
+    root = Storage.at(context.job.root)
+    names = {name.split("/")[1] for name in root.names("evaluate") if name.endswith(MANIFEST)}
+    found = [Artifact(root.url, "evaluate", name).manifest for name in sorted(names)]
+    ours = [each for each in found if each.inputs.get("sample") == context.job.fingerprint]
+    return max(ours, key=lambda each: each.created, default=None)
+
+
+# ------------------------------------------------------------------------------------------------------------ hub
+
+
+def _check_repository(target: str) -> str:
+    name = target.removeprefix(_HUB)
+    if len(name.split("/")) != 2 or not all(name.split("/")):
+        raise UserError(f"--to {target}: expected hf://organisation/name")
+    return name
+
+
+def _push(folder: Path, target: str, public: bool) -> str:
+    """Needs the usual token: `HF_TOKEN`, or what `hf auth login` left."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name, api = _check_repository(target), HfApi()
+    try:
+        api.create_repo(name, private=not public, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="A model from latentforge"))
+    except (HfHubHTTPError, OSError) as error:
+        token = "" if os.environ.get("HF_TOKEN") else "; set HF_TOKEN or log in with `hf auth login`"
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"--to {target}: the hub refused or cannot be reached ({said}){token}") from None
+
+
+def _fetched(source: str) -> Path:
+    """A local folder with the export's weights and settings, and none of its code."""
+    if not source.startswith(_HUB):
+        folder = Path(source.removeprefix("file://")).expanduser()
+        if not (folder / "model_index.json").is_file():
+            raise UserError(
+                f"--from {source}: no model_index.json there; give a folder that `latentforge export` wrote"
+            )
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name, _, revision = source.removeprefix(_HUB).partition("@")
+    try:
+        patterns = ["*.json", "*.safetensors"]
+        return Path(
+            snapshot_download(_check_repository(_HUB + name), revision=revision or None, allow_patterns=patterns)
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"--from {source}: not on the hub, or it cannot be reached ({said})") from None

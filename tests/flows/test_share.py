@@ -1,0 +1,174 @@
+"""A model as others use it: the exported folder alone gives the pixels that `latentforge sample` gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from configs import UserError, load_recipe
+from flows import share
+from flows.__main__ import app
+from infra.artifacts import Artifact
+from models.autoencoder import AutoencoderKL
+from tasks.drawing import pictures
+from tasks.sampling.sampler import Sampler
+from tasks.sharing import autoencoder_kl
+from tasks.sharing.bundle import bundle
+from tasks.stage import Context
+from tests.helpers.builders import at, put, put_networks, put_shard
+
+LABELS, ROWS, SEED = [1, 3, 5], 2, 3
+_ALONE = """
+import sys
+sys.path = [p for p in sys.path if p != {repository!r}]  # the installed project is not to be found
+sys.modules.update(dict.fromkeys(("models", "tasks", "configs", "flows", "infra")))
+import numpy as np
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained({folder!r}, trust_remote_code=True)
+np.save({target!r}, pipeline({labels}, {rows}, {seed}, output_type="np").images)
+"""
+
+
+def made(tmp_path: Path, name: str, *overrides: str) -> tuple[str, np.ndarray[Any, Any]]:
+    """The evaluation of a random model with a sample, and the pixels that sampling it gives."""
+    asked = (f"sample.labels={LABELS}", f"sample.batch={ROWS * len(LABELS)}", f"sample.seed={SEED}")
+    recipe, root = load_recipe(name, [*overrides, *asked]), at(tmp_path)
+    put_networks(root, recipe)
+    put_shard(root, recipe, 4, 4)
+    latents = Artifact(root, "encode", "encode").manifest
+    put(root, recipe, "encode", [], facts=latents.facts, inputs={"shard": "shard"})
+    grid = Artifact(root, "sample", "sample").storage.write_bytes(
+        "grid.png", pictures.png(np.zeros((4, 4, 3), np.uint8))
+    )
+    inputs = {stage: stage for stage in ("train_vavae", "encode", "train_dit")}
+    sample = put(root, recipe, "sample", [grid], inputs=inputs)
+    scores = {"frechet_x": 4.25, "floor_frechet_x": 1.5}
+    facts = {"images": {"generated": 40, "test": 4}, "network": "x", "intervals": {"frechet_x": [4.0, 4.5]}}
+    evaluated = put(root, recipe, "evaluate", [], inputs={"sample": "sample"}, scores=scores, facts=facts)
+    context = Context(share._job_of(sample))
+    return evaluated.uri, Sampler.of(context).images(np.arange(ROWS * len(LABELS)))[1]
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> tuple[Path, np.ndarray[Any, Any]]:
+    run, pixels = made(tmp_path, "demo_tiny")
+    return Path(share.export(run, str(tmp_path / "model"), "demo")), pixels
+
+
+def test_the_folder_tells_all_about_the_model(exported: tuple[Path, Any]) -> None:
+    folder, _ = exported
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["vae"] == ["diffusers", "AutoencoderKL"] and index["classes"][:2] == ["hoop", "cross"]
+    assert set(json.loads((folder / "statistics.json").read_text())) == {"texture", "semantic"}
+    page = (folder / "README.md").read_text()
+    told = ("library_name: diffusers", "| frechet_x | 4.25 | 1.5 | – |", "4 to 4.5", "grid.png", "hoop, cross", "euler")
+    assert [text for text in told if text not in page] == []
+    assert str(folder.parent) not in page, "no place of this machine"
+    assert (folder / "grid.png").is_file()
+
+
+def test_sampling_from_the_folder_needs_no_artifact(exported: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, pixels = exported
+    target = tmp_path / "picture.png"
+    command = ["sample", "--from", str(folder), "--classes", "1,3,5", "--rows", "2", "--seed", "3"]
+    CliRunner().invoke(app, [*command, "--output", str(target)], catch_exceptions=False)
+    assert target.read_bytes() == pictures.png(pictures.grid(pixels, columns=len(LABELS)))
+    assert np.array_equal(share.load(str(folder))(LABELS, ROWS, SEED, output_type="np").images, pixels)
+    with pytest.raises(UserError, match="--classes: labels must be 0 to 9"):
+        share.draw(str(folder), [11], 0, target)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("demo_tiny", "sample.solver=heun", "sample.guidance.interval_start=0.3"),
+        ("demo_tiny", "sample.precision=bf16", "sample.guidance.groups=texture"),
+        ("demo_tiny", "train_vavae.model.channel_multipliers=[2,2,2,2]"),
+        ("lowdiff_tiny",),
+        ("lowdiff_pixels_tiny",),
+    ],
+)
+def test_every_way_of_sampling_gives_the_same_pixels(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    run, pixels = made(tmp_path, *overrides)
+    folder = share.export(run, str(tmp_path / "model"), "demo")
+    assert np.array_equal(share.load(folder)(LABELS, ROWS, SEED, output_type="np").images, pixels)
+
+
+def test_diffusers_loads_the_folder_without_this_project(exported: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, pixels = exported
+    target = tmp_path / "pixels.npy"
+    told = {"repository": str(Path(__file__).parents[2]), "folder": str(folder), "target": str(target)}
+    program = _ALONE.format(**told, labels=LABELS, rows=ROWS, seed=SEED)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert np.array_equal(np.load(target), pixels)
+
+
+def test_code_in_the_folder_stands_alone() -> None:
+    for name in ("network", "tokenizer", "scheduler", "pipeline"):
+        source = bundle(f"tasks.sharing.code.{name}")
+        lines = [line for line in source.splitlines() if line.lstrip().startswith(("from ", "import "))]
+        assert [line for line in lines if line.lstrip().startswith(("from models", "from tasks", "from configs"))] == []
+        names = [
+            line.split("(")[0].split(":")[0] for line in source.splitlines() if line.startswith(("def ", "class "))
+        ]
+        assert len(names) == len(set(names)), "one definition of each name"
+
+
+def test_our_tokenizer_is_theirs_where_they_have_it() -> None:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as Theirs
+
+    arguments = {"base_channels": 32, "channel_multipliers": [1, 2], "blocks_per_level": 1, "z_channels": 4}
+    arguments |= {"attention_levels": [1], "decoder_attention": False, "norm_groups": 8}
+    config = autoencoder_kl.config_of(arguments)
+    assert config is not None
+    Theirs(**config).load_state_dict(autoencoder_kl.renamed(AutoencoderKL(**arguments).state_dict()))
+    assert autoencoder_kl.config_of(arguments | {"channel_multipliers": [2, 2]}) is None
+    assert autoencoder_kl.config_of(arguments | {"embed_dim": 8}) is None
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = made(tmp_path, "demo_tiny")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other things"):
+        share.export(run, str(tmp_path / "full"), "demo")
+    with pytest.raises(UserError, match="expected hf://organisation/name"):
+        share.export(run, "hf://name", "demo")
+    with pytest.raises(UserError, match="there; give a folder that"):
+        share.load(str(tmp_path / "full"))
+    monkeypatch.setattr("tasks.sharing.folder._KNOWN", {"images"})
+    with pytest.raises(UserError, match="the code of a shared folder does not know it"):
+        share.export(run, str(tmp_path / "new"), "demo")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_push_is_private_unless_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = made(tmp_path, "demo_tiny")
+    calls: list[tuple[str, Any, tuple[str, ...]]] = []
+
+    class Hub:
+        def create_repo(self, name: str, private: bool, exist_ok: bool) -> None:
+            calls.append((name, private, ()))
+
+        def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> str:
+            calls.append((repo_id, None, tuple(sorted(path.name for path in Path(folder_path).iterdir()))))
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert share.export(run, "hf://us/clothes", "demo") == "https://hub/us/clothes"
+    share.export(run, "hf://us/clothes", "demo", public=True)
+    assert [private for _, private, files in calls if not files] == [True, False]
+    assert {"README.md", "model_index.json", "pipeline.py", "transformer", "vae"} <= set(calls[1][2])
