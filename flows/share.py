@@ -8,9 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from configs import UserError, load_recipe
+from configs.autoencoders import DiffusersModel
 from flows.finding import evaluation_of
 from flows.inputs import sample_job
 from infra.artifacts import MANIFEST, Artifact, Manifest
@@ -84,7 +85,7 @@ def draw(source: str, labels: Sequence[int], seed: int, output: Path, rows: int 
 
 def load(source: str) -> Any:
     """The pipeline of an exported folder or of `hf://organisation/name[@revision]`, by this project's own code."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    import diffusers
 
     from tasks.sharing.code.network import LatentforgeNetwork
     from tasks.sharing.code.pipeline import LatentforgePipeline
@@ -95,14 +96,17 @@ def load(source: str) -> Any:
     try:
         index = json.loads((folder / "model_index.json").read_bytes())
         kinds = {each.__name__: each for each in (LatentforgeNetwork, LatentforgeScheduler, LatentforgeTokenizer)}
-        kinds["AutoencoderKL"] = AutoencoderKL
+        kinds |= {
+            name: getattr(diffusers, name) for name in get_args(DiffusersModel.model_fields["class_name"].annotation)
+        }
         parts = {
             name: kinds[index[name][1]].from_pretrained(str(folder / name)) for name in _COMPONENTS if index[name][1]
         }
     except (OSError, KeyError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())[:160]
         raise UserError(f"--from {source}: no folder that `export` wrote, or a damaged one ({said})") from None
-    return LatentforgePipeline(**parts, classes=index.get("classes"))
+    told = {name: index[name] for name in ("classes", "latents", "pointwise", "unit") if name in index}
+    return LatentforgePipeline(**parts, **told)
 
 
 def _write(context: Context, evaluated: Manifest | None, folder: Path) -> None:

@@ -19,12 +19,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from configs import Recipe, UserError
+from configs.autoencoders import DiffusersModel
 from configs.diffusion import UnetModel
 from configs.sampling import AutoGuidance, NoGuidance, Sample, SampleResolution
 from infra.weights import load_pretrained
 from models.checkpoints import stamped
 from tasks.data.statistics import LatentStatistics
-from tasks.networks import build_clock, build_network, described, trained_autoencoder, trained_dit
+from tasks.networks import build_clock, build_network, kind_and_arguments, trained_autoencoder, trained_dit
 from tasks.sharing import autoencoder_kl
 from tasks.sharing.bundle import bundle
 from tasks.stage import Context
@@ -33,7 +34,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CODE = "tasks.sharing.code"
 _KNOWN = {
     *("images", "labels", "guidance", "solver", "steps", "shift", "off_by_one", "ema", "ema_sigma", "batch", "stages"),
-    *("precision", "seed", "side", "augment"),
+    *("precision", "seed", "side", "augment", "times"),
     *("method", "scale", "groups", "interval_start", "interval_end", "channels", "semantic_scale", "weights", "model"),
 }
 """Fields of a sample that the shared scheduler takes, or that say nothing of a single image."""
@@ -67,7 +68,7 @@ def write_folder(context: Context, folder: Path) -> None:
         load_pretrained(weak, guide.weights)
         _network(folder / "guide", recipe, weak, guide)
         index["guide"] = ["network", "LatentforgeNetwork"]
-    index["vae"] = _tokenizer(folder / "vae", context, statistics)
+    index |= _tokenizer(folder / "vae", context, statistics)
     _write(folder / "scheduler" / "scheduler_config.json", {"_class_name": "LatentforgeScheduler", **settings})
     _code(folder / "scheduler" / "scheduler.py")
     _code(folder / "pipeline.py")
@@ -78,33 +79,35 @@ def write_folder(context: Context, folder: Path) -> None:
 
 
 def _network(folder: Path, recipe: Recipe, network: nn.Module, guide: AutoGuidance | None) -> None:
-    kind, arguments = described(recipe, "train_dit", None if guide is None else guide.model)
+    kind, arguments = kind_and_arguments(recipe, "train_dit", None if guide is None else guide.model)
     _weights(folder, {f"network.{name}": value for name, value in network.state_dict().items()})
     _write(folder / "config.json", {"_class_name": "LatentforgeNetwork", "kind": kind, "arguments": arguments})
     _code(folder / "network.py")
 
 
-def _tokenizer(folder: Path, context: Context, statistics: LatentStatistics) -> list[str]:
-    """Writes it; returns what the index calls it."""
-    column = statistics.columns[0]
-    scale = {
-        "latents_mean": statistics.mean([column]).astype(float).tolist(),
-        "latents_std": statistics.std([column]).astype(float).tolist(),
-    }
-    artifact = context.input("train_vavae")
-    network = trained_autoencoder(artifact)
-    _, arguments = described(context.recipe, "train_vavae")
-    identity = context.recipe.train_vavae.model.identity
-    theirs = None if identity else autoencoder_kl.config_of(arguments)
+def _tokenizer(folder: Path, context: Context, statistics: LatentStatistics) -> dict[str, Any]:
+    """Writes it; returns what the index says of it and of the latents that it decodes."""
+    column, section = statistics.columns[0], context.recipe.train_vavae.model
+    mean, std = (each.astype(float).tolist() for each in (statistics.mean([column]), statistics.std([column])))
+    latents = {"latents": {"mean": mean, "std": std}}
+    network = trained_autoencoder(context.input("train_vavae"))
+    if isinstance(section, DiffusersModel):
+        found: Any = network  # a DiffusersAutoencoder
+        _weights(folder, found.network.state_dict())
+        _write(folder / "config.json", {"_class_name": section.class_name, **found.described.arguments})
+        return {"vae": ["diffusers", section.class_name], "unit": section.class_name == "AutoencoderRAE", **latents}
+    _, arguments = kind_and_arguments(context.recipe, "train_vavae")
+    theirs = None if section.identity else autoencoder_kl.config_of(arguments)
     if theirs is not None:
         _weights(folder, autoencoder_kl.renamed(network.state_dict()))
+        scale = {"latents_mean": mean, "latents_std": std}
         _write(folder / "config.json", {"_class_name": "AutoencoderKL", **theirs, **scale})
-        return ["diffusers", "AutoencoderKL"]
+        return {"vae": ["diffusers", "AutoencoderKL"], "pointwise": True, **latents}
     _weights(folder, {f"network.{name}": value for name, value in network.state_dict().items()})
-    own = {"_class_name": "LatentforgeTokenizer", "arguments": None if identity else arguments, **scale}
+    own = {"_class_name": "LatentforgeTokenizer", "arguments": None if section.identity else arguments}
     _write(folder / "config.json", own)
     _code(folder / "tokenizer.py")
-    return ["tokenizer", "LatentforgeTokenizer"]
+    return {"vae": ["tokenizer", "LatentforgeTokenizer"], **latents}
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -143,6 +146,7 @@ def _stage(recipe: Recipe, stage: SampleResolution, section: Sample) -> dict[str
         "solver": section.solver,
         "steps": section.steps,
         "shift": section.shift,
+        "times": None if section.times is None else list(section.times),
         "steps_are_points": section.off_by_one,
         "augment": stage.augment,
         "guidance": guidance,

@@ -75,7 +75,7 @@ def test_runs_are_called_by_names_and_by_the_beginning_of_ids(tmp_path: Path, ho
         finding.evaluation_of("demo_tiny guidance.scale=4")
     with pytest.raises(UserError, match=f"no run 'other'.*there are .*{ids[0][:8]}"):
         finding.evaluation_of("other")
-    with pytest.raises(UserError, match="3 different evaluations are known .* wanted the last 4"):
+    with pytest.raises(UserError, match=r"3 different evaluations are known .* wanted the last 4"):
         finding.newest(4)
     page = compare([ids[0][:6], ids[1]], root).read("comparison.html").decode()
     assert "demo_tiny guidance.scale=2" in page and "demo_tiny guidance.scale=4" in page

@@ -24,6 +24,7 @@ from tasks.sharing import autoencoder_kl
 from tasks.sharing.bundle import bundle
 from tasks.stage import Context
 from tests.helpers.builders import at, put, put_networks, put_shard
+from tests.tasks.test_diffusers_stages import taken
 
 LABELS, ROWS, SEED = [1, 3, 5], 2, 3
 _ALONE = """
@@ -90,6 +91,7 @@ def test_sampling_from_the_folder_needs_no_artifact(exported: tuple[Path, Any], 
     "overrides",
     [
         ("demo_tiny", "sample.solver=heun", "sample.guidance.interval_start=0.3"),
+        ("demo_tiny", "sample.solver=dpmpp_2m", "sample.times=[0,0.2,0.6,1]"),
         ("demo_tiny", "sample.precision=bf16", "sample.guidance.groups=texture"),
         ("demo_tiny", "train_vavae.model.channel_multipliers=[2,2,2,2]"),
         ("lowdiff_tiny",),
@@ -100,6 +102,21 @@ def test_every_way_of_sampling_gives_the_same_pixels(tmp_path: Path, overrides: 
     run, pixels = made(tmp_path, *overrides)
     folder = share.export(run, str(tmp_path / "model"), "demo")
     assert np.array_equal(share.load(folder)(LABELS, ROWS, SEED, output_type="np").images, pixels)
+
+
+@pytest.mark.parametrize("class_name", ["AutoencoderKL", "AutoencoderRAE"])
+def test_a_tokenizer_of_diffusers_leaves_as_it_came(class_name: str, tmp_path: Path) -> None:
+    tokenizer, recipe, _ = taken(tmp_path, class_name)
+    put_networks(tokenizer.root, recipe)
+    inputs = {"train_vavae": tokenizer.fingerprint, "encode": "encode", "train_dit": "train_dit"}
+    sample = put(tokenizer.root, recipe, "sample", [], inputs=inputs)
+    run = put(tokenizer.root, recipe, "evaluate", [], inputs={"sample": "sample"}).uri
+    pixels = Sampler.of(Context(share._job_of(sample))).images(np.arange(recipe.sample.batch))[1]
+    folder = share.export(run, str(tmp_path / "model"), "demo")
+    pipeline = share.load(folder)
+    assert type(pipeline.vae).__name__ == class_name
+    found = pipeline(range(recipe.data.classes), -(-len(pixels) // 10), recipe.sample.seed, output_type="np").images
+    assert np.array_equal(found[: len(pixels)], pixels)
 
 
 def test_diffusers_loads_the_folder_without_this_project(exported: tuple[Path, Any], tmp_path: Path) -> None:

@@ -19,21 +19,31 @@ from tasks.sampling.per_image import image_noise
 class LatentforgePipeline(DiffusionPipeline):
     """Labels in, images out; an image depends on the seed and its number alone, on a CPU in every bit.
 
-    vae: from latents to images; its configuration has their mean and deviation by channel.
+    vae: from latents to images.
     guide: the weak network of autoguidance, where the recipe has one.
     classes: names by label.
+    latents: `mean` and `std` by channel of the latents that are decoded.
+    pointwise: the autoencoder attends by 1 × 1 convolutions. unit: it makes images in [0, 1], not in [-1, 1].
     """
 
     model_cpu_offload_seq = "transformer->guide->vae"  # type: ignore[assignment]
     _optional_components = ["guide"]  # noqa: RUF012  # diffusers' own way
 
     def __init__(
-        self, transformer: Any, vae: Any, scheduler: Any, guide: Any = None, classes: Sequence[str] | None = None
+        self,
+        transformer: Any,
+        vae: Any,
+        scheduler: Any,
+        guide: Any = None,
+        classes: Sequence[str] | None = None,
+        latents: dict[str, list[float]] | None = None,
+        pointwise: bool = False,
+        unit: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, guide=guide)
-        self.register_to_config(classes=None if classes is None else list(classes))
-        if hasattr(vae, "set_attn_processor"):
+        self.register_to_config(classes=classes, latents=latents, pointwise=pointwise, unit=unit)
+        if pointwise:
             vae.set_attn_processor(_PointwiseAttention())
 
     @torch.no_grad()
@@ -86,12 +96,12 @@ class LatentforgePipeline(DiffusionPipeline):
         """uint8 (B, H, W, 3); the decoder sees the first channel group alone."""
         mean, std = (
             torch.tensor(each, dtype=torch.float32, device=device).view(-1, 1, 1)
-            for each in (self.vae.config.latents_mean, self.vae.config.latents_std)
+            for each in (self.config.latents["mean"], self.config.latents["std"])
         )
         texture = latents_BCHW[:, : len(mean)]
         with _computing("fp32" if self.scheduler.config.precision == "fp32" else "tf32", device):
-            decoded: Tensor = to_levels(self.vae.decode(texture.float() * std + mean).sample)
-        return decoded
+            image: Tensor = self.vae.decode((texture.float() * std + mean).contiguous()).sample
+            return to_levels(2 * image - 1 if self.config.unit else image)
 
 
 class _PointwiseAttention:

@@ -28,7 +28,7 @@ class LatentforgeScheduler(SchedulerMixin, ConfigMixin):
 
     groups: channels of each channel group by its name, in the latent's order.
     offsets: when each group's clock starts.
-    stages: resolutions to go through, coarsest first: `side`, `solver`, `steps`, `shift`, `steps_are_points`,
+    stages: resolutions to go through, coarsest first: `side`, `solver`, `steps`, `shift`, `times`, `steps_are_points`,
         `augment`, and `guidance` with `method`, `scales` and `interval` (and `channels`).
     cascade: `sides` and `upsample`; None has one resolution. sigmas: `low`, `high` and `rho` of denoising in pixels.
     precision: of the network; batch: images at once.
@@ -82,7 +82,7 @@ class LatentforgeScheduler(SchedulerMixin, ConfigMixin):
             velocity = self._guided(main, weak, stage["guidance"], null_label, scale)
             start = noise(shape, first)
             if self.sigmas is not None:
-                latents = denoise(velocity, start, labels_B, self.sigmas(count), heun=stage["solver"] == "heun")
+                latents = denoise(velocity, start, labels_B, self.sigmas(count), solver=stage["solver"])
                 continue
             latents = solve(
                 velocity,
@@ -94,6 +94,7 @@ class LatentforgeScheduler(SchedulerMixin, ConfigMixin):
                 steps=count,
                 shift=stage["shift"],
                 steps_are_points=stage["steps_are_points"],
+                times=None if steps else stage["times"],
                 step_noise=lambda step, shape=shape, first=first: noise(shape, first + step + 1),  # type: ignore[misc]
             )
         assert latents is not None  # there is at least one stage

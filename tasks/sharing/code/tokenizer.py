@@ -24,11 +24,10 @@ class LatentforgeTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A convolutional autoencoder, or none where the latents are pixels.
 
     arguments: of its constructor; None is no network.
-    latents_mean, latents_std: by channel of the latents that the diffusion network makes.
     """
 
     @register_to_config
-    def __init__(self, arguments: dict[str, Any] | None, latents_mean: list[float], latents_std: list[float]) -> None:
+    def __init__(self, arguments: dict[str, Any] | None) -> None:
         super().__init__()
         self.register_buffer("anchor", torch.zeros(1), persistent=False)  # diffusers asks where a module lies
         if arguments is None:
