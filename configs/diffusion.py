@@ -112,6 +112,12 @@ class DitObjective(Section):
     """Shorter velocities count as this long in the direction loss; the published 1e-8 lets the first step explode."""
     align_weight: Weight = 0.0
     align_mode: Literal["cos", "mse", "cos_mse"] = "cos"
+    align_until: Annotated[Positive | None, Added(before=None)] = None
+    """Images after which nothing is aligned any more (HASTE, arXiv 2505.16792: early alignment helps, late alignment
+    holds back); with online targets the foundation model is not run any more either. None aligns to the end."""
+    contrastive_weight: Annotated[Weight, Added(before=0.0)] = 0.0
+    """Of contrastive flow matching (arXiv 2506.05350, which uses 0.05): velocities are driven away from those of
+    another image, the neighbour in the batch. Needs even batches on every worker and accumulation step."""
     align: Annotated[Literal["stored", "online"], Added(before="stored")] = "stored"
     """Where alignment targets come from: stored beside the latents (`encode.align_features`; 384 KiB an image and view
     of DINOv2-B), or made in training of the images themselves, which are decoded beside their latents."""
@@ -155,6 +161,28 @@ class Cascade(Section):
         return self.probabilities or (1.0 / len(self.sides),) * len(self.sides)
 
 
+class Routing(Section):
+    """Token routing in training (TREAD, arXiv 2501.04765): some tokens go around the middle blocks."""
+
+    first: Positive = 3
+    """Blocks, 1 the network's first and both included, through which only the kept tokens go."""
+    last: Positive
+    drop: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of an image's tokens that go around; drawn for each image anew."""
+    dense_share: Share = 0.05
+    """Share of the images, the last ones, on which all tokens go through all blocks (SPRINT, arXiv 2510.21986)."""
+
+    def dense_from(self, images: int) -> int:
+        """Images seen from which nothing is routed, of so many in all."""
+        return images - round(images * self.dense_share)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Routing:
+        if self.first > self.last:
+            raise ValueError(f"first {self.first} comes after last {self.last}: name blocks in their order")
+        return self
+
+
 class StatisticsFiles(Section):
     """Mean and deviation of latents by channel, as both authors keep them beside their weights: files
     with `mean` and `std` of shape (1, C, 1, 1), by path, fsspec URL or hub name."""
@@ -169,6 +197,8 @@ class TrainDit(Training):
     model: DiffusionModel
     clock: Clock = SynchronousClock()
     objective: DitObjective = DitObjective()
+    routing: Annotated[Routing | None, Added(before=None)] = None
+    """None has all tokens go through all blocks."""
     cascade: Annotated[Cascade | None, Added(before=None)] = None
     """None diffuses at the latents' own resolution only."""
     ema_decay: Share | None = 0.9999

@@ -40,6 +40,40 @@ def _heads(recipe: Recipe) -> None:
             )
 
 
+def _routes(recipe: Recipe) -> None:
+    model, routing = recipe.train_dit.model, recipe.train_dit.routing
+    if routing is None:
+        return
+    if not isinstance(model, DitModel):
+        raise ValueError("train_dit.routing routes the tokens of a LightningDiT, and the model is a UNet: leave it out")
+    depth = SIZES[model.size]["depth"] if model.size else model.depth
+    if depth is not None and routing.last > depth:
+        raise ValueError(f"train_dit.routing.last is {routing.last} but the network has {depth} blocks")
+    if model.align_depth is not None and routing.first <= model.align_depth < routing.last:
+        raise ValueError(
+            f"train_dit.model.align_depth is {model.align_depth}, where tokens go around blocks {routing.first} to "
+            f"{routing.last} and have no features: align before block {routing.first} or from {routing.last} on"
+        )
+
+
+def _pairs(recipe: Recipe) -> None:
+    """Raises ValueError where a contrastive pair of images would be torn apart."""
+    section, compute = recipe.train_dit, recipe.compute.train
+    if not section.objective.contrastive_weight or not section.images:
+        return
+    if isinstance(section.model, UnetModel):
+        raise ValueError(
+            "train_dit.objective.contrastive_weight is of velocities, and a UNet predicts images: leave it out"
+        )
+    share = section.batch // compute.workers
+    micro = min(compute.micro_batch or share, share)
+    if share % 2 or micro % 2:
+        raise ValueError(
+            f"train_dit.objective.contrastive_weight pairs images, but a worker takes {share} of a batch of "
+            f"{section.batch}, {micro} at a time: make both even"
+        )
+
+
 def _levels(recipe: Recipe) -> None:
     for field, model in models_of(recipe):
         if not isinstance(model, UnetModel):
@@ -216,6 +250,8 @@ def _neighbours(recipe: Recipe) -> None:
 RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _heads: ("train_dit",),
     _levels: ("train_dit",),
+    _routes: ("train_dit",),
+    _pairs: ("train_dit",),
     _grids: (),
     _widths: (),
     _aligned_tokens: ("train_dit",),

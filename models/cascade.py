@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.objectives import TrainableVelocity
+from models.routing import Route
 
 Upsample = Literal["bilinear", "nearest"]
 
@@ -75,15 +76,19 @@ class Conditioned:
     augment_BA: Tensor | None = None
     """Of a network that knows augmentation (`CascadeUNet`)."""
 
-    def __call__(self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> Tensor:
-        told = {} if self.augment_BA is None else {"augment_BA": self.augment_BA}
+    def __call__(self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor, *, route: Route | None = None) -> Tensor:
+        told: dict[str, Any] = {} if self.augment_BA is None else {"augment_BA": self.augment_BA}
+        if route is not None:
+            told["route"] = route
         velocity: Tensor = self.model(x_BCHW, t_BG, y_B, self.condition_BCHW, self.level_B, **told)
         return velocity
 
-    def forward_with_alignment(self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_alignment(
+        self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor, *, route: Route | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(velocity_BCHW, projection_BDhw) on the grid of x."""
         found: tuple[Tensor, Tensor] = self.model(
-            x_BCHW, t_BG, y_B, self.condition_BCHW, self.level_B, with_alignment=True
+            x_BCHW, t_BG, y_B, self.condition_BCHW, self.level_B, with_alignment=True, route=route
         )
         return found
 
@@ -104,6 +109,7 @@ class TrainableCascade(TrainableVelocity):
         level_B: Tensor,
         weight: float = 1.0,
         augment_BA: Tensor | None = None,
+        kept_BK: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """As `TrainableVelocity.forward`, on the batch's condition; `by_time/<side>/<group>` for each resolution.
 
@@ -112,7 +118,7 @@ class TrainableCascade(TrainableVelocity):
         augment_BA: what was done to the images, where the network is told.
         """
         model = Conditioned(self.model, condition_BCHW, level_B, augment_BA)
-        terms = self.objective.loss(model, x1_BCHW, y_B, noise_BCHW, u_B, align_target_BChw, images_seen)  # type: ignore[arg-type]
+        terms = self._terms(model, x1_BCHW, y_B, noise_BCHW, u_B, align_target_BChw, images_seen, kept_BK)
         side = x1_BCHW.shape[-1]
         found = {name.replace("by_time/", f"by_time/{side}/"): value for name, value in terms.as_dict().items()}
         return found | {"total": weight * found["total"]}

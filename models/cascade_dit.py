@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.layers import PatchEmbed, RotaryTable, TimeEmbedder, sincos_positions
 from models.lightningdit import LightningDiT
+from models.routing import Route
 
 
 class CascadeDiT(LightningDiT):
@@ -70,6 +71,7 @@ class CascadeDiT(LightningDiT):
         level_B: Tensor | None = None,
         *,
         with_alignment: bool = False,
+        route: Route | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity at x_BCHW of any side in `resolutions`; other arguments as of `LightningDiT.forward`.
 
@@ -93,7 +95,7 @@ class CascadeDiT(LightningDiT):
         x_BND = self.x_embedder(x_BCHW) + self.condition_embedder(condition.to(x_BCHW.dtype)) + self._positions(index)
         resolution_B = torch.full((len(x_BCHW),), index, device=x_BCHW.device)
         c_BD = self._condition(t_BG, y_B) + self.resolution_embedder(resolution_B) + self.level_embedder(level_B)
-        return self._through_blocks(x_BND, c_BD, self._rope(index), with_alignment)
+        return self._through_blocks(x_BND, c_BD, self._rope(index), with_alignment, route)
 
     def _positions(self, index: int) -> Tensor:
         if index == len(self.resolutions) - 1:

@@ -14,7 +14,10 @@ from torch import nn
 from models.autoencoder import AutoencoderKL, Level, Middle
 from models.cascade_dit import CascadeDiT
 from models.lightningdit import LightningDiT
+from models.routing import kept_count
 from models.semantic_vae import SemanticVAE, TransformerBlock
+
+Routed = tuple[int, int, float]
 
 
 def forward_flops(network: nn.Module, *, side: int | None = None, alignment: bool = False) -> int:
@@ -41,30 +44,39 @@ def forward_flops(network: nn.Module, *, side: int | None = None, alignment: boo
 
 
 def training_flops_per_image(
-    network: nn.Module, *, side: int | None = None, alignment: bool = False, recompute: bool = False
+    network: nn.Module,
+    *,
+    side: int | None = None,
+    alignment: bool = False,
+    recompute: bool = False,
+    routed: Routed | None = None,
 ) -> int:
     """Of one image's forward and backward pass: every product once forward, and once each for the gradients of its
     input and of its weight. Arguments as `forward_flops`.
 
     recompute: with the blocks' second forward pass (activation checkpointing, LightningDiT). It is work that the
         hardware does and not the model: utilisation of the model (MFU) leaves it out, of the hardware (HFU) not.
+    routed: first and last block and the share of tokens that goes around them (LightningDiT).
     """
-    again = blocks_flops(network, side) if recompute and isinstance(network, LightningDiT) else 0
-    return 3 * forward_flops(network, side=side, alignment=alignment) + again
+    if not isinstance(network, LightningDiT):
+        return 3 * forward_flops(network, side=side, alignment=alignment)
+    blocks = blocks_flops(network, side, routed)
+    return 3 * (blocks + _around_blocks(network, alignment, side)) + (blocks if recompute else 0)
 
 
-def blocks_flops(network: LightningDiT, side: int | None = None) -> int:
+def blocks_flops(network: LightningDiT, side: int | None = None, routed: Routed | None = None) -> int:
     """Of one image, or of one at a lower `side`, through all blocks. For N tokens of width D, a block with SwiGLU of
     width h costs 8 N D² + 4 N² D (attention), 6 N D h (feed-forward) and 12 D² (modulation, once per image).
     """
-    tokens = _tokens(network, side)
+    first, last, drop = routed or (1, 0, 0.0)
+    whole = _tokens(network, side)
     blocks: list[Any] = list(network.blocks)
-    return sum(
-        _linears([block.attn, block.mlp], tokens)
-        + _attention(tokens, network.hidden_size)
-        + _linears([block.adaLN_modulation], 1)
-        for block in blocks
-    )
+    total = 0
+    for number, block in enumerate(blocks, start=1):
+        tokens = kept_count(whole, drop) if first <= number <= last else whole
+        total += _linears([block.attn, block.mlp], tokens) + _linears([block.adaLN_modulation], 1)
+        total += _attention(tokens, network.hidden_size)
+    return total
 
 
 def encoder_flops(network: AutoencoderKL, side: int) -> int:

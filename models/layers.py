@@ -114,11 +114,17 @@ class RotaryTable(nn.Module):
         self.register_buffer("freqs_cos", table.cos(), persistent=persistent)
         self.register_buffer("freqs_sin", table.sin(), persistent=persistent)
 
-    def forward(self, x_BKNI: Tensor) -> Tensor:
-        """Rotate neighbouring pairs (a, b) -> (-b, a) by the angle of their token, dtype kept."""
+    def forward(self, x_BKNI: Tensor, tokens_BN: Tensor | None = None) -> Tensor:
+        """Rotate neighbouring pairs (a, b) -> (-b, a) by the angle of their token, dtype kept.
+
+        tokens_BN: which of the grid's tokens they are; None are all of them.
+        """
+        cosines, sines = self.freqs_cos, self.freqs_sin
+        if tokens_BN is not None:
+            cosines, sines = cosines[tokens_BN].unsqueeze(1), sines[tokens_BN].unsqueeze(1)
         pairs = x_BKNI.unflatten(-1, (-1, 2))
         turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
-        return (x_BKNI * self.freqs_cos + turned * self.freqs_sin).to(x_BKNI.dtype)
+        return (x_BKNI * cosines + turned * sines).to(x_BKNI.dtype)
 
 
 def cell_centres(grid: int, finest: int | None = None) -> Tensor:

@@ -25,6 +25,7 @@ from models.layers import (
     TimeEmbedder,
     sincos_positions,
 )
+from models.routing import Route
 
 
 def _norm(dim: int, rmsnorm: bool) -> nn.Module:
@@ -44,11 +45,11 @@ class Attention(nn.Module):
         self.k_norm = head_norm(head_dim) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BND: Tensor, rope: nn.Module | None) -> Tensor:
+    def forward(self, x_BND: Tensor, rope: nn.Module | None, tokens_BN: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = rope(q), rope(k)
+            q, k = rope(q, tokens_BN), rope(k, tokens_BN)
         # Norm weights and rotary tables are float32 under autocast; attention wants one dtype.
         attended = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(attended.transpose(1, 2).flatten(2))
@@ -66,16 +67,24 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, int(2 / 3 * 4 * dim)) if swiglu else GeluMlp(dim, 4 * dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, (6 if shift else 4) * dim))
 
-    def forward(self, x_BND: Tensor, c_BD: Tensor, rope: nn.Module | None) -> Tensor:
-        """c_BD: the condition after its SiLU, which is the same for all blocks."""
+    def forward(
+        self,
+        x_BND: Tensor,
+        c_BD: Tensor,
+        rope: nn.Module | None,
+        tokens_BN: Tensor | None = None,
+    ) -> Tensor:
+        """c_BD: the condition after its SiLU, which is the same for all blocks.
+        tokens_BN: which of the grid's tokens x_BND are; None are all of them.
+        """
         modulation = self.adaLN_modulation[1](c_BD).unsqueeze(1)
         if self.shift:
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
             attn_in = self.norm1(x_BND) * (1 + scale_a) + shift_a
-            x_BND = x_BND + gate_a * self.attn(attn_in, rope)
+            x_BND = x_BND + gate_a * self.attn(attn_in, rope, tokens_BN)
             return x_BND + gate_m * self.mlp(self.norm2(x_BND) * (1 + scale_m) + shift_m)
         scale_a, gate_a, scale_m, gate_m = modulation.chunk(4, dim=-1)
-        x_BND = x_BND + gate_a * self.attn(self.norm1(x_BND) * (1 + scale_a), rope)
+        x_BND = x_BND + gate_a * self.attn(self.norm1(x_BND) * (1 + scale_a), rope, tokens_BN)
         return x_BND + gate_m * self.mlp(self.norm2(x_BND) * (1 + scale_m))
 
 
@@ -202,33 +211,60 @@ class LightningDiT(nn.Module):
 
     @overload
     def forward(
-        self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor, *, with_alignment: Literal[False] = False
+        self,
+        x_BCHW: Tensor,
+        t_BG: Tensor,
+        y_B: Tensor,
+        *,
+        with_alignment: Literal[False] = False,
+        route: Route | None = None,
     ) -> Tensor: ...
 
     @overload
     def forward(
-        self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor, *, with_alignment: Literal[True]
+        self,
+        x_BCHW: Tensor,
+        t_BG: Tensor,
+        y_B: Tensor,
+        *,
+        with_alignment: Literal[True],
+        route: Route | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     def forward(
-        self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor, *, with_alignment: bool = False
+        self,
+        x_BCHW: Tensor,
+        t_BG: Tensor,
+        y_B: Tensor,
+        *,
+        with_alignment: bool = False,
+        route: Route | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity (B, C, H, W) at x_BCHW, times t_BG in [0, 1] ((B,) when G = 1) and labels y_B (int64).
 
         with_alignment=True also returns the projection (B, align_dim, h, w). It is an argument, not the
         training mode, that decides; callers normally use `forward_with_alignment`.
+        route: which tokens go through which blocks; None has all of them go through all.
         Raises ValueError when shapes do not fit or no alignment head was built.
         """
         t_BG = self._checked_times(x_BCHW, t_BG, self.input_size)
         x_BND = self.x_embedder(x_BCHW) + self.pos_embed
-        return self._through_blocks(x_BND, self._condition(t_BG, y_B), self.feat_rope, with_alignment)
+        c_BD = self._condition(t_BG, y_B)
+        return self._through_blocks(x_BND, c_BD, self.feat_rope, with_alignment, route)
 
-    def forward_with_alignment(self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_alignment(
+        self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor, *, route: Route | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(velocity_BCHW, projection_BDhw). Goes through __call__, so hooks (ZeRO, compile) see it."""
-        return self(x_BCHW, t_BG, y_B, with_alignment=True)
+        return self(x_BCHW, t_BG, y_B, with_alignment=True, route=route)
 
     def _through_blocks(
-        self, x_BND: Tensor, c_BD: Tensor, rope: nn.Module | None, with_alignment: bool
+        self,
+        x_BND: Tensor,
+        c_BD: Tensor,
+        rope: nn.Module | None,
+        with_alignment: bool,
+        route: Route | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """From embedded tokens and their condition to what `forward` gives, on the square grid of the tokens."""
         if with_alignment and self.repa_projector is None:
@@ -236,9 +272,16 @@ class LightningDiT(nn.Module):
         grid = math.isqrt(x_BND.shape[1])
         # Once for all blocks; the modules named `adaLN_modulation` hold it for the published tensor names alone.
         c_BD = F.silu(c_BD)
-        projection = None
+        projection = around_BND = None
         for number, block in enumerate(self.blocks, start=1):
-            x_BND = block(x_BND, c_BD, rope)
+            if route is not None and number == route.first:
+                around_BND, x_BND = x_BND, route.taken(x_BND)
+            if route is None or around_BND is None:
+                x_BND = block(x_BND, c_BD, rope)
+            else:
+                x_BND = block(x_BND, c_BD, rope, route.kept_BK)
+                if number == route.last:
+                    x_BND, around_BND = route.returned(x_BND, around_BND), None
             if with_alignment and number == self.align_depth and self.repa_projector is not None:
                 projection = self.repa_projector(x_BND).transpose(1, 2).unflatten(-1, (grid, grid))
         velocity = self._unpatchify(self.final_layer(x_BND, c_BD), grid)

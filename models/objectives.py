@@ -7,7 +7,7 @@ caller. Source: papers.md 1.5 (velocity matching, direction loss), 2.5 (clocks, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.clocks import Clock
 from models.groups import ChannelGroups
+from models.routing import Route
 from models.solvers import shifted
 
 AlignMode = Literal["cos", "mse", "cos_mse"]
@@ -74,6 +75,9 @@ class VelocityMatching:
     direction_weight: weight of 1 - cos over all channels per cell.
     direction_floor: see `direction_error`; 1e-8 is published, 1 our choice (targets have norms about sqrt(2 C)).
     align_weight, align_mode: weight and form of the alignment of the projection with the target features.
+    align_until: images seen from which the alignment counts no more; None never.
+    contrastive_weight: of the squared error to another image's target, which is driven up (`strangers`).
+    routed: first and last block that only the kept tokens of `loss` go through.
     Raises ValueError when groups, clock and weights disagree.
     """
 
@@ -84,6 +88,9 @@ class VelocityMatching:
     direction_floor: float = 1.0
     align_weight: float = 0.0
     align_mode: AlignMode = "cos"
+    align_until: int | None = None
+    contrastive_weight: float = 0.0
+    routed: tuple[int, int] = (1, 1)
     times: TimeDistribution = TimeDistribution()
 
     def __post_init__(self) -> None:
@@ -118,12 +125,23 @@ class VelocityMatching:
         u_B: Tensor,
         align_target_BChw: Tensor | None = None,
         images_seen: int = 0,
+        kept_BK: Tensor | None = None,
     ) -> LossTerms:
         """Terms for normalised latents x1_BCHW and labels y_B (dropped ones already null), with noise of the
         same shape and one uniform number in (0, 1) per image. `model` is (x, t, y) -> velocity; with an
         align_weight it also needs `forward_with_alignment`, and the target features (B, D, h, w).
+        kept_BK: tokens that go through the blocks of `routed` (`models/routing.py`); None are all.
         """
-        return self.loss_at(model, x1_BCHW, y_B, noise_BCHW, self.train_times(u_B, images_seen), align_target_BChw)
+        t_BG = self.train_times(u_B, images_seen)
+        terms = self.loss_at(model, x1_BCHW, y_B, noise_BCHW, t_BG, align_target_BChw, kept_BK)
+        if self.align_weight > 0 and not self.aligns(images_seen):
+            # The head stays in the graph: every layout then has gradients, of zero, for the same weights.
+            terms.weights["alignment"] = 0.0
+        return terms
+
+    def aligns(self, images_seen: int) -> bool:
+        """Whether the alignment still counts."""
+        return self.align_weight > 0 and (self.align_until is None or images_seen < self.align_until)
 
     def loss_at(
         self,
@@ -133,16 +151,18 @@ class VelocityMatching:
         noise_BCHW: Tensor,
         t_BG: Tensor,
         align_target_BChw: Tensor | None = None,
+        kept_BK: Tensor | None = None,
     ) -> LossTerms:
         """As `loss`, at given times (B, G): for validation grids and loss by time bin."""
         x_t = self.interpolate(x1_BCHW, noise_BCHW, t_BG)
         projection = None
+        told = {} if kept_BK is None else {"route": Route(*self.routed, kept_BK)}
         if self.align_weight > 0:
             if align_target_BChw is None:
                 raise ValueError("align_weight > 0 needs align_target_BChw: the foundation features")
-            velocity, projection = model.forward_with_alignment(x_t, t_BG, y_B)  # type: ignore[operator]
+            velocity, projection = model.forward_with_alignment(x_t, t_BG, y_B, **told)  # type: ignore[operator]
         else:
-            velocity = model(x_t, t_BG, y_B)
+            velocity = model(x_t, t_BG, y_B, **told)
         target = x1_BCHW - noise_BCHW
         found = self.terms(velocity, target, projection, align_target_BChw)
         found.monitors.update(self._by_time(velocity, target, t_BG))
@@ -168,6 +188,9 @@ class VelocityMatching:
         v, target = velocity_BCHW.float(), target_BCHW.float()
         terms = {"velocity": velocity_error(v, target, self.groups, self.group_weights).mean()}
         weights = {"velocity": 1.0}
+        if self.contrastive_weight > 0:
+            other = velocity_error(v, strangers(target), self.groups, self.group_weights)
+            terms["contrastive"], weights["contrastive"] = other.mean(), -self.contrastive_weight
         if self.direction_weight > 0:
             terms["direction"] = direction_error(v, target, self.direction_floor).mean()
             weights["direction"] = self.direction_weight
@@ -192,6 +215,20 @@ def velocity_error(
     if group_weights is not None:
         squared = groups.weighted(squared, group_weights)
     return squared.flatten(1).mean(dim=1)
+
+
+def strangers(target_BCHW: Tensor) -> Tensor:
+    """Another image's target for each image: its neighbour's, where images are paired two by two.
+
+    Contrastive flow matching (arXiv 2506.05350) draws another image of the batch. Pairs of neighbours are our choice:
+    they are the same however a batch is cut over workers and accumulation steps, as long as its pieces are even.
+    Raises ValueError for an odd number of images.
+    """
+    if len(target_BCHW) % 2:
+        raise ValueError(
+            f"the contrastive term pairs images, found {len(target_BCHW)} of them: use a batch whose pieces are even"
+        )
+    return target_BCHW.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def direction_error(v_BCHW: Tensor, target_BCHW: Tensor, floor: float = 1e-8) -> Tensor:
@@ -254,10 +291,17 @@ class TrainableVelocity(nn.Module):
         u_B: Tensor,
         align_target_BChw: Tensor | None = None,
         images_seen: int = 0,
+        kept_BK: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """{"total": scalar to minimise, "velocity", "direction", "alignment", "velocity/<group>" (scalars),
         "velocity_per_image" (B,), "by_time/<group>" (2, B)}; all but the total detached. Arguments as
         `VelocityMatching.loss`.
         """
-        terms = self.objective.loss(self.model, x1_BCHW, y_B, noise_BCHW, u_B, align_target_BChw, images_seen)
+        terms = self._terms(self.model, x1_BCHW, y_B, noise_BCHW, u_B, align_target_BChw, images_seen, kept_BK)
         return terms.as_dict()
+
+    def _terms(self, model: Any, *arguments: Any) -> LossTerms:
+        """Of `objective.loss`; only an objective that knows routing is told which tokens are kept."""
+        *known, kept_BK = arguments
+        told = {} if kept_BK is None else {"kept_BK": kept_BK}
+        return self.objective.loss(model, *known, **told)

@@ -190,6 +190,9 @@ def build_objective(recipe: Recipe) -> Objective:
         direction_floor=objective.direction_floor,
         align_weight=objective.align_weight,
         align_mode=objective.align_mode,
+        align_until=objective.align_until,
+        contrastive_weight=objective.contrastive_weight,
+        routed=(section.routing.first, section.routing.last) if section.routing else (1, 1),
         times=TimeDistribution(objective.times, objective.uniform_after, recipe.time_shift(objective.shift_base, 1.0)),
     )
 

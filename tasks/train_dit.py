@@ -16,6 +16,7 @@ from infra.weights import check_pretrained, identities, load_pretrained
 from models.augmentation import DRAWS, Augmentation
 from models.cascade import TrainableCascade
 from models.objectives import TrainableVelocity
+from models.routing import kept_tokens
 from tasks.data.crops import Crop
 from tasks.data.given_statistics import differences, given_statistics, tell_differences
 from tasks.data.given_statistics import external as given_external
@@ -86,6 +87,7 @@ class Diffusion(Trainee):
         augmented = self.section.model.augment if isinstance(self.section.model, UnetModel) else 0.0
         self.augmentation = Augmentation(augmented) if augmented else None
         self.draws = ImageNumbers(self.section.seed, "augmentation")
+        self.routes = ImageNumbers(self.section.seed, "routing")
         self.foundation: Any = None
         self.shards: Artifact | None = None
         if latents is None:
@@ -98,6 +100,7 @@ class Diffusion(Trainee):
             assert recipe.foundation is not None  # the recipe's rules
             self.foundation = load_foundation(recipe.foundation)
             check_grid(self.foundation, recipe)
+            self.target_shape = (recipe.foundation.feature_dim, recipe.latent_size, recipe.latent_size)
             self.shards = _shards_of(latents)
         self.side, self.flips, compute = recipe.image.size, recipe.image.flips, recipe.compute.train
         self.threads, self.cache_gib = compute.cpus_per_worker, compute.cache_gib
@@ -137,6 +140,8 @@ class Diffusion(Trainee):
             "u_B": self.times.uniform(batch.positions).to(device),
             "images_seen": batch.images_seen,
         }
+        if (kept := self._kept(batch, x1.shape[-1])) is not None:
+            given["kept_BK"] = kept.to(device)
         if self.aligned:
             features = self._targets(batch, device)
             if self.resolutions is not None:
@@ -144,10 +149,23 @@ class Diffusion(Trainee):
             given["align_target_BChw"] = features.float()
         return given
 
+    def _kept(self, batch: Batch, side: int) -> Tensor | None:
+        """Tokens of each image that are not routed around the middle blocks; None where none are."""
+        routing, model = self.section.routing, self.section.model
+        if routing is None or isinstance(model, UnetModel) or is_held_out(batch):
+            return None
+        if batch.images_seen >= routing.dense_from(self.section.images):
+            return None
+        tokens = (side // model.patch_size) ** 2
+        return kept_tokens(self.routes.normal(batch.positions, (tokens,)), routing.drop)
+
     def _targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Features of the batch's images to align with, as stored or of the images themselves."""
         if self.foundation is None:
             return torch.as_tensor(batch.arrays[_ALIGN]).to(device, non_blocking=True)
+        until = self.section.objective.align_until
+        if until is not None and batch.images_seen >= until:  # whatever they are, they count no more
+            return torch.zeros(len(batch.labels), *self.target_shape, device=device)
         with autocast(self.section.foundation_precision, device):
             features: Tensor = self.foundation.to(device)(to_tensor(batch.arrays[IMAGE], device).contiguous())
         return features

@@ -101,27 +101,9 @@ def dit(recipe: Recipe, section: DitModel, side: int | None = None) -> tuple[Cos
     """
     width, depth, heads = dimensions(section)
     finest, head_width = (recipe.latent_size // section.patch_size) ** 2, width // heads
+    norm = table(width) if section.rmsnorm else Cost()
     tokens = finest if side is None else (side // section.patch_size) ** 2
     groups, channels = len(recipe.channel_groups), recipe.latent_channels
-    norm = table(width) if section.rmsnorm else Cost()
-    head_norm = table(head_width) if section.rmsnorm else layer_norm(head_width)
-    hidden = int(2 / 3 * 4 * width)
-    mlp = (
-        [linear(width, 2 * hidden, tokens), linear(hidden, width, tokens)]
-        if section.swiglu
-        else [linear(width, 4 * width, tokens), linear(4 * width, width, tokens)]
-    )
-    block = total(
-        [
-            norm.times(2),
-            linear(width, 3 * width, tokens),
-            head_norm.times(2 if section.qk_norm else 0),
-            attention(tokens, width),
-            linear(width, width, tokens),
-            *mlp,
-            linear(width, (6 if section.shift else 4) * width),
-        ]
-    )
     clock = linear(_TIME_FREQUENCIES, width // groups) + linear(width // groups, width // groups)
     out = section.patch_size**2 * channels * (2 if section.learn_sigma else 1)
     network = total(
@@ -131,7 +113,7 @@ def dit(recipe: Recipe, section: DitModel, side: int | None = None) -> tuple[Cos
             table((recipe.data.classes + 1) * width),
             table(finest * width),
             table(finest * head_width).times(2 if section.rope else 0),
-            block.times(depth),
+            _block(section, tokens).times(depth),
             norm + linear(width, out, tokens) + linear(width, 2 * width),
         ]
     )
@@ -159,10 +141,43 @@ def blocks_flops(recipe: Recipe, section: DiffusionModel, side: int | None = Non
     """Of all blocks, which a training with `recompute` runs once more. `side` as for :func:`dit`."""
     if isinstance(section, UnetModel):
         return 0
-    width, depth, _ = dimensions(section)
-    one = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 1, "heads": 1}), side)[0]
-    none = dit(recipe, section.model_copy(update={"size": None, "hidden_size": width, "depth": 0, "heads": 1}), side)[0]
-    return depth * (one.flops - none.flops)
+    tokens = ((side or recipe.latent_size) // section.patch_size) ** 2
+    return dimensions(section)[1] * _block(section, tokens).flops
+
+
+def routed_flops(recipe: Recipe, section: DiffusionModel, side: int | None = None) -> int:
+    """What token routing saves of the blocks for one image that is routed. `side` as for :func:`dit`."""
+    routing = recipe.train_dit.routing
+    if routing is None or isinstance(section, UnetModel):
+        return 0
+    tokens = ((side or recipe.latent_size) // section.patch_size) ** 2
+    kept = max(1, round(tokens * (1 - routing.drop)))
+    saved = _block(section, tokens).flops - _block(section, kept).flops
+    return (routing.last - routing.first + 1) * saved
+
+
+def _block(section: DitModel, tokens: int) -> Cost:
+    """One transformer block on so many tokens (papers.md 1.4)."""
+    width, _, heads = dimensions(section)
+    norm = table(width) if section.rmsnorm else Cost()
+    head_norm = table(width // heads) if section.rmsnorm else layer_norm(width // heads)
+    hidden = int(2 / 3 * 4 * width)
+    mlp = (
+        [linear(width, 2 * hidden, tokens), linear(hidden, width, tokens)]
+        if section.swiglu
+        else [linear(width, 4 * width, tokens), linear(4 * width, width, tokens)]
+    )
+    return total(
+        [
+            norm.times(2),
+            linear(width, 3 * width, tokens),
+            head_norm.times(2 if section.qk_norm else 0),
+            attention(tokens, width),
+            linear(width, width, tokens),
+            *mlp,
+            linear(width, (6 if section.shift else 4) * width),
+        ]
+    )
 
 
 def semantic_vae(section: SemvaeModel, feature_dim: int, tokens: int) -> tuple[Cost, Cost]:

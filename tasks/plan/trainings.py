@@ -100,10 +100,13 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
     backbone, head = networks.diffusion(recipe, section.model)
     aligned = section.objective.align_weight > 0
     trained, again = 0.0, 0.0
+    routed = 1.0 - section.routing.dense_share if section.routing else 0.0
     for side, share in zip(recipe.sides, (1.0,) if section.cascade is None else section.cascade.shares, strict=True):
         own, own_head = networks.diffusion(recipe, section.model, side)
-        trained += share * (own.flops + (own_head.flops if aligned else 0))
-        again += share * (networks.blocks_flops(recipe, section.model, side) if compute.recompute else 0)
+        saved = routed * networks.routed_flops(recipe, section.model, side)
+        blocks = networks.blocks_flops(recipe, section.model, side) - saved
+        trained += share * (own.flops - saved + (own_head.flops if aligned else 0))
+        again += share * (blocks if compute.recompute else 0)
     columns = sizes.latent_columns(recipe)
     stored = aligned and not section.online
     row: float = sum(size for name, size in columns.items() if name != "f" or stored) * sizes.views(recipe)

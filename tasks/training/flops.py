@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from configs import Recipe
-from models.flops import training_flops_per_image
+from models.flops import Routed, training_flops_per_image
 from tasks.networks import build_autoencoder, build_network, build_semantic_vae
 
 
@@ -23,8 +23,11 @@ def flops_per_image(recipe: Recipe, stage: str) -> float | None:
                 aligned = recipe.train_dit.objective.align_weight > 0
                 shares = (1.0,) if cascade is None else cascade.shares
                 return sum(
-                    share * training_flops_per_image(network, side=side, alignment=aligned)
+                    share
+                    * routed_share
+                    * training_flops_per_image(network, side=side, alignment=aligned, routed=routed)
                     for side, share in zip(recipe.sides, shares, strict=True)
+                    for routed, routed_share in _routed(recipe)
                 )
             case "train_vavae":
                 return training_flops_per_image(build_autoencoder(recipe.train_vavae.model), side=recipe.image.size)
@@ -32,3 +35,12 @@ def flops_per_image(recipe: Recipe, stage: str) -> float | None:
                 semantic = build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim)
                 return training_flops_per_image(semantic, side=recipe.latent_size)
     return None
+
+
+def _routed(recipe: Recipe) -> list[tuple[Routed | None, float]]:
+    """How tokens go through the blocks, and the share of a training's images that go so."""
+    routing = recipe.train_dit.routing
+    if routing is None:
+        return [(None, 1.0)]
+    dense = routing.dense_share
+    return [((routing.first, routing.last, routing.drop), 1.0 - dense), (None, dense)]

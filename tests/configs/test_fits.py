@@ -39,6 +39,27 @@ GRID = "set foundation.input_size"
             ["train_vavae.objective.gan_weight=0.5", "train_vavae.objective.discriminator.layers=4"],
             ["discriminator.layers 4 leaves nothing of images of 32 pixels", "image.size 48"],
         ),
+        ("demo_tiny", ["train_dit.routing={last: 4}"], ["routing.last is 4", "3 blocks"]),
+        ("demo_tiny", ["train_dit.routing={first: 3, last: 2}"], ["first 3 comes after last 2"]),
+        (
+            "demo_tiny",
+            ["train_dit.routing={first: 1, last: 3}", "train_dit.model.align_depth=2"],
+            ["align_depth is 2", "blocks 1 to 3", "from 3 on"],
+        ),
+        ("lowdiff_pixels_tiny", ["train_dit.routing={first: 1, last: 1}"], ["the model is a UNet"]),
+        (
+            "demo_tiny",
+            ["train_dit.objective.contrastive_weight=0.05", "compute.train.micro_batch=1"],
+            ["pairs images", "1 at a time", "make both even"],
+        ),
+        (
+            "lowdiff_pixels_tiny",
+            ["train_dit.objective.contrastive_weight=0.05"],
+            ["predicts images", "leave it out"],
+        ),
+        ("demo_tiny", ["sample.times=[0, 0.5]"], ["rise from 0 (noise) to 1 (data)"]),
+        ("demo_tiny", ["sample.times=[0, 0.5, 1]", "sample.shift=0.3"], ["times is the whole grid", "leave out shift"]),
+        ("lowdiff_pixels_tiny", ["sample.times=[0, 0.5, 1]"], ["times (0", "without shift"]),
         ("lowdiff_pixels_tiny", ["train_vavae.images=8"], ["identity is true but train_vavae.images is 8"]),
         ("lowdiff_pixels_tiny", ["train_dit.cascade.sides=[4, 16]", "sample.stages=[]"], ["resolutions double"]),
         (

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from configs import load_recipe, recipe_names
+from configs.diffusion import Routing
 from configs.tokenizers import Discriminator, VavaeObjective
 from models.discriminator import PatchDiscriminator
 from models.tokenizer_losses import TrainableTokenizer
@@ -27,6 +28,7 @@ def same_state(cost: networks.Cost, network: torch.nn.Module) -> None:
     assert (cost.values, cost.tensors) == (sum(tensor.numel() for tensor in state.values()), len(state))
 
 
+ROUTING = Routing(first=1, last=2, drop=0.5)
 DIFFUSING = [name for name in recipe_names() if not load_recipe(name).lacks("train_dit")]
 
 
@@ -48,6 +50,9 @@ def test_diffusion_models_cost_what_built_ones_do(name: str) -> None:
         if isinstance(network, LightningDiT):
             found = networks.blocks_flops(recipe, recipe.train_dit.model, side)
             assert found == flops.blocks_flops(network, side)
+            routed = recipe.model_copy(update={"train_dit": recipe.train_dit.model_copy(update={"routing": ROUTING})})
+            saved = networks.routed_flops(routed, recipe.train_dit.model, side)
+            assert saved == found - flops.blocks_flops(network, side, (1, 2, 0.5)) > 0
 
 
 @pytest.mark.parametrize("name", recipe_names())

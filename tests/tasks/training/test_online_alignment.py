@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tasks.loading import loader as loading
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
 from tasks.train_dit import Diffusion
+from tasks.training.trainee import HELD_OUT_NUMBERS, pieces
 from tests.helpers.builders import at, context, put, put_shard, put_weights
 
 CPU = torch.device("cpu")
@@ -151,6 +153,31 @@ def test_nothing_depends_on_where_it_was_resumed_or_on_workers(place: Path) -> N
     for first, second, both in zip(*halves, whole, strict=True):
         joined = np.concatenate([first.arrays[IMAGE], second.arrays[IMAGE]])
         assert np.array_equal(joined, both.arrays[IMAGE])
+
+
+def test_tokens_are_routed_by_image_and_the_last_ones_are_not(place: Path) -> None:
+    routing = "train_dit.routing={first: 2, last: 2, drop: 0.75, dense_share: 0.5}"
+    made = trainee(place, "stored", routing, "train_dit.images=64")
+    cut = list(pieces(batches(made.loader, 1)[0], 8))
+    whole = [made.inputs(batch, CPU) for batch in batches(made.loader, 4)]
+    assert ["kept_BK" in given for given in whole] == [True, False, False, False], "from 32 of 64 images on: dense"
+    kept = whole[0]["kept_BK"]
+    assert kept.shape == (16, 4), "a quarter of 16 tokens"
+    assert len(kept.unique(dim=0)) > 12, "others for each image"
+    assert torch.equal(torch.cat([made.inputs(piece, CPU)["kept_BK"] for piece in cut]), kept)
+    (held_out,) = batches(made.held_out(), 1)
+    numbered = replace(held_out, positions=held_out.positions + HELD_OUT_NUMBERS)
+    assert "kept_BK" not in made.inputs(numbered, CPU)
+    made.module(**whole[0])["total"].backward()
+
+
+def test_the_foundation_model_rests_once_alignment_is_over(place: Path) -> None:
+    made = trainee(place, "online", "train_dit.objective.align_until=32")
+    looked: list[int] = []
+    made.foundation.register_forward_hook(lambda _model, given, _out: looked.append(len(given[0])))
+    targets = [made.inputs(batch, CPU)["align_target_BChw"] for batch in batches(made.loader, 3)]
+    assert looked == [16], "the second batch ends at 32 images"
+    assert targets[1].shape == targets[0].shape and not targets[1].any()
 
 
 def test_held_out_images_have_targets_of_their_own(place: Path) -> None:

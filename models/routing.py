@@ -1,0 +1,46 @@
+"""Token routing: in training, some tokens go around the middle blocks of a transformer and join the others after them.
+
+Source: TREAD (arXiv 2501.04765). The routed tokens keep what they were before the first of these blocks, so that no
+weight is added and a network samples as it always did. Which tokens are kept is the caller's: they belong to the
+image, and their number is the same for all, so that graphs and shapes stay static.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Route:
+    """first, last: blocks (1 = the network's first, both included) through which only the kept tokens go.
+    kept_BK: their numbers, rising within an image, int64.
+    """
+
+    first: int
+    last: int
+    kept_BK: Tensor
+
+    def taken(self, x_BND: Tensor) -> Tensor:
+        """The kept tokens (B, K, D)."""
+        return x_BND.gather(1, self._index(x_BND))
+
+    def returned(self, x_BKD: Tensor, around_BND: Tensor) -> Tensor:
+        """All tokens again: the kept ones as they are now, the others as they went around."""
+        return around_BND.scatter(1, self._index(around_BND), x_BKD.to(around_BND.dtype))
+
+    def _index(self, x_BND: Tensor) -> Tensor:
+        return self.kept_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1])
+
+
+def kept_count(tokens: int, drop: float) -> int:
+    """How many of an image's tokens are kept where a share `drop` is not; at least one."""
+    return max(1, round(tokens * (1 - drop)))
+
+
+def kept_tokens(draws_BN: Tensor, drop: float) -> Tensor:
+    """Numbers (B, K), rising, of the tokens with the largest of an image's random numbers (B, N)."""
+    count = kept_count(draws_BN.shape[1], drop)
+    return torch.topk(draws_BN, count, dim=1).indices.sort(dim=1).values
