@@ -133,7 +133,8 @@ def latents(trial: Trial, tokenizer: Artifact) -> Artifact:
             part = pa.table({"part": [entry.path], "made_from": [entry.sha256]})
             row = encode.decode_part(part, shards, SIDE)
             found.append(encoder.write_part({name: row[name][0] for name in row.column_names}))
-        return encode._outcome(shards, context.recipe, found)
+        facts = shards.manifest.facts
+        return encode._outcome(context.recipe, found, facts["classes"], facts["splits"])
 
     return perform(Stage("encode", encode.STAGE.version, (), (), run), job)
 
