@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from configs import Recipe, UserError, load_recipe
 from configs.cluster import load_cluster
+from configs.reproduction import reproducible
 from flows.plan import make_plan
 from tasks.plan.data import images_of
 from tasks.plan.schedule import Plan, StagePlan
@@ -102,6 +103,17 @@ def test_training_needs_room_for_all_its_workers() -> None:
     assert [why for why in nowhere.problems if why.startswith("train_dit: asks for 1 GPUs")]
 
 
+@pytest.mark.parametrize("cluster", ["aws", "gcp"])
+@pytest.mark.parametrize("recipe", reproducible())
+def test_no_driver_without_a_gpu_is_kept_busy(recipe: str, cluster: str) -> None:
+    """Of published recipes, whether they train or take what was released."""
+    for flow in ("reproduce", "tokenizer-eval" if "f16d32" in recipe else "sfd-full"):
+        plan = make_plan(recipe, cluster=cluster, flow=flow)
+        for each in plan.stages:
+            alone = each.seconds.value - plan.cluster.assumed.start_seconds
+            assert each.nodes or alone < 60, f"{each.work.stage} takes {alone:.0f} s on a driver without a GPU"
+
+
 @pytest.mark.parametrize("recipe", ["sfd_xl_80ep", "lightningdit_xl_64ep"])
 def test_given_weights_are_scored_where_gpus_are(recipe: str) -> None:
     plan = make_plan(recipe, cluster="aws")
@@ -109,9 +121,6 @@ def test_given_weights_are_scored_where_gpus_are(recipe: str) -> None:
     for each in given:
         assert each.nodes == {"infer": 1} and each.gpu_hours.value > 0, each.work.stage
         assert each.seconds.value < 900, "of 10,000 images; hours on a head"
-    for each in plan.stages:
-        alone = each.seconds.value - plan.cluster.assumed.start_seconds
-        assert each.nodes or alone < 60, f"{each.work.stage} takes {alone:.0f} s on a driver without a GPU"
 
 
 def test_targets_made_in_training_cost_cores_and_no_terabyte() -> None:

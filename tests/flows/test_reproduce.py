@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from tasks.networks import build_autoencoder, build_network
 from tests.flows.conftest import Workplace
 from tests.helpers.builders import at
 from tests.helpers.inceptions import put_inception
-from tests.helpers.published import save_sfd, save_statistics, save_tokenizer
+from tests.helpers.published import hub_cache, save_sfd, save_statistics, save_tokenizer
+from tests.helpers.web import web_server
 
 TOKENIZERS = ["ldm_f16d32", "vavae_f16d32"]
 NAMES = [
@@ -36,8 +38,15 @@ NAMES = [
 IMAGES = 20
 
 
-def put_released(folder: Path) -> Path:
-    """Random weights as SFD's authors would leave them, and a recipe of ours that names them."""
+def put_released(folder: Path, places: Mapping[str, str] | None = None) -> Path:
+    """Random weights as SFD's authors would leave them, and a recipe of ours that names them.
+
+    places: where a file is served, by its name; the others are named by their paths.
+    """
+
+    def at_place(name: str) -> str:
+        return f"{(places or {}).get(name, folder)}/{name}"
+
     base = load_recipe("demo_tiny")
     torch.manual_seed(3)
     tokenizer = build_autoencoder(base.train_vavae.model).state_dict()
@@ -54,14 +63,14 @@ def put_released(folder: Path) -> Path:
     pixels = random.integers(0, 256, (IMAGES, base.image.size, base.image.size, 3), np.uint8)
     np.savez(folder / "reference.npz", arr_0=pixels)
     model = {"hidden_size": 48, "depth": 3, "heads": 2, "qk_norm": True, "align_depth": 2, "align_hidden": 32}
-    guidance = {"method": "autoguidance", "scale": 1.5, "weights": str(folder / "guide.pt"), "model": model}
+    guidance = {"method": "autoguidance", "scale": 1.5, "weights": at_place("guide.pt"), "model": model}
     values = {
         "extends": "demo_tiny",
-        "train_vavae": {"images": 0, "pretrained": str(folder / "vavae.ckpt")},
+        "train_vavae": {"images": 0, "pretrained": at_place("vavae.ckpt")},
         "sample": {"images": IMAGES, "batch": 4, "solver": "dopri5", "guidance": guidance},
         "evaluate": {
             "images": IMAGES,
-            "reference": str(folder / "reference.npz"),
+            "reference": at_place("reference.npz"),
             "inception": {"weights": str(put_inception(folder))},
             "classifier": None,
             "bootstrap": 0,
@@ -71,8 +80,8 @@ def put_released(folder: Path) -> Path:
             "guided": {"fid": 1.25, "sfid": 3.5},
             "unguided": {"fid": 3.0},
             "released": {
-                "weights": str(folder / "main.pt"),
-                "statistics": {group: str(folder / f"{group}.pt") for group in base.channel_groups},
+                "weights": at_place("main.pt"),
+                "statistics": {group: at_place(f"{group}.pt") for group in base.channel_groups},
             },
             "protocol": {"sample.images": 50_000, "sample.solver": "dopri5"},
         },
@@ -81,8 +90,21 @@ def put_released(folder: Path) -> Path:
     return folder / "released.yaml"
 
 
-def test_the_authors_files_lead_to_their_table(workplace: Workplace, tmp_path: Path) -> None:
-    recipe, root = put_released(tmp_path), tmp_path / "root"
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A hub's cache with tokenizer and guide, a web server with all, the Inception weights in the folder alone."""
+    put_released(tmp_path)
+    given = {name: (tmp_path / name).read_bytes() for name in ("vavae.ckpt", "guide.pt")}
+    hub = hub_cache(tmp_path / "hub", "Authors/files", given)
+    with web_server(tmp_path) as url:
+        yield dict.fromkeys(given, hub) | dict.fromkeys(("main.pt", "semantic.pt", "reference.npz"), url)
+
+
+def test_the_authors_files_lead_to_their_table(workplace: Workplace, served: dict[str, str], tmp_path: Path) -> None:
+    """From a hub, from the web and from a folder."""
+    recipe, root = put_released(tmp_path, served), tmp_path / "root"
+    hub = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    workplace = replace(workplace, environment={**workplace.environment, **hub})
     first = workplace.flows("reproduce", str(recipe), "--root", str(root))
     made = {path.parts[-3] for path in root.glob("*/*/manifest.json")}
     assert made == {"train_vavae", "train_dit", "sample", "reference_images", "reference", "evaluate", "report"}
@@ -128,6 +150,29 @@ def test_what_does_not_fit_is_one_line_before_anything_runs(
     with pytest.raises(UserError, match=words) as refused:
         preflight(STAGES, str(recipe), reproduction(str(recipe)), at(tmp_path / "root"))
     assert "\n" not in str(refused.value)
+    assert not list((tmp_path / "root").rglob("*.*")), "nothing ran"
+
+
+def test_a_place_that_fails_is_one_line_before_anything_runs(
+    served: dict[str, str], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that cannot be reached, a download that breaks off."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def look(places: Mapping[str, str]) -> None:
+        recipe = str(put_released(tmp_path, places))
+        preflight(STAGES, recipe, reproduction(recipe), at(tmp_path / "root"))
+
+    look(served)
+    with web_server(tmp_path, short=["main.pt"]) as url:
+        for places, words in (
+            ({"main.pt": url}, r"main\.pt: reading stopped"),
+            ({"guide.pt": "hf://Nobody/nothing"}, r"hf://Nobody/nothing/guide\.pt: the hub cannot be reached"),
+        ):
+            with pytest.raises(UserError, match=words) as refused:
+                look(served | places)
+            assert "\n" not in str(refused.value)
     assert not list((tmp_path / "root").rglob("*.*")), "nothing ran"
 
 

@@ -119,6 +119,18 @@ def test_networks_of_shipped_recipes_fit(name: str) -> None:
     _fed(load_recipe(name))
 
 
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "xl" in name])
+def test_networks_of_large_recipes_are_built(name: str) -> None:
+    """Tokenizer, Semantic VAE, the diffusion network and its guides; to feed them takes longer."""
+    recipe = load_recipe(name)
+    with torch.device("meta"):
+        build_autoencoder(recipe.train_vavae.model)
+        if recipe.train_semvae is not None and recipe.foundation is not None:
+            build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim)
+        sizes = [sum(p.numel() for p in build_network(recipe, model).parameters()) for _, model in models_of(recipe)]
+    assert sizes[0] > 600_000_000
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -153,7 +153,7 @@ def test_given_weights_and_statistics_make_the_images_of_our_own_road(files: dic
 
 
 def test_training_further_takes_given_statistics_and_tells_how_far_they_are(
-    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {name: {"mean": [0.1] * count, "std": [0.9] * count} for name, count in zip("zs", sizes(), strict=True)}
     facts = {"statistics": own, "statistics_hash": statistics_hash(own)}
@@ -166,7 +166,12 @@ def test_training_further_takes_given_statistics_and_tells_how_far_they_are(
     sample.check_statistics(context(at(tmp_path), chosen, sample.STAGE, "encode", "train_dit"))
     told = capsys.readouterr().out
     assert "statistics of texture from files: means are up to" in told and "statistics of semantic from files" in told
-    assert "are these the latents that the weights were trained on?" in told
+    assert "are these the latents that the weights were trained on?" in told, "sampling says so"
+    monkeypatch.setattr(train_dit, "train", lambda context, section: None)
+    bare = chosen.train_dit.model_copy(update={"pretrained": None})
+    train_dit.run(context(at(tmp_path), chosen.model_copy(update={"train_dit": bare}), train_dit.STAGE, "encode"))
+    again = capsys.readouterr().out
+    assert [line for line in told.splitlines() if "statistics of" in line] == again.splitlines(), "training does, too"
 
 
 def test_the_remedy_for_weights_without_statistics_works(files: dict[str, str], tmp_path: Path) -> None:
