@@ -27,6 +27,8 @@ from infra.storage import FileEntry, Storage
 MANIFEST = "manifest.json"
 SIDE = ".new"
 """Ends the name of the folder beside an artifact in which its replacement grows."""
+CLAIMS = "claims/"
+"""Where machines say within an artifact's folder that they make it (`infra/claims.py`)."""
 _WHOLE = "whole.json"
 """The manifest of a whole replacement; by another name, so that nobody takes the folder for an artifact."""
 _AT_ONCE = 16
@@ -216,10 +218,10 @@ class Artifact:
     def _remedy(self) -> str:
         return f"run again with --force {self.stage} or, where that is no stage of the flow, without the folder"
 
-    def complete(self, manifest: Manifest) -> None:
-        """Write the manifest: from here on the artifact exists."""
-        self.storage.write_bytes(MANIFEST, manifest.to_json())
+    def complete(self, manifest: Manifest) -> bool:
+        """Write the manifest: from here on the artifact exists. False where it does already, which is left as it is."""
         self.__dict__.pop("manifest", None)
+        return self.storage.create_bytes(MANIFEST, manifest.to_json())
 
     def mark(self) -> str:
         """What tells this artifact from one made anew under its name; empty where it is not complete."""
@@ -252,7 +254,7 @@ class Artifact:
         listed = {each.path for each in manifest.files}
         self.storage.delete(MANIFEST)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            gone = [name for name in here if name not in listed and name != MANIFEST]
+            gone = [name for name in here if name not in listed and name != MANIFEST and not name.startswith(CLAIMS)]
             list(pool.map(self.storage.delete, gone))
             list(pool.map(lambda name: self.storage.take(name, self.beside), new))
         self.storage.write_bytes(MANIFEST, data)

@@ -174,6 +174,47 @@ class Storage:
                 self._retried(lambda: self.fs.pipe_file(target, data))
         return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), rows)
 
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """Write a whole file where there is none yet; False, and nothing written, where there is one.
+
+        Of several that try at once one succeeds: a link on local disk, a conditional write on object storage (S3's
+        `If-None-Match`, generation 0 on GCS).
+
+        Args:
+            data: other than what anybody else would write, so that a write whose answer was lost is known again.
+        """
+        target = self.locate(name)
+        with self._explained("write", name):
+            if self.local:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                partial = f"{target}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
+                try:
+                    with open(partial, "wb") as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    os.link(partial, target)
+                except FileExistsError:
+                    return False
+                finally:
+                    if os.path.exists(partial):
+                        os.unlink(partial)
+                return True
+            try:
+                self._retried(lambda: self._pipe_new(target, data))
+            except FileExistsError:
+                return self.read_bytes(name) == data
+        return True
+
+    def _pipe_new(self, target: str, data: bytes) -> None:
+        """Raises FileExistsError where somebody else was first."""
+        try:
+            self.fs.pipe_file(target, data, mode="create")
+        except OSError as error:
+            if any(word in str(error) for word in _REFUSED):  # s3fs knows no name for it
+                raise FileExistsError(target) from None
+            raise
+
     def write_table(self, name: str, table: pa.Table, rows_per_group: int, **options: Any) -> FileEntry:
         """Write a Parquet file; `options` go to pyarrow's writer."""
         import pyarrow as pa  # here, since commands that only list or plan need none of it
@@ -248,6 +289,7 @@ class Storage:
 
 
 _PARTIAL = ".partial"
+_REFUSED = ("pre-condition", "PreconditionFailed", "precondition")
 _ATTEMPTS = 5
 _FIRST_WAIT = 0.1
 """Seconds, doubled at every attempt and spread by a random factor: 1.5 s in all."""

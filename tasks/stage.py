@@ -17,7 +17,9 @@ from configs.errors import Unreachable, UserError
 from configs.load import validate
 from configs.recipe import Recipe
 from infra.artifacts import Artifact, Manifest, fingerprint, library_versions, timestamp
+from infra.claims import Claim, claimed
 from infra.locks import alone
+from infra.logs import say
 from infra.storage import FileEntry, Storage
 from infra.tracking import Tracker
 from infra.trust import trust
@@ -165,17 +167,18 @@ def anew(job: Job) -> Job:
 def perform(stage: Stage, job: Job) -> Artifact:
     """Run a stage unless its artifact is already complete, and write the manifest last."""
     context = Context(job)
-    if context.is_done:
-        return context.artifact
-    with alone(context.artifact.uri):
-        if not context.is_done:  # else somebody else made it while we waited
+    while not context.is_done:
+        with alone(context.artifact.uri), claimed(context.artifact, lambda: context.is_done) as claim:
+            if claim is None or context.is_done:  # somebody else made it while we waited
+                break
             context.artifact.settle()  # what a killed process had made whole
-        if not context.is_done:
-            _make(stage, context)
+            if not context.is_done:
+                _make(stage, context, claim)
     return context.artifact
 
 
-def _make(stage: Stage, context: Context) -> None:
+def _make(stage: Stage, context: Context, claim: Claim) -> None:
+    """Run the stage's function and write the manifest, unless another machine has taken the artifact over."""
     job, started = context.job, time.monotonic()
     try:
         outcome = stage.run(context)
@@ -201,10 +204,16 @@ def _make(stage: Stage, context: Context) -> None:
         libraries=library_versions(),
         runs={key: value for key, value in job.tracking.items() if key != "uri"},
     )
+    if not claim.held():
+        say(
+            f"{context.artifact.uri} was taken over by another machine, for this one was silent: waiting for it",
+            "warning",
+        )
+        return
     if job.replaces:
         context.artifact.replace(manifest)
-    else:
-        context.artifact.complete(manifest)
+    elif not context.artifact.complete(manifest):
+        return
     context.tracker.metrics(manifest.figures)
 
 

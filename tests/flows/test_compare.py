@@ -13,7 +13,7 @@ from configs import Recipe, UserError
 from flows import finding
 from flows.compare import compare
 from infra import tracking
-from infra.artifacts import Artifact
+from infra.artifacts import MANIFEST, Artifact
 from tasks.drawing.pictures import png
 from tasks.training.metrics import SECONDS
 from tests.helpers.builders import at, put, small_recipe
@@ -36,7 +36,8 @@ def evaluated(root: str, name: str, value: float, *overrides: str, **scores: flo
 def linked(root: str, recipe: Recipe, stage: str, name: str, inputs: dict[str, str], **found: Any) -> Artifact:
     artifact = put(root, recipe, stage, [], name)
     sections = {"evaluate": recipe.section("evaluate")}
-    artifact.complete(replace(artifact.manifest, inputs=inputs, sections=sections, **found))
+    changed = replace(artifact.manifest, inputs=inputs, sections=sections, **found)
+    artifact.storage.write_bytes(MANIFEST, changed.to_json())
     return Artifact(root, stage, name)
 
 

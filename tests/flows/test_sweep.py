@@ -10,7 +10,7 @@ import pytest
 from configs import UserError
 from flows import sweep
 from flows.race import run_jobs
-from infra.artifacts import Artifact
+from infra.artifacts import MANIFEST, Artifact
 from infra.tracking import Tracker
 from tasks.sample import STAGE
 from tests.helpers.builders import at, context, put_networks, put_shard, small_recipe
@@ -28,7 +28,7 @@ def test_one_model_is_sampled_and_scored_under_all_settings(
     put_shard(root, recipe)
     put_networks(root, recipe)
     latents = Artifact(root, "encode", "encode")
-    latents.complete(replace(latents.manifest, inputs={"shard": "shard"}))
+    latents.storage.write_bytes(MANIFEST, replace(latents.manifest, inputs={"shard": "shard"}).to_json())
     settings = {
         f"scale {scale}, steps {steps}": small_recipe(*SMALL, f"sample.guidance.scale={scale}", f"sample.steps={steps}")
         for scale in (1.5, 3)

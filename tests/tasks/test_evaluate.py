@@ -11,7 +11,7 @@ import torch
 
 from configs import UserError
 from configs.data import Foundation
-from infra.artifacts import Artifact
+from infra.artifacts import MANIFEST, Artifact
 from tasks.data.pixels import peak_signal_to_noise, to_tensor
 from tasks.evaluate import STAGE
 from tasks.networks import load_foundation
@@ -152,7 +152,7 @@ def test_a_poor_judge_is_told_and_only_its_score_left_out(
     root = evaluated[0]
     (fingerprint,) = (path.name for path in (Path(root.removeprefix("file://")) / "judge").iterdir())
     judge = Artifact(root, "judge", fingerprint)
-    judge.complete(replace(judge.manifest, scores={"judge_accuracy": 0.62}))
+    judge.storage.write_bytes(MANIFEST, replace(judge.manifest, scores={"judge_accuracy": 0.62}).to_json())
     strict = small_recipe(*SETTINGS, "evaluate.classifier.min_accuracy=0.9")
     job = context(root, strict, STAGE, "shard", "train_vavae", sample="good").job
     scores = perform(STAGE, job).manifest.scores

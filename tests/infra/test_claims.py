@@ -1,0 +1,155 @@
+"""Machines with homes of their own that make one artifact on one storage: one whole result, never a mixture."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from configs import load_recipe
+from infra import claims
+from infra.artifacts import MANIFEST, Artifact, Manifest
+from infra.claims import Claim, claimed
+from infra.storage import Storage
+from tasks.stage import Context, Outcome, Stage, perform
+
+REPOSITORY = Path(__file__).parents[2]
+FINGERPRINT = "0" * 16
+_MACHINE = """
+    import sys, time, uuid
+    from infra import claims
+    claims.EVERY = 0.2
+    from configs import load_recipe
+    from tasks.stage import Outcome, Stage, perform
+
+    def run(context):
+        print("makes", flush=True)
+        files = []
+        for number in range(6):
+            files.append(context.out.write_bytes(f"part-{number}", uuid.uuid4().hex.encode()))
+            time.sleep(0.1)
+        return Outcome(files)
+
+    stage = Stage("toy", 1, (), (), run)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    artifact = perform(stage, stage.job(load_recipe("demo_tiny"), sys.argv[1], {}))
+    for file in artifact.manifest.files:
+        artifact.read(file.path)  # checks the hash
+    print("has", artifact.manifest.created, artifact.mark(), flush=True)
+"""
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    bucket = request.param == "bucket"
+    return str(request.getfixturevalue("s3_root")) if bucket else Storage.at(str(tmp_path / "shared")).url
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "EVERY", 0.05)
+    monkeypatch.setattr(claims, "STALE", 1.0)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads of this process are machines of their own."""
+    monkeypatch.setattr(claims, "_home", lambda: threading.current_thread().name)
+    yield
+
+
+def _whole(root: str, name: str) -> Artifact:
+    return Artifact(root, name, FINGERPRINT)
+
+
+def test_two_machines_that_race_have_one_whole_result(root: str, tmp_path: Path) -> None:
+    def begun(name: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "LATENTFORGE_HOME": str(tmp_path / name)}
+        return subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(_MACHINE), root], cwd=REPOSITORY, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    machines = [begun(name) for name in ("one", "two")]
+    for each in machines:
+        assert each.stdout is not None and each.stdout.readline() == "ready\n"
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda each: each.communicate("go\n", timeout=120)[0].splitlines(), machines))
+    assert [each.returncode for each in machines] == [0, 0]
+    assert sorted(lines.count("makes") for lines in said) == [0, 1], said
+    assert len({lines[-1] for lines in said}) == 1 and said[0][-1].startswith("has "), said
+    names = [name.split("/")[-1] for name in Storage.at(root).names("toy")]
+    assert sorted(names) == [MANIFEST, *(f"part-{number}" for number in range(6))], "no claim is left"
+
+
+def test_of_many_that_create_a_file_one_does(root: str) -> None:
+    place = Storage.at(root)
+    with ThreadPoolExecutor(8) as pool:
+        for name in "abc":
+            won = list(pool.map(lambda number, name=name: place.create_bytes(name, b"%d" % number), range(8)))
+            assert won.count(True) == 1 and place.read_bytes(name) == b"%d" % won.index(True)
+    assert place.create_bytes("a", place.read_bytes("a")) == (not place.local), "a write whose answer was lost"
+
+
+def test_a_second_manifest_never_replaces_the_first(root: str) -> None:
+    artifact = _whole(root, "demo")
+    first, second = (Manifest("demo", 1, FINGERPRINT, {}, {}, {}, (), n) for n in (1, 2))
+    assert artifact.complete(first) and not artifact.complete(second)
+    assert artifact.manifest.rows == 1
+
+
+def test_the_dead_are_taken_over_and_the_living_waited_for(root: str, quick: None, machine: None) -> None:
+    artifact = _whole(root, "demo")
+    artifact.storage.create_bytes("claims/000001.json", b'{"home": "dead", "token": "x", "beats": 0}')
+    started = time.monotonic()
+    with claimed(artifact, lambda: False) as claim:
+        assert claim is not None and claim.number == 2 and time.monotonic() - started >= claims.STALE
+        with ThreadPoolExecutor(1) as other:
+            over = threading.Event()
+            waits = other.submit(lambda: claimed(artifact, over.is_set).__enter__())
+            time.sleep(3 * claims.STALE)
+            assert not waits.done(), "its holder lives"
+            over.set()
+            assert waits.result(timeout=60) is None
+        assert claim.held()
+    assert not artifact.storage.names()
+
+
+def test_a_killed_run_goes_on_at_once_in_its_own_home(root: str, machine: None) -> None:
+    artifact = _whole(root, "demo")
+    own = json.dumps({"home": claims._home(), "token": "x", "beats": 3}).encode()
+    artifact.storage.create_bytes("claims/000007.json", own)
+    artifact.storage.create_bytes("claims/odd", b"")
+    started = time.monotonic()
+    with claimed(artifact, lambda: False) as claim:
+        assert claim is not None and claim.number == 8
+    assert time.monotonic() - started < claims.STALE / 2
+
+
+def test_who_was_frozen_leaves_it_to_the_other(root: str, quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its manifest is not written, its claim is gone, and it returns with the other's result."""
+    made: list[str] = []
+
+    def run(context: Context) -> Outcome:
+        made.append("frozen")
+        other = b'{"home": "another", "token": "x", "beats": 0}'
+        assert context.artifact.storage.create_bytes(Claim(context.artifact.storage, 2).name, other)
+        job = context.job
+        whole = Manifest(job.stage, 1, job.fingerprint, {}, {}, {}, (), 7)
+        threading.Timer(0.2, lambda: context.artifact.complete(whole)).start()
+        return Outcome([], rows=1)
+
+    stage = Stage("toy", 1, (), (), run)
+    artifact = perform(stage, stage.job(load_recipe("demo_tiny"), root, {}))
+    assert artifact.manifest.rows == 7 and made == ["frozen"]
+    assert "was taken over" in capsys.readouterr().out
