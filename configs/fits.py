@@ -74,6 +74,22 @@ def _pairs(recipe: Recipe) -> None:
         )
 
 
+def _optimizers(recipe: Recipe) -> None:
+    for name in TRAINED:
+        section = getattr(recipe, name)
+        if section is None or section.optimizer != "muon" or not section.images:
+            continue
+        if name == "train_vavae" or (name == "train_dit" and isinstance(section.model, UnetModel)):
+            raise ValueError(
+                f"{name}.optimizer is muon, which steps a transformer's matrices: set adamw for convolutions"
+            )
+        if recipe.compute.train.zero_stage:
+            raise ValueError(
+                f"{name}.optimizer is muon and compute.train.zero_stage {recipe.compute.train.zero_stage}, which cuts "
+                "matrices into pieces that Muon cannot step: set zero_stage to 0, or optimizer to adamw"
+            )
+
+
 def _levels(recipe: Recipe) -> None:
     for field, model in models_of(recipe):
         if not isinstance(model, UnetModel):
@@ -252,6 +268,7 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _levels: ("train_dit",),
     _routes: ("train_dit",),
     _pairs: ("train_dit",),
+    _optimizers: (),
     _grids: (),
     _widths: (),
     _aligned_tokens: ("train_dit",),

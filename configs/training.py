@@ -38,6 +38,9 @@ class Training(Section):
     batch: LeftOut[Positive] = NOTHING
     """Global batch, over all workers and accumulation steps. With `images: 0` this and the rate may be left out."""
     learning_rate: LeftOut[Annotated[float, Field(gt=0)]] = NOTHING
+    optimizer: Annotated[Literal["adamw", "muon"], Added(before="adamw")] = "adamw"
+    """`muon` takes the matrices of a transformer's blocks at the rate of AdamW, which takes the rest
+    (`tasks/training/muon.py`). It needs whole gradients: no ZeRO stage."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: Weight = 0.0
     warmup_images: Annotated[int, Field(ge=0)] = 0

@@ -25,6 +25,7 @@ from configs.load import merge
 from configs.training import Training
 from infra.device import HALVES
 from tasks.training.buckets import Buckets
+from tasks.training.muon import GuardedMuon, matrices
 from tasks.training.optimizer import GuardedAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -106,16 +107,7 @@ def build_engine(module: nn.Module, section: Training, compute: TrainCompute, de
             f"compute.train.zero_stage is {compute.zero_stage}, but only DeepSpeed shards (engine is plain or "
             "DeepSpeed is not installed): set zero_stage: 0, or install deepspeed"
         )
-    optimizer = GuardedAdamW(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
-        limit=section.guard.limit,
-        clip_norm=section.clip_norm or None,
-        sharded=compute.zero_stage > 0,
-        scaled=section.precision == "fp16",
-        lr=section.learning_rate,
-        betas=section.betas,
-        weight_decay=section.weight_decay,
-    )
+    optimizer = _optimizer(module, section, compute)
     if section.precision in HALVES:
         # Over float32 weights, as published: the master copy is the copy. In the module and not in DeepSpeed, whose
         # scaler of float16 losses asks the host at every step.
@@ -124,6 +116,30 @@ def build_engine(module: nn.Module, section: Training, compute: TrainCompute, de
     if wanted == "plain":
         return PlainEngine(module, optimizer, split, HALVES.get(compute.communication))
     return DeepSpeedEngine(module, optimizer, split, deepspeed_config(section, compute, split))
+
+
+def _optimizer(module: nn.Module, section: Training, compute: TrainCompute) -> GuardedAdamW:
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    options: dict[str, Any] = {
+        "limit": section.guard.limit,
+        "clip_norm": section.clip_norm or None,
+        "sharded": compute.zero_stage > 0,
+        "scaled": section.precision == "fp16",
+        "lr": section.learning_rate,
+        "betas": section.betas,
+        "weight_decay": section.weight_decay,
+    }
+    if section.optimizer == "adamw":
+        return GuardedAdamW(trained.values(), **options)
+    if compute.zero_stage:
+        raise UserError(
+            f"optimizer is muon and compute.train.zero_stage {compute.zero_stage}, which cuts matrices into pieces "
+            "that Muon cannot step: set zero_stage: 0, or optimizer: adamw"
+        )
+    taken = matrices(trained.items())
+    if not taken:
+        raise UserError("optimizer is muon, but the network has no `blocks` with matrices: set optimizer: adamw")
+    return GuardedMuon(trained.values(), matrices=taken, **options)
 
 
 def deepspeed_config(section: Training, compute: TrainCompute, split: Split) -> dict[str, Any]:

@@ -74,6 +74,10 @@ class GuardedAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         if self.armed:
             self._judge([p.grad for group in self.param_groups for p in group["params"] if p.grad is not None])
+        self._adam_step(closure)
+
+    def _adam_step(self, closure: Any = None) -> None:
+        """Of all parameters that have a gradient, as they were judged."""
         super().step(closure)
 
     def _judge(self, gradients: list[Tensor]) -> None:

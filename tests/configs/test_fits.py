@@ -57,6 +57,12 @@ GRID = "set foundation.input_size"
             ["train_dit.objective.contrastive_weight=0.05"],
             ["predicts images", "leave it out"],
         ),
+        (
+            "demo_tiny",
+            ["train_dit.optimizer=muon", "compute.train={workers: 2, zero_stage: 1}"],
+            ["train_dit.optimizer is muon", "zero_stage 1", "set zero_stage to 0"],
+        ),
+        ("demo_tiny", ["train_vavae.optimizer=muon"], ["train_vavae.optimizer is muon", "set adamw"]),
         ("demo_tiny", ["sample.times=[0, 0.5]"], ["rise from 0 (noise) to 1 (data)"]),
         ("demo_tiny", ["sample.times=[0, 0.5, 1]", "sample.shift=0.3"], ["times is the whole grid", "leave out shift"]),
         ("lowdiff_pixels_tiny", ["sample.times=[0, 0.5, 1]"], ["times (0", "without shift"]),
