@@ -8,9 +8,10 @@ from configs import UserError
 from flows.run import open_run
 from flows.sfd_full import dag
 from flows.stages import STAGES, StageName
+from flows.titles import title
 
 
-@flow(name="lowdiff-full", flow_run_name="{recipe}")
+@flow(name="lowdiff-full", flow_run_name=title)
 def lowdiff_full(
     recipe: str = "lowdiff_demo",
     overrides: list[str] | None = None,

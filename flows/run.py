@@ -22,6 +22,7 @@ from prefect.transactions import get_transaction
 
 from configs import Recipe, UserError, load_recipe
 from configs.naming import run_name
+from flows import shown
 from flows.tracked import STOPS, flow_run_id, tracked
 from infra import jobs, stopping, tracking
 from infra.artifacts import Artifact
@@ -76,10 +77,18 @@ _stops: list[BaseException] = []
 
 def _made(stage: Stage, context: Context) -> str:
     artifact, cluster = context.artifact, context.recipe.compute.cluster
-    if jobs.address(cluster) is None or context.is_done:
+    if context.is_done:
         return perform(stage, context.job).fingerprint
+    if jobs.address(cluster) is None:
+        section = getattr(context.recipe, stage.name, None)
+        with shown.moving(stage.name, context.tracker, getattr(section, "images", None) if _trains(stage) else None):
+            return perform(stage, context.job).fingerprint
     jobs.run(artifact, json.dumps(asdict(context.job)).encode(), cluster, _Teller())
     return artifact.manifest.fingerprint
+
+
+def _trains(stage: Stage) -> bool:
+    return stage.name.startswith("train_")
 
 
 class _Teller:
@@ -214,7 +223,7 @@ class Run:
             artifact.storage.delete(jobs.DESCRIPTION)
         manifest = artifact.manifest
         self.tracker.tag(**{f"stage.{stage.name}": f"{verb.replace('running', 'made')} {artifact.fingerprint}"})
-        self.tracker.metrics({f"{stage.name}/{name}": value for name, value in manifest.scores.items()})
+        self.tracker.metrics(shown.counting(stage.name, manifest.scores))
         logger.info(
             "%s %s: %s rows, %.0f s",
             "reused" if complete else "made",
@@ -275,11 +284,16 @@ def open_run(
         if start is not None:
             names = [stage.name for stage in stages]
             redone |= set(names[names.index(start) :])
+        name = run_name(recipe, overrides)
         tags = {"flow": flow, "recipe": loaded.name, "root": storage.url, "overrides": " ".join(overrides)}
+        tags |= shown.differing(recipe, list(overrides))
         on_cluster = jobs.address(loaded.compute.cluster) is not None
-        with tracked(loaded.tracking.experiment, run_name(recipe, overrides), tags, on_cluster) as parent:
+        with tracked(loaded.tracking.experiment, name, tags, on_cluster) as parent:
             parent.params(loaded.model_dump(mode="json"))
-            yield Run(loaded, storage.url, stages, start, only, frozenset(redone), parent, flow_run_id())
+            run = Run(loaded, storage.url, stages, start, only, frozenset(redone), parent, flow_run_id())
+            yield run
+            if run.uri:
+                shown.conclude(run.uri, name, parent, flow_run_id())
 
 
 def preflight(

@@ -17,9 +17,10 @@ from flows.stages import (
     train_semvae,
     train_vavae,
 )
+from flows.titles import title
 
 
-@flow(name="sfd-full", flow_run_name="{recipe}")
+@flow(name="sfd-full", flow_run_name=title)
 def sfd_full(
     recipe: str = "demo",
     overrides: list[str] | None = None,

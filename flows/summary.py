@@ -99,6 +99,9 @@ def _places(artifact: Artifact, manifest: Manifest) -> list[tuple[str, str]]:
     places = [("result", artifact.uri)]
     places += [("page", place(name)) for name in names if name.endswith(".html")]
     places += [("picture", place(name)) for name in shown]
+    run = own_run()
+    if run is not None and run.run:
+        places.append(("run", f"{run.run[:8]}, which compare and export take"))
     return [*places, ("MLflow", _run_page())]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.run import open_run
+from flows.titles import title
 from tasks.evaluate_tokenizer import STAGE as evaluate_tokenizer
 from tasks.shard import STAGE as shard
 from tasks.train_semvae import STAGE as train_semvae
@@ -13,7 +14,7 @@ from tasks.train_vavae import STAGE as train_vavae
 STAGES = (shard, train_vavae, train_semvae, evaluate_tokenizer)
 
 
-@flow(name="tokenizer-eval", flow_run_name="{recipe}")
+@flow(name="tokenizer-eval", flow_run_name=title)
 def tokenizer_eval(
     recipe: str = "demo",
     overrides: list[str] | None = None,

@@ -24,6 +24,12 @@ def where() -> str:
     return _bars[-1].said if _bars else ""
 
 
+def share() -> float | None:
+    """Of the innermost work that this process shows now, 0 to 1; None where it shows none, or no end of it."""
+    found = _bars[-1] if _bars else None
+    return min(1.0, found._done / found._total) if found is not None and found._total else None
+
+
 class Bar:
     """Use as `with Bar("encode", total=70_000, unit="images") as bar: bar.advance(256)`."""
 

@@ -99,6 +99,13 @@ class Tracker:
         if self.run:
             self._client.log_table(self.run, dict(columns), name)
 
+    def last_step(self, name: str) -> int | None:
+        """The step of the newest point of a curve; None where there is none yet."""
+        if not self.run:
+            return None
+        points = self._client.get_metric_history(self.run, _clean(name))
+        return max((point.step for point in points), default=None)
+
     def reopen(self) -> bool:
         """Go on in a run that was interrupted; False where the server knows none of that name (any more)."""
         from mlflow.exceptions import MlflowException
@@ -153,6 +160,10 @@ def own_run() -> Tracker | None:
     return _of_this_process[-1] if _of_this_process else None
 
 
+_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Has MLflow open an experiment on its training runs, and not on a page of traces."""
+
+
 def _experiment(client: Any, name: str, uri: str) -> str:
     """The experiment's id; made when missing, and brought back where somebody deleted it."""
     from mlflow.exceptions import MlflowException
@@ -161,7 +172,7 @@ def _experiment(client: Any, name: str, uri: str) -> str:
     if found is None:
         location = None if uri.startswith("http") else (home() / "mlruns").as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=_TRAINING))
         except MlflowException as error:
             found = client.get_experiment_by_name(name)  # another process was faster
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:

@@ -23,6 +23,8 @@ _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_REQUESTS = 10.0
 _CURVE_POINTS = 200
 _BY_TIME = "by_time/"
+_CHARTS = "when/"
+"""What the twenty charts of errors by time are called in MLflow, which shows sections in alphabetical order: last."""
 _BINS = 10
 _PEAK_TERAFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125}
 """Dense bfloat16 products (float16 on V100), from the makers' data sheets; the first name that fits counts."""
@@ -136,7 +138,7 @@ class Metrics:
             counts, sums = values[start : start + _BINS], values[start + _BINS : start + 2 * _BINS]
             for place, (count, total) in enumerate(zip(counts, sums, strict=True)):
                 if count:
-                    binned[f"by_time/{name}/{place / _BINS:.1f}"] = total / count
+                    binned[f"{_CHARTS}{name}/{place / _BINS:.1f}"] = total / count
         return dict(zip(self._sums, means, strict=True)), binned
 
     def _speak(self, images_seen: int, rate: float) -> None:

@@ -45,7 +45,7 @@ def test_a_cascade_is_trained_sampled_and_scored_on_latents_that_are_there(finis
     assert set(model.facts["averages"]) == {"2"} and images.rows == 40
     tracked = _tracked(finished, made["train_dit"])
     for group in ("2/texture", "2/semantic", "4/texture", "4/semantic"):
-        assert any(name.startswith(f"by_time/{group}/") for name in tracked), group
+        assert any(name.startswith(f"when/{group}/") for name in tracked), group
     # 3 steps at 2 × 2 and 2 at 4 × 4, each with and without the label.
     assert images.scores["evaluations"] == 2 * (3 + 2)
     assert 2 * 2 < images.scores["effective_evaluations"] < 2 * (3 + 2)

@@ -283,8 +283,8 @@ def test_metrics_of_all_workers_are_logged(one: Path, two: Path) -> None:
     alone, together = notes(one, "whole"), notes(two, "plain")
     assert {"images_per_second_per_device", "data_wait_share", "peak_memory_mib", "left_out"} <= alone.keys()
     for name in alone:
-        if name.startswith(("loss/", "by_time/", "gradient_norm")):
+        if name.startswith(("loss/", "when/", "gradient_norm")):
             assert [step for step, _ in together[name]] == [step for step, _ in alone[name]]
             np.testing.assert_allclose(np.array(together[name]), np.array(alone[name]), rtol=1e-4)
-    errors = [value for name, points in alone.items() if name.startswith("by_time/error/") for _, value in points]
+    errors = [value for name, points in alone.items() if name.startswith("when/error/") for _, value in points]
     assert len(errors) > 12, "several bins"
