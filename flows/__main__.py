@@ -9,7 +9,6 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,9 +20,10 @@ from configs.cluster import CLUSTERS
 from configs.load import RECIPES, described
 from configs.race import RACES, load_race
 from configs.reproduction import reproduction
-from flows import artifacts, weights
+from flows import artifacts, images, weights
 from flows import plan as planning
 from flows import serve as servers
+from flows.options import Overrides, RecipeName, Root, numbers
 from tasks.dag import FLOWS, REPRODUCE, reproducing, stages_of
 
 app = typer.Typer(
@@ -33,16 +33,9 @@ app = typer.Typer(
     help="latentforge: from labelled images to a sampled and scored latent diffusion model.",
 )
 app.command("plan")(planning.command)
+images.register(app)
 app.add_typer(artifacts.app, name="artifacts", help="What lies under a root: list, show, verify, prune, why.")
 app.add_typer(weights.app, name="weights", help="Read and write the published checkpoints' layouts.")
-
-RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `recipes`) or a path to a YAML file.")]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Lay a value upon the recipe; repeatable.")
-]
-Root = Annotated[
-    str | None, typer.Option("--root", help="Where artifacts live: a folder or a URL such as s3://bucket/prefix.")
-]
 
 
 @app.command()
@@ -173,30 +166,6 @@ def compare(
     summary(side_by_side(runs or newest(last), root).uri)
 
 
-@app.command()
-def export(
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A finished run, as `compare` takes it; or give --recipe.")
-    ] = None,
-    target: Annotated[str, typer.Option("--to", help="A folder, or hf://organisation/name to push.")] = "",
-    recipe: RecipeName = "demo",
-    overrides: Overrides = [],  # noqa: B006
-    root: Root = None,
-    public: Annotated[bool, typer.Option("--public", help="Of a new repository; it is private otherwise.")] = False,
-) -> None:
-    """Write a trained model as others use it: a folder that diffusers loads alone, with a model card.
-
-    Pushing needs HF_TOKEN, or what `hf auth login` left.
-    """
-    if not target:
-        raise UserError("export: say where to, with --to FOLDER or --to hf://organisation/name")
-    if run is not None and overrides:
-        raise UserError("export: --set goes with --recipe; a RUN is exported as it was made")
-    from flows import share
-
-    print(f"wrote {share.export(run, target, recipe, overrides, root, public)}")
-
-
 def summary(uri: str) -> None:
     """Say what a run came to, and how to look further."""
     from flows.summary import show
@@ -225,48 +194,6 @@ def show(recipe: RecipeName = "demo", overrides: Overrides = []) -> None:  # noq
 
 
 @app.command()
-def sample(
-    recipe: RecipeName = "demo",
-    classes: Annotated[str | None, typer.Option("--classes", help="Labels between commas, one column each.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed gives other images.")] = 0,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Images of each class.")] = 1,
-    output: Annotated[Path, typer.Option("--output", help="The picture to write.")] = Path("sample.png"),
-    npz: Annotated[
-        Path | None, typer.Option("--npz", help="Write the recipe's whole sample for ADM's evaluator instead.")
-    ] = None,
-    png: Annotated[
-        Path | None, typer.Option("--png", help="Write the recipe's whole sample as PNG files to this folder instead.")
-    ] = None,
-    reproduced: Annotated[
-        bool, typer.Option("--reproduction", help="From what the authors released, as `reproduce` took it.")
-    ] = False,
-    exported: Annotated[
-        str | None, typer.Option("--from", help="Of a folder or hf://organisation/name that `export` wrote instead.")
-    ] = None,
-    overrides: Overrides = [],  # noqa: B006
-    root: Root = None,
-) -> None:
-    """Draw a picture of chosen classes from a trained recipe, or write its sample as files."""
-    if exported is not None:
-        if classes is None or overrides or npz or png or reproduced:
-            raise UserError("--from takes --classes, --seed, --rows and --output: the rest is as it was exported")
-        from flows import share
-
-        print(f"wrote {share.draw(exported, numbers('--classes', classes), seed, output, rows)}")
-        return
-    if reproduced:
-        overrides = reproduction(recipe, overrides=overrides)
-    from flows import picture
-
-    if (classes is None) == (npz is None and png is None):
-        raise UserError("give either --classes for a picture, or --npz or --png for the recipe's whole sample")
-    if classes is None:
-        print(f"wrote {picture.write_out(recipe, npz, png, overrides, root):,} images")
-    else:
-        print(f"wrote {picture.draw(recipe, numbers('--classes', classes), seed, output, rows, overrides, root)}")
-
-
-@app.command()
 def serve(
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
@@ -277,35 +204,6 @@ def serve(
     """Start Prefect's server and worker and the MLflow UI, all on loopback, and register the deployments."""
     _check_environment("home", "temporary folder", "disk")
     servers.serve(prefect_port, mlflow_port, listen)
-
-
-def numbers(option: str, text: str) -> list[int]:
-    """`207,360` → [207, 360]. Raises UserError on anything else."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option} {text}: expected numbers between commas, for example 207,360") from None
-
-
-@app.command()
-def look(
-    source: Annotated[str, typer.Argument(help="A folder, archive, list, glob or URL of labelled images.")],
-    test_path: Annotated[str | None, typer.Option("--test-path", help="Where the test split lies, if apart.")] = None,
-    kind: Annotated[
-        str | None, typer.Option("--kind", help="Of the source; by default told by what lies there.")
-    ] = None,
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="FIELD=VALUE", help="A field of data.source; repeatable.")
-    ] = [],  # noqa: B006
-    images: Annotated[int, typer.Option("--images", min=1, help="So many are drawn.")] = 40,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other images.")] = 0,
-    output: Annotated[Path, typer.Option("--output", help="The picture to write.")] = Path("look.png"),
-) -> None:
-    """Say what a source of images holds, draw some of it, and print the `data:` section for a recipe."""
-    from flows import look as looking
-
-    data = looking.section_of(source, test_path, kind, overrides)
-    print("\n".join(looking.look(data, images, seed, output)))
 
 
 @app.command()
