@@ -63,8 +63,9 @@ class ActorCompute(Section):
     cpus_per_actor: Positive = 1
     batch: Positive = 64
     compile: bool = False
-    """Compile the networks of `encode` (tokenizer's encoder and foundation model) and of `sample` (the model's and its
-    guide's blocks, the decoder); pays where there are many batches."""
+    """Compile the networks of `encode` (tokenizer's encoder, foundation model, the Semantic VAE's encoder), of `sample`
+    (the model's and its guide's blocks, the decoder) and of scores (the features' network, the tokenizer); pays where
+    there are many batches."""
     cuda_graphs: bool = False
     """Launch a pass of the sampled network, and of its guide, as one CUDA graph; pays where `sample.batch` is so small
     that the host is slower than the device. Without CUDA nothing changes (`sample`)."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Self
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Self
 
 from infra import logs, metrics
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FIGURES = 2.0
@@ -38,8 +39,16 @@ class Bar:
         self._done, self._started, self._said = 0, time.monotonic(), time.monotonic()
         self._told, self._skipped, self._measured = 0, 0, self._started
         self._rich: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty():  # what measures a GPU elsewhere goes without this library
             from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
 
             self._rich = Progress(
                 TextColumn("{task.description:>14}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -15,6 +16,7 @@ from models.autoencoder import AutoencoderKL, Decoder, Encoder, Identity
 from models.foundation import FoundationModel
 from models.graphs import Tell, compiled
 from models.image_autoencoder import ImageAutoencoder
+from models.semantic_vae import SemanticVAE, TransformerBlock
 
 
 def prepare(
@@ -51,6 +53,8 @@ def prepare(
         _prepare_autoencoder(model, compile, channels_last, tell)
         return model
     blocks = _blocks(model)
+    if isinstance(model, SemanticVAE):
+        _refuse_checkpointing(model, checkpoint_activations)
     if blocks is None:
         _refuse_checkpointing(model, checkpoint_activations)
         if compile:
@@ -81,8 +85,10 @@ def halve(model: nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
-def _blocks(model: nn.Module) -> nn.ModuleList | nn.Sequential | None:
+def _blocks(model: nn.Module) -> Iterable[nn.Module] | None:
     """Of one structure, or nearly; the stages of a convolutional network have little in common."""
+    if isinstance(model, SemanticVAE):
+        return [each for each in (*model.encoder, *model.decoder) if isinstance(each, TransformerBlock)]
     vit = isinstance(model, FoundationModel) and model.patch is not None
     found = getattr(model.network if vit else model, "blocks", None)
     return found if isinstance(found, nn.ModuleList | nn.Sequential) else None

@@ -76,7 +76,8 @@ class Encoder:
         self.foundation: Any = None
         self.semantic_vae: Any = None
         if self.recipe.train_semvae is not None:
-            self.semantic_vae = self._placed(trained_semantic_vae(self.context.input("train_semvae")))
+            semantic = self._placed(trained_semantic_vae(self.context.input("train_semvae")))
+            self.semantic_vae = ready(semantic, compute.compile)
         if self.recipe.foundation is not None and (self.semantic_vae or self.recipe.encode.align_features):
             self.foundation = self._placed(load_foundation(self.recipe.foundation))
             check_grid(self.foundation, self.recipe)

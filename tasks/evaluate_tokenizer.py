@@ -45,6 +45,7 @@ def run(context: Context) -> Outcome:
         inception=published,
         precision=recipe.evaluate.precision,
         lpips=section.lpips_weights,
+        compiled=recipe.compute.actors.compile,
     )
     sets = {
         "real": ImageSet(shards, "test/", section.images),

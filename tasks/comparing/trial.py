@@ -108,7 +108,9 @@ def run(context: Context) -> Outcome:
     published = None if section.inception is None else section.inception.weights
     judge = context.input("judge") if "judge" in context.job.inputs else None
     size, precision = recipe.image.size, section.precision
-    examiner = _examiner(FeatureNetworks(size, section.features, judge, None, published, precision), threads)
+    compiled = recipe.compute.actors.compile
+    networks = FeatureNetworks(size, section.features, judge, None, published, precision, compiled=compiled)
+    examiner = _examiner(networks, threads)
 
     shown: list[tuple[NDArray[np.int64], Pixels]] = []
     found: list[PerImageFeatures] = []

@@ -26,7 +26,7 @@ from tasks.data.crops import Crop
 from tasks.data.images import read_images, read_keys, stretches
 from tasks.data.pixels import Pixels, peak_signal_to_noise, to_pixels, to_tensor
 from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
-from tasks.networks import load_foundation, trained_autoencoder
+from tasks.networks import Network, load_foundation, ready, trained_autoencoder
 from tasks.randomness import key_noise
 from tasks.scoring.classifier import predict, trained_classifier
 from tasks.scoring.gaussian import Gaussian, GaussianAccumulator
@@ -117,6 +117,8 @@ class FeatureNetworks:
     """Of them all, see `evaluate.precision`."""
     lpips: str | None = None
     """VGG16 of LPIPS (see `perceptual.Lpips`); None leaves it out."""
+    compiled: bool = False
+    """The features' network and the tokenizer; the others are a small share of the work."""
 
 
 @dataclass(frozen=True)
@@ -197,12 +199,16 @@ class FeatureExtractor:
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
         self.crop, self.precision = networks.crop, networks.precision
-        self.features = load_foundation(networks.features).to(self.device)
+        self.features = self._ready(load_foundation(networks.features), networks.compiled)
         self.by_token = networks.features.vector == "token"
         self.judge = None if networks.judge is None else trained_classifier(networks.judge).to(self.device)
         self.inception = None if networks.inception is None else Inception(networks.inception).to(self.device)
         self.lpips = None if networks.lpips is None else Lpips(networks.lpips, WITHOUT_LPIPS)
-        self.tokenizer = None if networks.tokenizer is None else trained_autoencoder(networks.tokenizer).to(self.device)
+        tokenizer = None if networks.tokenizer is None else trained_autoencoder(networks.tokenizer)
+        self.tokenizer = None if tokenizer is None else self._ready(tokenizer, networks.compiled)
+
+    def _ready(self, network: Network, compiled: bool) -> Network:
+        return ready(network.to(self.device), compiled, self.precision)
 
     def __call__(self, item: Mapping[str, Any]) -> tuple[str, int, PerImageFeatures]:
         stretch, chosen = item["stretch"], item["set"]

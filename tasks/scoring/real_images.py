@@ -136,9 +136,9 @@ def features_of(
     missing = {name: each.images for name, each in kept.items() if not each.artifact.is_complete()}
     published = None if section.inception is None else section.inception.weights
     size, precision = given.recipe.image.size, section.precision
-    networks = FeatureNetworks(size, section.features, judge, given.tokenizer, published, precision)
+    compute, tokenizer = given.recipe.compute.actors, given.tokenizer
+    networks = FeatureNetworks(size, section.features, judge, tokenizer, published, precision, compiled=compute.compile)
     weights_hash = references.looked_at(given.recipe)["inception"]
-    compute = given.recipe.compute.actors
     features = extract_features("evaluate", {**samples, **missing}, networks, compute)
     artifacts = {
         name: _stored(each, features.get(name), judged=name == "floor", network=weights_hash)

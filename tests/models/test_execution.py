@@ -125,15 +125,40 @@ def test_compiled_agrees_and_one_graph_serves_all_blocks() -> None:
 
 
 def test_a_model_without_blocks_is_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = SemanticVAE(feature_dim=4, width=8, depth=1, num_heads=2)
-    features = torch.randn(2, 4, 2, 2)
-    expected = model(features)[0]
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
+    features = torch.randn(2, 4)
+    expected = model(features)
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    found = prepare(model, compile=True)(features)[0]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(prepare(model, compile=True)(features), expected)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_graph_serves_all_blocks_of_a_semantic_vae(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    """Whichever side of it is called, as `encode` calls one alone; gradients agree."""
+    torch.manual_seed(0)
+    model = SemanticVAE(feature_dim=4, width=8, depth=3, num_heads=2).train(training)
+    plain, features = copy.deepcopy(model), torch.randn(2, 4, 2, 2)
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    prepare(model, compile=True)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    for each in (model, plain):
+        with torch.set_grad_enabled(training):
+            found, posterior, _ = each(features)
+        if training:
+            (found.square().mean() + posterior.mean.square().mean()).backward()
+    torch.testing.assert_close(model(features)[0], plain(features)[0])
+    if training:
+        for one, two in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, two.grad)
+    else:
+        with torch.no_grad():
+            torch.testing.assert_close(model.encode(features).mean, plain.encode(features).mean)
+    assert counters["stats"]["unique_graphs"] == 1 + (not training), "with gradients and without are two"
 
 
 def test_one_graph_serves_all_blocks_of_a_foundation_model(monkeypatch: pytest.MonkeyPatch) -> None:

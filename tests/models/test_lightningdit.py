@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from models.groups import SFD, ChannelGroups
+from models.layers import RotaryTable
 from models.lightningdit import LightningDiT, parameter_count
 from models.sizes import SIZES
 from tests.models.conftest import PAIR, small_batch, small_dit
@@ -144,3 +145,21 @@ def test_groups_split_and_spread() -> None:
     for names, sizes in ((("a", "a"), (1, 1)), (("a",), (1, 2)), (("a",), (0,)), ((), ())):
         with pytest.raises(ValueError, match="channel group"):
             ChannelGroups(names, sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rotary_positions_turn_pairs_as_the_formula_says(dtype: torch.dtype) -> None:
+    """Also of queries that lie between keys and values in memory, and backwards."""
+    torch.manual_seed(0)
+    rope = RotaryTable(12, 3)
+    packed = torch.randn(2, 9, 3 * 4 * 12).to(dtype).requires_grad_()
+    x = packed.unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)[1]
+    found = rope(x)
+    pairs = x.unflatten(-1, (-1, 2))
+    turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
+    expected = (x * rope.freqs_cos + turned * rope.freqs_sin).to(dtype)
+    gradient = torch.randn(expected.shape).to(dtype)
+    backwards = tuple(torch.autograd.grad(each, packed, gradient)[0] for each in (found, expected))
+    for one, two in ((found, expected), backwards):
+        assert one.dtype == two.dtype == dtype
+        torch.testing.assert_close(one, two)

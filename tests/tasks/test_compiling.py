@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from infra.artifacts import Artifact
 from infra.compiled import FOLDER, keep_compiled
 from tasks import encode, sample
 from tasks.encoder import Encoder, layout
 from tasks.networks import WEIGHTS, build_semantic_vae
 from tasks.sampling.sampler import Sampler
+from tasks.scoring.features import FeatureExtractor, FeatureNetworks
 from tests.helpers.builders import at, context, put_networks, put_weights, small_recipe
 
 SETTINGS = ("encode.align_features=true", "foundation.weights=random", "sample.steps=2")
@@ -39,7 +41,8 @@ def made() -> int:
 
 
 def test_encoding(traced: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One graph for the tokenizer's encoder and one for the foundation model, of both views and all batches."""
+    """One graph each for the tokenizer's encoder, the foundation model and the Semantic VAE's blocks, of both views and
+    all batches."""
     found = {}
     for compiled in (False, True):
         recipe = small_recipe(*SETTINGS, "image.flips=true", f"compute.actors.compile={compiled}".lower())
@@ -52,12 +55,31 @@ def test_encoding(traced: None, tmp_path: Path, capsys: pytest.CaptureFixture[st
         encoder.batch = 2
         pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
         found[compiled] = encoder.encode(["a", "b", "c"], pixels)
-    assert made() == 2
+    assert made() == 3, "the third is that of the Semantic VAE's blocks"
     said = capsys.readouterr().out
     assert "compiling Encoder for 2 × 3 × 32 × 32 float32" in said and "compiled FoundationModel" in said
     assert found[False].keys() == found[True].keys() == {"z", "z_flip", "s", "s_flip", "f", "f_flip"}
     for name, values in found[False].items():
         np.testing.assert_allclose(found[True][name], values, rtol=2e-3, atol=2e-3)
+
+
+def test_scoring(traced: None, tmp_path: Path) -> None:
+    """One graph for the features' network and one each for the tokenizer's two sides."""
+    recipe = small_recipe(*SETTINGS)
+    put_networks(at(tmp_path), recipe)
+    tokenizer = Artifact(at(tmp_path), "train_vavae", "train_vavae")
+    section = recipe.evaluate.features.model_copy(update={"weights": "random"})
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        networks = FeatureNetworks(32, section, tokenizer=tokenizer, compiled=compiled)
+        extractor = FeatureExtractor(networks)
+        found.append([extractor.look(np.arange(3), pixels, reconstruct) for reconstruct in (False, True)])
+        assert made() == (3 if compiled else 0)
+    for plain, quick in zip(*found, strict=True):
+        np.testing.assert_allclose(quick.features, plain.features, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found[1][1].psnr, found[0][1].psnr, rtol=1e-3)
 
 
 def test_sampling(traced: None, tmp_path: Path) -> None:
