@@ -8,6 +8,7 @@ two per multiply-add of matrix products and convolutions (papers.md 1.4).
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from configs.data import Foundation
 from configs.diffusion import DiffusionModel, DitModel, UnetModel
@@ -245,7 +246,7 @@ def foundation_flops(section: Foundation) -> tuple[int, str]:
     """
     found = _VIT.match(section.name)
     if found is None or section.layer is not None:
-        return _counted(section), f"counted by torch: {section.name}"
+        return _counted(section.name, section.input_size, section.layer), f"counted by torch: {section.name}"
     (width, depth), patch = _VITS[found[1]], int(found[2])
     cells = (section.input_size // patch) ** 2
     tokens = cells + 1 + (4 if found[3] else 0)
@@ -278,7 +279,8 @@ def foundation_values(section: Foundation) -> int:
     return depth * (12 * width**2 + 13 * width) + 3 * patch**2 * width
 
 
-def _counted(section: Foundation) -> int:
+@cache
+def _counted(name: str, input_size: int, layer: int | None) -> int:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -286,8 +288,8 @@ def _counted(section: Foundation) -> int:
     from models.foundation import FoundationModel
 
     with torch.device("meta"):
-        network = FoundationModel(section.name, input_size=section.input_size, layer=section.layer)
-        pixels = torch.empty(1, 3, section.input_size, section.input_size)
+        network = FoundationModel(name, input_size=input_size, layer=layer)
+        pixels = torch.empty(1, 3, input_size, input_size)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(pixels)
     return int(counter.get_total_flops())

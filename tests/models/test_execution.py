@@ -104,7 +104,7 @@ def test_bf16_autocast_is_close(switches: str) -> None:
 @pytest.mark.parametrize("switches", SWITCHES)
 def test_one_graph_without_breaks(switches: str) -> None:
     """fullgraph=True through the tracer and autograd, without the slow code generator."""
-    model = small_dit(**SWITCHES[switches])
+    model = small_dit(**({"depth": 1} | SWITCHES[switches]))
     expected = outputs(copy.deepcopy(model))
     torch._dynamo.reset()
     model.compile(fullgraph=True, backend="aot_eager")
@@ -229,7 +229,7 @@ def test_every_switch_compiles(switches: str, checkpoint_activations: bool, bf16
 
 def test_a_whole_training_step_is_one_graph() -> None:
     """The objective compiles with the network, so an engine may wrap and compile both."""
-    step = TrainableVelocity(small_dit(), objective())
+    step = TrainableVelocity(small_dit(depth=1), objective())
     data = training_batch()
     expected = step(**data)["total"].item()
     torch._dynamo.reset()

@@ -21,10 +21,10 @@ MORE_THAN_ONE_CODE_OBJECT_MAY_HAVE = torch._dynamo.config.recompile_limit + 1
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything but the generation of code."""
+    """Only what makes graphs: that they are differentiated and turned into code is the matter of test_execution."""
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 def made() -> int:

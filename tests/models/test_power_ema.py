@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from models.power_ema import WIDEST, Average, combination, exponent, new_share
 STEP, STEPS = 100, 800
 
 
+@cache
 def profile(sigma_rel: float, steps: int) -> NDArray[np.float64]:
     """Weight of each step's weights in the average that is tracked during training."""
     weights = np.zeros(STEPS)
@@ -18,6 +21,7 @@ def profile(sigma_rel: float, steps: int) -> NDArray[np.float64]:
         share = new_share(exponent(sigma_rel), step * STEP, (step + 1) * STEP)
         weights *= 1 - share
         weights[step] = share
+    weights.flags.writeable = False
     return weights
 
 
