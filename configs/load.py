@@ -104,7 +104,20 @@ def load_recipe(
         values = merge(values, layer)
     for override in overrides:
         assign(values, override)
-    return validate(values, origin or f"recipe {name}")
+    return validate(_with_released_statistics(values), origin or f"recipe {name}")
+
+
+def _with_released_statistics(values: dict[str, Any]) -> dict[str, Any]:
+    """Where a recipe starts from the weights that its paper's authors released and says nothing of statistics, those
+    that were released with them: the weights know latents so standardised and no others."""
+    published, trained = values.get("published"), values.get("train_dit")
+    released = published.get("released") if isinstance(published, dict) else None
+    if not isinstance(released, dict) or not isinstance(trained, dict) or "statistics" in trained:
+        return values
+    weights, statistics = released.get("weights"), released.get("statistics")
+    if statistics is None or weights is None or trained.get("pretrained") != weights:
+        return values
+    return {**values, "train_dit": {**trained, "statistics": statistics}}
 
 
 def validate(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:

@@ -195,6 +195,16 @@ def _of(name: str, *overrides: str) -> Recipe:
     return load_recipe(name, list(overrides))
 
 
+@pytest.mark.parametrize("name", ["lightningdit_xl_64ep", "sfd_xl_80ep"])
+def test_training_further_on_published_weights_takes_the_published_statistics(name: str) -> None:
+    released = load_recipe(name).published.released  # type: ignore[union-attr]
+    assert released is not None and load_recipe(name).train_dit.statistics is None
+    further = f"train_dit.pretrained={released.weights}"
+    assert _of(name, further).train_dit.statistics == released.statistics
+    assert _of(name, further, "train_dit.statistics=null").train_dit.statistics is None
+    assert _of(name, "train_dit.pretrained=w.pt").train_dit.statistics is None
+
+
 def test_a_run_says_where_it_departs() -> None:
     changed = _of("sfd_xl_80ep", "sample.images=1000", "sample.batch=128", "evaluate.inception=null")
     assert departures(changed) == [

@@ -15,12 +15,12 @@ import yaml
 from configs import Recipe, UserError, load_recipe
 from configs.published import departures
 from configs.reproduction import reproducible, reproduction
-from flows.plan import make_plan
+from flows.plan import duration, make_plan
 from flows.reproduce import verdict
 from flows.run import preflight
 from flows.stages import STAGES
 from tasks.networks import build_autoencoder, build_network
-from tests.flows.conftest import Workplace
+from tests.flows.conftest import REPOSITORY, Workplace
 from tests.helpers.builders import at
 from tests.helpers.inceptions import put_inception
 from tests.helpers.published import hub_cache, save_sfd, save_statistics, save_tokenizer
@@ -192,9 +192,12 @@ def test_a_reproduction_trains_nothing_and_departs_from_nothing(name: str, ungui
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_plan_knows_what_a_reproduction_costs(name: str) -> None:
-    plan = make_plan(name, cluster="aws", flow="reproduce")
-    assert [each.work.stage for each in plan.stages] == ["train_vavae", "train_dit", "sample", "evaluate", "report"]
-    assert plan.gpu_hours > 10 and plan.dollars > 1
+    """Guided and unguided; docs/reproduce.md says it, too."""
+    plans = [make_plan(name, cluster="aws", flow="reproduce", unguided=unguided) for unguided in (False, True)]
+    stages = ["train_vavae", "train_dit", "sample", "evaluate", "report"]
+    assert all([each.work.stage for each in plan.stages] == stages for plan in plans)
+    told = [f"{p.gpu_hours:.0f} GPU-hours, {duration(p.seconds)}, {p.dollars:.0f} dollars" for p in plans]
+    assert f"| `{name}` | {told[0]} | {told[1]} |" in (REPOSITORY / "docs/reproduce.md").read_text()
 
 
 def test_a_look_and_an_unknown_name_say_so() -> None:
