@@ -1,4 +1,7 @@
-"""Copies of remote parts on local disk, of bounded size: the least recently used goes."""
+"""Opening an artifact's parts, remote ones with a copy on local disk.
+
+The copies are of bounded size together: the least recently used goes.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 from configs.errors import UserError
 from infra.artifacts import Artifact
+from infra.home import home
 from infra.storage import FileEntry
 
 _LOCK = ".lock"
+_FETCHING = Lock()
+"""One part at a time in a process's memory."""
+
+
+def open_part(artifact: Artifact, entry: FileEntry, limit_bytes: int = 0) -> Any:
+    """A part of the size that the manifest says, for reading: a local file is a `FileIO`.
+
+    limit_bytes: keep copies of remote parts, together up to this size.
+
+    Raises FileNotFoundError, EOFError where a local file is of another size, and as :func:`fetch`.
+    """
+    storage = artifact.storage
+    if copy := copy_path(artifact, entry, limit_bytes):
+        with _FETCHING:
+            return fetch(artifact, entry, copy, limit_bytes)
+    if not storage.local:  # of another size, it has no footer where it is looked for
+        options = {"cache_type": "none", "size": entry.bytes}
+        return storage.fs.open(storage.locate(entry.path), "rb", **options)
+    file = FileIO(storage.locate(entry.path))
+    if (size := os.fstat(file.fileno()).st_size) != entry.bytes:
+        file.close()
+        raise EOFError(f"{size} bytes, the manifest says {entry.bytes}")
+    return file
+
+
+def copy_path(artifact: Artifact, entry: FileEntry, limit_bytes: int) -> Path | None:
+    """Where a part's copy is or will be; None where it is read in place."""
+    copied = not artifact.storage.local and entry.bytes <= limit_bytes
+    return home() / "cache" / copy_name(entry) if copied else None
 
 
 def copy_name(entry: FileEntry) -> str:

@@ -75,6 +75,14 @@ def to_numpy(column: pa.ChunkedArray | pa.Array, field: pa.Field) -> np.ndarray:
     return (views[0] if len(views) == 1 else np.concatenate(views)).reshape(-1, *shape)
 
 
+def column_values(table: pa.Table, name: str) -> np.ndarray:
+    """A column as numpy: a tensor (N, values), int32 (N,), of anything else Python's values."""
+    column, field = table[name], table.schema.field(name)
+    if is_tensor(field):
+        return to_numpy(column, field).reshape(len(column), -1)
+    return np.array(column.to_pylist(), np.int32 if pa.types.is_integer(field.type) else object)
+
+
 def latent_table(keys: Sequence[str], labels: np.ndarray, tensors: Mapping[str, np.ndarray]) -> pa.Table:
     """Rows of latents: `key`, `label` and float16 tensor columns."""
     fields = [pa.field("key", pa.string(), False), pa.field("label", pa.int32(), False)]

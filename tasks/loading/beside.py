@@ -6,38 +6,44 @@ its place in the other: nothing is looked up by key, and the order of rows is th
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from configs.errors import UserError
-from tasks.loading.row_groups import Columns, RowGroupReader
+from infra.artifacts import Artifact
+from tasks.loading.row_groups import Columns, RowGroupReader, Wanted
 
 IMAGE = "image"
 
 
-class ReaderWithImages:
-    """Reads as the reader of latents, with the column `image` of the shards that they are from.
+class ReaderWithImages(RowGroupReader):
+    """Reads latents, and the column `image` of the shards that they are from.
 
     Raises UserError where the shards do not hold the latents' rows.
     """
 
-    def __init__(self, latents: RowGroupReader, shards: RowGroupReader) -> None:
-        self._latents, self._shards = latents, shards
-        self._numbers = {(part, group): at for at, (part, group, _) in enumerate(shards.index)}
-        self._parts = {entry.path: part for part, entry in enumerate(shards.parts)}
-        stored = {entry.path: entry.rows for entry in shards.parts}
-        for entry in latents.parts:
+    def __init__(self, shards: Artifact, artifact: Artifact, split: str, *options: Any) -> None:
+        super().__init__(artifact, split, *options)
+        self._shards = RowGroupReader(shards, split, [IMAGE], {}, self.cache_bytes)
+        self._parts = {entry.path: part for part, entry in enumerate(self._shards.parts)}
+        self._numbers = {at[:2]: number for number, at in enumerate(self._shards.index)}
+        stored = {entry.path: entry.rows for entry in self._shards.parts}
+        for entry in self.parts:
             if (rows := stored.get(entry.path, "no")) != entry.rows:
                 raise UserError(
-                    f"{shards.artifact.uri}/{entry.path} has {rows} rows and the latents made of "
-                    f"it in {latents.artifact.uri} have {entry.rows}: run encode again with these "
-                    "shards"
+                    f"{shards.uri}/{entry.path} has {rows} rows and the latents made of it in "
+                    f"{artifact.uri} have {entry.rows}: run encode again with these shards"
                 )
 
-    def read(self, number: int) -> Columns:
-        """Row group `number` of the latents. Raises UserError as both readers do."""
-        latents, shards = self._latents, self._shards
-        part, group, rows = latents.index[number]
-        same = self._parts[latents.parts[part].path]
-        first, per_group = group * latents.rows_per_group, shards.rows_per_group
-        groups = range(first // per_group, -(-(first + rows) // per_group))
-        images = [i for group in groups for i in shards.read(self._numbers[same, group])[IMAGE]]
-        skipped = first % per_group
-        return latents.read(number) | {IMAGE: images[skipped : skipped + rows]}
+    def read(self, number: int, wanted: Wanted, kept: Columns | None = None) -> Columns:
+        """As of latents alone. Raises UserError as both readers do."""
+        return super().read(number, wanted, kept or {IMAGE: self._images(number)})
+
+    def _images(self, number: int) -> np.ndarray:
+        part, group, rows = self.index[number]
+        same, per_group = self._parts[self.parts[part].path], self._shards.rows_per_group
+        first, skipped = divmod(group * self.rows_per_group, per_group)
+        groups = range(first, first - (-(skipped + rows) // per_group))
+        read = [self._shards.read(self._numbers[same, group], {})[IMAGE] for group in groups]
+        return np.concatenate(read)[skipped : skipped + rows]

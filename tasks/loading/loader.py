@@ -15,7 +15,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -28,7 +27,7 @@ from tasks.data.tensors import FLIP
 from tasks.loading.beside import IMAGE, ReaderWithImages
 from tasks.loading.order import Order
 from tasks.loading.prefetch import Prefetcher
-from tasks.loading.row_groups import RowGroupReader
+from tasks.loading.row_groups import Columns, RowGroupReader
 from tasks.loading.shuffle import MIRRORED, Share, ShuffleBuffer
 
 _SHUFFLED_LATENTS = 16_384
@@ -55,8 +54,8 @@ class Loader:
     """Endless, restartable batches of one split of an artifact.
 
     Memory of a stream: its worker's share of one shuffle (16,384 rows of latents or 4,096 encoded
-    images, over all workers), one row group as it is read, with all columns, for each of the 32
-    lanes that it serves, and for each thread; `ahead` batches and the one that is made.
+    images, over all workers); what has to be decoded of one row group (of latents on local disk
+    the keys), for each of the 32 lanes that it serves and for each thread; `ahead` batches and one.
 
     artifact: of stage `shard` (column `image`) or `encode` (latent columns).
     columns: names without `_flip`.
@@ -104,14 +103,11 @@ class Loader:
                 "check encode.align_features, image.flips and train_semvae in its recipe"
             )
         named = ["key"] if keys or IMAGE in self.columns else []  # what does not decode is named
-        self._served, cache_bytes = ["label", *named, *self.columns], int(cache_gib * 2**30)
+        self._served = ["label", *named, *self.columns]
         read = [name for name in self._served if name != IMAGE or shards is None] + flipped
-        self.reader = RowGroupReader(artifact, split, read, self.shapes, cache_bytes)
+        options = artifact, split, read, self.shapes, int(cache_gib * 2**30)
+        self.reader = ReaderWithImages(shards, *options) if shards else RowGroupReader(*options)
         self._images_from = shards or artifact
-        self._rows: RowGroupReader | ReaderWithImages = self.reader
-        if shards is not None:
-            images = RowGroupReader(shards, split, [IMAGE], {}, cache_bytes)
-            self._rows = ReaderWithImages(self.reader, images)
         if not self.reader.index:
             raise UserError(f"{artifact.uri}: split {split!r} has no rows")
         shuffled = _SHUFFLED_LATENTS if latents else _SHUFFLED_IMAGES
@@ -133,51 +129,43 @@ class Loader:
         """Keys of the whole global batch that begins at image number `cursor`."""
         reader = RowGroupReader(self.reader.artifact, self.split, ["key"], {})
         share = Share(cursor, self.batch, rank=0, world=1)
-        return list(ShuffleBuffer(reader, self.order, share, ["key"]).take(0)["key"])
+        return list(ShuffleBuffer(reader, self.order, share, ["key"]).take(0, {})["key"])
 
     def _batches(self, share: Share) -> Iterator[Batch]:
-        reader, order, flips = self._rows, self.order, self.flips
+        reader, order, flips = self.reader, self.order, self.flips
         buffer = ShuffleBuffer(reader, order, share, self._served, flips, self._pool)
         for number in itertools.count():
-            images, rows = share.images(number), buffer.take(number)
-            seen = share.cursor + (number + 1) * share.batch
-            labels, keys = np.array(rows["label"], np.int64), list(rows.get("key", ()))
-            arrays = {column: self._array(column, rows, images) for column in self.columns}
-            yield Batch(seen, images, keys, labels, arrays)
+            arrays = {name: self._empty(name, share.size) for name in self.columns}
+            flat = {n: np.asarray(arrays[n]).reshape(share.size, -1) for n in arrays if n != IMAGE}
+            images, rows = share.images(number), buffer.take(number, flat)
+            if IMAGE in arrays:
+                self._decode(images, rows, np.asarray(arrays[IMAGE]))
+            seen, labels = share.cursor + (number + 1) * share.batch, rows["label"].astype(np.int64)
+            yield Batch(seen, images, list(rows.get("key", ())), labels, arrays)
 
-    def _array(self, name: str, rows: dict[str, tuple[Any, ...]], images: np.ndarray) -> Any:
-        """A column of a batch: latents copied together, images decoded."""
-        if name != IMAGE:
-            latents = self._empty((len(rows[name]), *self.shapes[name]), "float16")
-            np.concatenate(rows[name], out=np.asarray(latents).reshape(-1))
-            return latents
-        crop = cast(Crop, self.crop)
-        pixels = self._empty((len(images), crop.size, crop.size, 3), crop.dtype)
-        places = self.order.places(images).tolist() if crop.random else [None] * len(images)
-        every: Callable[..., Iterable[None]] = self._pool.map if self._pool else map
-        cut = partial(self._decode, crop)
-        list(every(cut, np.asarray(pixels), rows[name], places, rows[MIRRORED], rows["key"]))
-        return pixels
-
-    def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+    def _empty(self, name: str, images: int) -> Any:
+        """Memory for a column of a batch."""
+        shape, dtype = self.shapes.get(name, ()), "float16"
+        if name == IMAGE and (crop := self.crop):
+            shape, dtype = (crop.size, crop.size, 3), crop.dtype
         if not self.pin:
-            return np.empty(shape, dtype)
+            return np.empty((images, *shape), dtype)
         import torch  # whose pool of such memory knows which copies are still under way
 
-        return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
+        return torch.empty((images, *shape), dtype=getattr(torch, dtype), pin_memory=True)
 
-    def _decode(
-        self,
-        crop: Crop,
-        out: np.ndarray,
-        data: bytes,
-        place: tuple[float, float] | None,
-        mirrored: bool,
-        key: str,
-    ) -> None:
-        try:
-            image = crop(decode(data), place)
-        except Undecodable as error:
-            told = f"image {key!r} does not decode ({error}); run shard again"
-            raise UserError(f"{self._images_from.uri}: {told}") from None
-        out[...] = image[:, ::-1] if mirrored else image
+    def _decode(self, images: np.ndarray, rows: Columns, out: np.ndarray) -> None:
+        """Put squares of encoded images into a batch."""
+        crop = cast(Crop, self.crop)
+        places = self.order.places(images).tolist() if crop.random else [None] * len(images)
+
+        def cut(at: int) -> None:
+            try:
+                square = crop(decode(rows[IMAGE][at]), places[at])
+            except Undecodable as error:
+                told = f"image {rows['key'][at]!r} does not decode ({error}); run shard again"
+                raise UserError(f"{self._images_from.uri}: {told}") from None
+            out[at] = square[:, ::-1] if rows[MIRRORED][at] else square
+
+        every: Callable[..., Iterable[None]] = self._pool.map if self._pool else map
+        list(every(cut, range(len(images))))

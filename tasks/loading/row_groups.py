@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from io import FileIO
-from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,18 @@ import pyarrow.parquet as pq
 
 from configs.errors import UserError
 from infra.artifacts import Artifact
-from infra.disk_cache import copy_name, fetch
-from infra.home import home
+from infra.disk_cache import copy_path, open_part
 from infra.storage import FileEntry
-from tasks.data.tensors import is_tensor, tensor_dtype, tensor_shape, to_numpy
+from tasks.data.plain_pages import PlainPage, plain_pages, take
+from tasks.data.tensors import column_values, tensor_dtype, tensor_shape
 
-Columns = dict[str, np.ndarray | list[Any]]
-"""Of a row group: tensors as (rows, values) in their dtype, other columns as Python's values."""
+Columns = dict[str, np.ndarray]
+"""Of some rows: tensors float16 (n, values), `label` int32 (n,), others Python's values (n,)."""
+Wanted = dict[str, tuple[np.ndarray, np.ndarray]]
+"""By column: rows of a row group, int (n,) ascending, and the memory that they go to."""
 Stamp = tuple[int, ...]
 """Inode, bytes and time of change of a local file, which is the same while they are; else empty."""
-_FOOTERS = 1024
-"""At most so many are remembered."""
+_FOOTERS = 1024  # are remembered at most
 
 
 class RowGroupReader:
@@ -34,6 +34,8 @@ class RowGroupReader:
     The first reading of a group in a process checks its pages' checksums. Later ones do not (they
     cost more than the reading), unless the file is another one by then. Files are read, never
     mapped: a process that reads a mapped file dies without a word when the file is cut off.
+    Numbers that lie in a local file as in memory go straight to their place; of other columns the
+    whole group is decoded.
 
     columns: names to read.
     shapes: what tensor columns must be, from the manifest.
@@ -49,6 +51,7 @@ class RowGroupReader:
         cache_bytes: int = 0,
     ) -> None:
         self.artifact, self.columns, self.shapes = artifact, list(columns), shapes
+        self.cache_bytes = cache_bytes
         self.parts = [entry for entry in artifact.files(f"{split}/", ".parquet") if entry.rows]
         self.rows_per_group = per_group = int(artifact.manifest.facts["rows_per_group"])
         self.index = [
@@ -58,61 +61,73 @@ class RowGroupReader:
         ]
         """(part, row group in it, rows) of every group by its number, known from the manifest."""
         self.group_rows = tuple(rows for _, _, rows in self.index)
-        self._cache_bytes = cache_bytes
         self._footers: dict[int, tuple[Stamp, pq.FileMetaData]] = {}
-        self._verified: dict[int, Stamp] = {}
-        self._fetching = Lock()
+        self._verified: dict[int, tuple[Stamp, dict[str, PlainPage]]] = {}
+        """By group: the file whose checksums were right, and its columns that are plain."""
+        rows = {name: self.empty(name, 1) for name in columns}
+        self._row_bytes = {name: row.nbytes for name, row in rows.items() if row.dtype != object}
 
-    def read(self, number: int) -> Columns:
-        """Raises UserError naming a file that is missing, cut off, damaged or of another schema."""
+    def empty(self, name: str, rows: int) -> np.ndarray:
+        """Memory for rows of a column."""
+        if name in self.shapes:
+            return np.empty((rows, math.prod(self.shapes[name])), np.float16)
+        return np.empty(rows, np.int32 if name == "label" else object)
+
+    def read(self, number: int, wanted: Wanted, kept: Columns | None = None) -> Columns:
+        """Put rows of row group `number` where they are wanted.
+
+        Returns what was decoded of the group, which is not decoded again where a later call has it
+        as `kept`. Raises UserError naming a file that is missing, cut off, damaged or of another
+        schema.
+        """
+        kept = kept or {}
         try:
-            return self._read(number)
+            kept = self._read(number, wanted, kept)
         except _Damaged:
-            if (copy := self._copy(self.parts[self.index[number][0]])) is None:
+            entry = self.parts[self.index[number][0]]
+            if (copy := copy_path(self.artifact, entry, self.cache_bytes)) is None:
                 raise
             copy.unlink(missing_ok=True)  # it may be damaged where the part is not
-            return self._read(number)
+            kept = self._read(number, wanted, kept)
+        for name in kept.keys() & wanted:
+            take(kept[name], *wanted[name])
+        return kept
 
-    def _read(self, number: int) -> Columns:
+    def _read(self, number: int, wanted: Wanted, kept: Columns) -> Columns:
+        """Put what is plain where it is wanted, decode the rest."""
+        if kept and kept.keys() >= wanted.keys():
+            return kept
         part, group, rows = self.index[number]
         entry = self.parts[part]
         try:
-            with self._open(part) as file:
+            with open_part(self.artifact, entry, self.cache_bytes) as file:
                 stamp = _stamp(file)
-                parquet = pq.ParquetFile(
-                    file,
-                    metadata=self._footer(part, stamp, file),
-                    page_checksum_verification=self._verified.get(number) != stamp,
-                    pre_buffer=not stamp,  # of a remote file all columns in one request
-                )
-                table = parquet.read_row_group(group, columns=self.columns, use_threads=False)
-        except FileNotFoundError:
-            raise self._damaged(entry, "the file is missing") from None
-        except (OSError, EOFError, pa.ArrowException) as error:
-            raise self._damaged(entry, str(error)) from None
-        if (count := table.num_rows) != rows:
-            raise self._damaged(entry, f"row group {group} has {count} rows, expected {rows}")
-        self._verified[number] = stamp
-        return {name: _values(table, name) for name in self.columns}
-
-    def _open(self, part: int) -> Any:
-        """The part's file, or its local copy, of the size that the manifest says."""
-        entry, storage = self.parts[part], self.artifact.storage
-        if copy := self._copy(entry):
-            with self._fetching:  # one part at a time in memory
-                return fetch(self.artifact, entry, copy, self._cache_bytes)
-        if not storage.local:  # of another size, it has no footer where it is looked for
-            options = {"cache_type": "none", "size": entry.bytes}
-            return storage.fs.open(storage.locate(entry.path), "rb", **options)
-        file = FileIO(storage.locate(entry.path))
-        if (size := os.fstat(file.fileno()).st_size) != entry.bytes:
-            raise self._damaged(entry, f"{size} bytes, the manifest says {entry.bytes}")
-        return file
-
-    def _copy(self, entry: FileEntry) -> Path | None:
-        """Where a part's local copy is or will be; None where it is read in place."""
-        cached = not self.artifact.storage.local and entry.bytes <= self._cache_bytes
-        return home() / "cache" / copy_name(entry) if cached else None
+                metadata = self._footer(part, stamp, file)
+                verified, pages = self._verified.get(number, (None, {}))
+                if first := verified != stamp:
+                    if (count := metadata.row_group(group).num_rows) != rows:
+                        raise EOFError(f"row group {group} has {count} rows, expected {rows}")
+                    pages = plain_pages(file, metadata, group, self._row_bytes) if stamp else {}
+                for name in pages.keys() & wanted:
+                    pages[name].read(file, *wanted[name])
+                if rest := [name for name in self.columns if name not in pages | kept]:
+                    parquet = pq.ParquetFile(
+                        file,
+                        metadata=metadata,
+                        page_checksum_verification=first,
+                        pre_buffer=not stamp,  # of a remote file all columns in one request
+                    )
+                    table = parquet.read_row_group(group, columns=rest, use_threads=False)
+                    kept = kept | {name: column_values(table, name) for name in rest}
+        except (OSError, EOFError, IndexError, pa.ArrowException) as error:
+            missing = isinstance(error, FileNotFoundError)
+            what = "the file is missing" if missing else " ".join(str(error).split())[:200]
+            raise _Damaged(
+                f"{self.artifact.uri}/{entry.path} is damaged ({what}); "
+                f"run the flow again with --force {self.artifact.stage}"
+            ) from None
+        self._verified[number] = stamp, pages
+        return kept
 
     def _footer(self, part: int, stamp: Stamp, file: Any) -> pq.FileMetaData:
         """What the footer of a part's file says, with the columns that the manifest says."""
@@ -139,12 +154,6 @@ class RowGroupReader:
                     f"{expected}; run the flow again with --force {self.artifact.stage}"
                 )
 
-    def _damaged(self, entry: FileEntry, what: str) -> UserError:
-        return _Damaged(
-            f"{self.artifact.uri}/{entry.path} is damaged ({' '.join(what.split())[:200]}); "
-            f"run the flow again with --force {self.artifact.stage}"
-        )
-
 
 class _Damaged(UserError):
     """A file is not what the manifest says."""
@@ -155,10 +164,3 @@ def _stamp(file: Any) -> Stamp:
         return ()
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _values(table: pa.Table, name: str) -> np.ndarray | list[Any]:
-    column, field = table[name], table.schema.field(name)
-    if is_tensor(field):
-        return to_numpy(column, field).reshape(len(column), -1)
-    return column.to_pylist()  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """The shuffle buffer: whole windows of an order come in, batch after batch goes out.
 
-A row is a tuple with one value per column. It waits under the number of the image, counted over the
-whole run, as which it is to be served.
+A window is arrays with the rows that this worker serves, as they lie in their row groups, and at
+which of these rows each of its turns is.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from tasks.data.plain_pages import take
 from tasks.data.tensors import FLIP
-from tasks.loading.beside import ReaderWithImages
 from tasks.loading.order import Order
 from tasks.loading.row_groups import Columns, RowGroupReader
 
@@ -46,25 +47,33 @@ class Share:
         return ours & (images >= self.cursor)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Rows of one row group that belong to one window and are served by this worker."""
+_Name = tuple[int, int, int]
+"""Of a window: epoch, lane, number of the window in that lane."""
 
-    lane: int
-    group: int
-    rows: np.ndarray
-    """int (n,), ascending, of the group."""
-    images: np.ndarray
-    """int (n,): as which images of the run they are served; and bool (n,), whether mirrored."""
-    mirrored: np.ndarray
+
+@dataclass
+class _Window:
+    """The rows of one window that this worker serves."""
+
+    left: int
+    """Rows that have not been served."""
+    places: np.ndarray
+    """int (turns,): at which of the rows a turn is, of the turns that this worker serves."""
+    columns: Columns
+    """(rows, …) each; `mirrored` among them."""
+
+
+_Piece = tuple[int, int, np.ndarray, Columns]
+"""Rows of a window that lie in one row group: the window's lane, the group, rows of it, int (n,)
+ascending, and where they go, as which `mirrored` is there already."""
 
 
 class ShuffleBuffer:
     """Gives one worker's batches, which are to be taken one after the other.
 
     It holds at most the rows of `order.shuffled_rows` that this worker serves, each once (mirrored
-    or not), and for every lane of theirs one row group as it was read (two while windows come in).
-    Where one batch spans several windows of a lane, it holds these windows.
+    or not), and for every lane of theirs what was decoded of one row group (of more while windows
+    come in). Where one batch spans several windows of a lane, it holds these windows.
 
     columns: to be served, without `_flip`; the reader reads these.
     flips: take a row's tensors from the `_flip` column where the order says so.
@@ -73,7 +82,7 @@ class ShuffleBuffer:
 
     def __init__(
         self,
-        reader: RowGroupReader | ReaderWithImages,
+        reader: RowGroupReader,
         order: Order,
         share: Share,
         columns: Sequence[str],
@@ -83,66 +92,80 @@ class ShuffleBuffer:
         self._reader, self._order, self._share = reader, order, share
         self._columns, self._flips = tuple(columns), flips
         self._map: Callable[..., Iterable[Any]] = pool.map if pool else map
-        self._rows: dict[int, tuple[Any, ...]] = {}
+        self._windows: dict[_Name, _Window] = {}
         self._last: dict[int, tuple[int, Columns]] = {}
-        """By lane: the group that was read last. Its next window begins where this one ended."""
+        """By lane: the group in which its next window may begin, and what was decoded of it."""
 
-    def take(self, number: int) -> dict[str, tuple[Any, ...]]:
-        """Values of batch `number` by column, the batch after the last that was taken.
+    def take(self, number: int, out: Columns) -> Columns:
+        """Columns of batch `number`, the batch after the last that was taken, and `mirrored`.
 
-        They are ints, `str`, `bytes` and arrays as the reader gives them; `mirrored` is among them.
+        out: where tensors go, float16 (images of the batch, values); the rest comes in new arrays.
         Raises UserError as the reader does.
         """
-        images = self._share.images(number).tolist()
-        # What is here goes first: so a lane's old window makes room before its next one comes.
-        rows = [self._rows.pop(image, None) for image in images]
-        if missing := [image for image, row in zip(images, rows, strict=True) if row is None]:
-            self._enter(np.array(missing))
-            rows = [row or self._rows.pop(i) for i, row in zip(images, rows, strict=True)]
-        return dict(zip((MIRRORED, *self._columns), zip(*rows, strict=True), strict=True))
-
-    def _enter(self, images: np.ndarray) -> None:
-        """Bring in all rows of the windows that serve these images."""
+        images = self._share.images(number)
         epochs, positions = np.divmod(images, self._order.rows)
-        lanes, windows, _ = self._order.windows(positions)
-        keys = dict.fromkeys(zip(epochs.tolist(), lanes.tolist(), windows.tolist(), strict=True))
-        pieces = [piece for key in keys for piece in self._pieces(*key)]
-        last = dict(self._last)
-        for piece, (rows, group) in zip(pieces, self._map(self._read, pieces), strict=True):
-            self._rows.update(zip(piece.images.tolist(), rows, strict=True))
-            last[piece.lane] = (piece.group, group)
-        self._last = last
+        lanes, windows, turns = self._order.windows(positions)
+        names = list(zip(epochs.tolist(), lanes.tolist(), windows.tolist(), strict=True))
+        runs = [(names[where.start], where) for where in _stretches(names)]
+        missing = [column for column in (MIRRORED, *self._columns) if column not in out]
+        rows = out | self._empty(missing, len(images))
+        here = [run for run in runs if run[0] in self._windows]
+        absent = [run for run in runs if run[0] not in self._windows]
+        for some in (here, absent):  # so that windows are served before the next ones come
+            self._enter(dict.fromkeys(name for name, _ in some if name not in self._windows))
+            for name, where in some:
+                window, served = self._windows[name], turns[where]
+                for column, values in rows.items():
+                    take(window.columns[column], window.places[served], values[where])
+                window.left -= len(served)
+                if not window.left:
+                    del self._windows[name]
+        return rows
 
-    def _pieces(self, epoch: int, lane: int, window: int) -> Iterator[_Piece]:
-        order = self._order
-        tape_rows = order.window_rows(epoch, lane, window)
-        positions = order.window_positions(lane, window, len(tape_rows))
-        mirrored = order.flips(epoch, positions) if self._flips else np.zeros(len(positions), bool)
-        images = epoch * order.rows + positions
+    def _enter(self, names: Iterable[_Name]) -> None:
+        """Bring in these windows."""
+        pieces = [piece for name in names for piece in self._pieces(name)]
+        read = zip(pieces, self._map(self._read, pieces), strict=True)
+        self._last = self._last | {lane: (group, kept) for (lane, group, *_), kept in read}
+
+    def _pieces(self, name: _Name) -> Iterator[_Piece]:
+        """Make room for a window; what is to be put there."""
+        order, (epoch, lane, number) = self._order, name
+        tape_rows = order.window_rows(epoch, lane, number)
+        positions = order.window_positions(lane, number, len(tape_rows))
         turns = np.argsort(tape_rows)  # as the rows lie in their groups
-        turns = turns[self._share.serves(images[turns])]
+        turns = turns[self._share.serves(epoch * order.rows + positions[turns])]
+        places = np.empty(len(tape_rows), np.intp)
+        places[turns] = np.arange(len(turns))
+        columns = self._empty((MIRRORED, *self._columns), len(turns))
+        columns[MIRRORED][:] = self._flips & order.flips(epoch, positions[turns])
+        self._windows[name] = _Window(len(turns), places, columns)
         groups, rows = order.locate(epoch, tape_rows[turns])
-        for group in dict.fromkeys(groups.tolist()):
-            here = groups == group
-            served = turns[here]
-            yield _Piece(lane, group, rows[here], images[served], mirrored[served])
+        for where in _stretches(groups.tolist()):
+            out = {column: values[where] for column, values in columns.items()}
+            yield lane, int(groups[where.start]), rows[where], out
 
-    def _read(self, piece: _Piece) -> tuple[list[tuple[Any, ...]], Columns]:
-        """The rows of a piece, and the group that they are from."""
-        number, group = self._last.get(piece.lane, (-1, {}))
-        if number != piece.group:
-            group = self._reader.read(piece.group)
-        values = [_pick(group, name, piece.rows, piece.mirrored) for name in self._columns]
-        return list(zip(piece.mirrored.tolist(), *values, strict=True)), group
+    def _read(self, piece: _Piece) -> Columns:
+        """Put the rows of a piece where they go. Returns what was decoded of their group."""
+        lane, group, rows, out = piece
+        last, kept = self._last.get(lane, (-1, None))
+        mirrored = np.flatnonzero(out[MIRRORED])
+        tensors = [c for c in self._columns if out[c].ndim > 1 and len(mirrored)]
+        flipped = self._empty(tensors, len(mirrored))
+        wanted = {column: (rows, out[column]) for column in self._columns}
+        wanted |= {column + FLIP: (rows[mirrored], flipped[column]) for column in tensors}
+        kept = self._reader.read(group, wanted, kept if last == group else None)
+        for column in tensors:
+            out[column][mirrored] = flipped[column]
+        return kept
+
+    def _empty(self, columns: Iterable[str], rows: int) -> Columns:
+        """Memory for rows."""
+        empty = self._reader.empty
+        return {c: np.empty(rows, bool) if c == MIRRORED else empty(c, rows) for c in columns}
 
 
-def _pick(group: Columns, name: str, rows: np.ndarray, mirrored: np.ndarray) -> list[Any]:
-    """One column of these rows: of a whole group as it is, else a copy that leaves the rest."""
-    values, flipped = group[name], group.get(name + FLIP)
-    if isinstance(values, list):
-        return [values[row] for row in rows.tolist()]
-    if isinstance(flipped, np.ndarray):
-        picked = values[rows]
-        picked[mirrored] = flipped[rows[mirrored]]
-        return list(picked)
-    return list(values if len(rows) == len(values) else values[rows])
+def _stretches(values: Sequence[Any]) -> list[slice]:
+    """Where equal values stand side by side."""
+    changes = [at for at in range(1, len(values)) if values[at] != values[at - 1]]
+    return [slice(start, stop) for start, stop in pairwise([0, *changes, len(values)])]

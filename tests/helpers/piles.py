@@ -62,11 +62,16 @@ def run_stage(stage: Stage, recipe: Recipe, root: str, *inputs: Artifact) -> Art
 
 
 def put_latents(
-    root: str, rows: Sequence[int], shapes: dict[str, tuple[int, ...]], rows_per_group: int = 16, seed: int = 0
+    root: str,
+    rows: Sequence[int],
+    shapes: dict[str, tuple[int, ...]],
+    rows_per_group: int = 16,
+    seed: int = 0,
+    **options: Any,
 ) -> tuple[Artifact, dict[str, np.ndarray]]:
     """An `encode` artifact with parts of so many rows and random latents; also its content, rows in files' order.
 
-    Every latent's first value is its row number, so that a row can be recognised.
+    Every latent's first value is its row number, so that a row can be recognised. `options` of the writer go over ours.
     """
     random = np.random.default_rng(seed)
     storage = Storage.at(root).child("encode", "encode")
@@ -79,7 +84,8 @@ def put_latents(
         keys = [f"image-{row:05d}" for row in range(done, done + count)]
         labels = np.arange(done, done + count, dtype=np.int32) % 10
         table = latent_table(keys, labels, tensors)
-        files.append(storage.write_table(f"train/part-{number:05d}.parquet", table, rows_per_group, **WRITE_OPTIONS))
+        name, written = f"train/part-{number:05d}.parquet", WRITE_OPTIONS | options
+        files.append(storage.write_table(name, table, rows_per_group, **written))
         parts.append({**tensors, "label": labels})
         done += count
     content = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

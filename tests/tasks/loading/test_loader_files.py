@@ -78,27 +78,42 @@ def test_latents_of_another_dtype_are_refused(tmp_path: Path) -> None:
         take(Loader(artifact, "train", ("z",), 14, 0), 14)
 
 
-def test_checksums_are_looked_at_once_for_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    artifact, content = put_latents(str(tmp_path), (40,), SHAPES)
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_checksums_are_looked_at_once_for_every_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    artifact, content = put_latents(str(tmp_path), (40,), SHAPES, compression=compression)
     looked: list[bool] = []
-    whole = pq.ParquetFile
+    pages_looked_at: list[int] = []
+    whole, pages = pq.ParquetFile, row_groups.plain_pages
 
     def watched(file: Any, **options: Any) -> Any:
         if "page_checksum_verification" in options:
             looked.append(options["page_checksum_verification"])
         return whole(file, **options)
 
+    def counted(file: Any, metadata: Any, group: int, row_bytes: Any) -> Any:
+        pages_looked_at.append(group)
+        found = pages(file, metadata, group, row_bytes)
+        assert sorted(found) == (["label", "z"] if compression == "none" else [])
+        return found
+
     monkeypatch.setattr("tasks.loading.row_groups.pq.ParquetFile", watched)
-    reader = RowGroupReader(artifact, "train", ["label", "key", "z"], {"z": SHAPES["z"]})
+    monkeypatch.setattr(row_groups, "plain_pages", counted)
+    columns = ["label", "key", "z"]
+    reader = RowGroupReader(artifact, "train", columns, {"z": SHAPES["z"]})
     for number in (1, 1, 2, 1):
-        group = reader.read(number)
-        rows = slice(16 * number, min(16 * number + 16, 40))
-        assert np.array_equal(group["z"], content["z"][rows].reshape(-1, 8))
-        assert group["label"] == content["label"][rows].tolist()
-        assert group["key"] == [f"image-{row:05d}" for row in range(rows.start, rows.stop)]
+        rows = np.arange(min(16, 40 - 16 * number))[1::2]
+        group = {name: reader.empty(name, len(rows)) for name in columns}
+        kept = reader.read(number, {name: (rows, group[name]) for name in columns})
+        assert sorted(kept) == (["key"] if compression == "none" else ["key", "label", "z"])
+        assert np.array_equal(group["z"], content["z"][16 * number + rows].reshape(-1, 8))
+        assert np.array_equal(group["label"], content["label"][16 * number + rows])
+        assert group["key"].tolist() == [f"image-{row:05d}" for row in 16 * number + rows]
+    assert reader.read(1, {"key": (rows, group["key"])}, {"key": kept["key"]})["key"] is kept["key"]
     os.utime(_file(artifact, 0), ns=(0, 0))  # now it is another file
-    reader.read(1)
-    assert looked == [True, False, True, False, True]
+    reader.read(1, {"key": (rows, group["key"])})
+    assert looked == [True, False, True, False, True] and pages_looked_at == [1, 2, 1]
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut off", "longer", "damaged"])
