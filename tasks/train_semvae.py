@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from configs import Recipe, UserError
 from configs.tokenizers import TrainSemvae
+from infra import logs
 from infra.artifacts import Artifact
 from infra.device import autocast
 from infra.weights import check_pretrained, identities, load_pretrained
@@ -18,6 +19,7 @@ from models.tokenizer_losses import TrainableSemanticVAE
 from tasks.data.crops import Crop
 from tasks.data.images import images
 from tasks.data.pixels import to_tensor
+from tasks.foundations import look
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_semantic_vae, load_foundation
 from tasks.randomness import ImageNumbers
@@ -38,6 +40,8 @@ def section(recipe: Recipe) -> TrainSemvae:
 
 def run(context: Context) -> Outcome:
     """Train the Semantic VAE, or take the weights that `train_semvae.pretrained` names."""
+    if section(context.recipe).images and context.recipe.foundation is not None:
+        logs.say(look(context.recipe.foundation, context.recipe.image.size))
     return train(context, section(context.recipe), scored=True)
 
 

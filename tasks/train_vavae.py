@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from configs import Recipe, UserError
 from configs.autoencoders import DiffusersModel, PythonModel
 from configs.tokenizers import Discriminator, TrainVavae, VavaeObjective
+from infra import logs
 from infra.device import autocast
 from infra.diffusers_files import CONFIG, described, identity, to_json
 from infra.trust import trust
@@ -23,6 +24,7 @@ from tasks import own_code
 from tasks.data.crops import Crop
 from tasks.data.images import images
 from tasks.data.pixels import peak_signal_to_noise, to_pixels, to_tensor
+from tasks.foundations import look
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_autoencoder, check_diffusers, given_autoencoder, load_foundation
 from tasks.randomness import ImageNumbers
@@ -42,7 +44,9 @@ def section(recipe: Recipe) -> TrainVavae:
 
 def run(context: Context) -> Outcome:
     """Train the tokenizer in its stages, or take the weights that `train_vavae.pretrained` names."""
-    section = context.recipe.train_vavae
+    section, foundation = context.recipe.train_vavae, context.recipe.foundation
+    if section.images and section.aligned and foundation is not None:
+        logs.say(look(foundation, context.recipe.image.size))
     scored = not section.weightless and context.optional("shard") is not None
     return train(context, section, scored=scored)
 

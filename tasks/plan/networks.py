@@ -15,6 +15,7 @@ from configs.diffusion import DiffusionModel, DitModel, UnetModel
 from configs.recipe import Recipe
 from configs.scores import Classifier
 from configs.tokenizers import Discriminator, SemvaeModel
+from infra.transformers_files import of_transformers
 from models.sizes import AUGMENTATION_LABELS, SIZES
 from tasks.data.portions import CLASSIFIER_GRID
 from tasks.plan.parts import (
@@ -246,7 +247,7 @@ def foundation_flops(section: Foundation) -> tuple[int, str]:
     """
     found = _VIT.match(section.name)
     if found is None or section.layer is not None:
-        return _counted(section.name, section.input_size, section.layer), f"counted by torch: {section.name}"
+        return _counted(section), f"counted by torch: {section.name}"
     (width, depth), patch = _VITS[found[1]], int(found[2])
     cells = (section.input_size // patch) ** 2
     tokens = cells + 1 + (4 if found[3] else 0)
@@ -271,25 +272,35 @@ def vit_tokens(section: Foundation) -> tuple[int, int] | None:
 
 
 def foundation_values(section: Foundation) -> int:
-    """Weights of a frozen plain vision transformer; of any other network 0, as those that recipes name are small."""
+    """Weights of a frozen plain vision transformer, or of one of transformers, which torch counts; of any other 0, as
+    those that recipes name are small."""
     found = _VIT.match(section.name)
     if found is None:
-        return 0
+        return _counted_values(section) if of_transformers(section) else 0
     (width, depth), patch = _VITS[found[1]], int(found[2])
     return depth * (12 * width**2 + 13 * width) + 3 * patch**2 * width
 
 
+def _counted_values(section: Foundation) -> int:
+    import torch
+
+    from tasks.foundations import build_foundation
+
+    with torch.device("meta"):
+        return sum(value.numel() for value in build_foundation(section).parameters())
+
+
 @cache
-def _counted(name: str, input_size: int, layer: int | None) -> int:
+def _counted(section: Foundation) -> int:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from models.foundation import FoundationModel
+    from tasks.foundations import build_foundation
 
     with torch.device("meta"):
-        network = FoundationModel(name, input_size=input_size, layer=layer)
-        pixels = torch.empty(1, 3, input_size, input_size)
+        network = build_foundation(section)
+        pixels = torch.empty(1, 3, section.input_size, section.input_size)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(pixels)
     return int(counter.get_total_flops())
