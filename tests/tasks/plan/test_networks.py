@@ -99,9 +99,7 @@ def test_vision_transformers_cost_what_torch_counts(model: str) -> None:
     assert section is not None
     section = section.model_copy(update={"name": model})
     formula, source = networks.foundation_flops(section)
-    assert source.startswith("formula") and formula == networks._counted(
-        section.name, section.input_size, section.layer
-    )
+    assert source.startswith("formula") and formula == networks._counted(section)
 
 
 def test_judge_costs_what_torch_counts() -> None:
