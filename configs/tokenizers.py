@@ -189,6 +189,9 @@ class EvaluateTokenizer(Section):
     probe_images: Annotated[int, Field(ge=0)] = 10_000
     """At most this many training images to fit linear probes, lines and principal components to. 0 leaves out what is
     fitted or compared with features, and needs neither training images nor the foundation model."""
+    interpolation_images: Annotated[int, Field(ge=0), Added(before=0)] = 0
+    """At most this many training images whose latents are averaged with their nearest neighbours', decoded and compared
+    with the images (after iFID, arXiv 2603.05630). 0 leaves the interpolation distance out."""
     density_points: Annotated[int, Field(ge=16)] = 1_000
     """Images of whose latents a cell each is a point of the density estimate."""
     seed: Seed = 0

@@ -6,6 +6,8 @@ What each score means is in docs/tokenizers.md.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from configs import Recipe, UserError
@@ -20,6 +22,7 @@ from tasks.drawing.reconstruct import reconstructed
 from tasks.scoring import inception
 from tasks.scoring.distances import FrechetFrom
 from tasks.scoring.features import WITHOUT_LPIPS, FeatureNetworks, ImageFeatures, ImageSet, extract_features
+from tasks.scoring.interpolation import interpolation_features
 from tasks.scoring.latents import Subjects, extract_latent_features
 from tasks.scoring.lpips import check_weights
 from tasks.scoring.real_images import score_names
@@ -72,6 +75,8 @@ def run(context: Context) -> Outcome:
             points=section.density_points,
             seed=section.seed,
         )
+        if section.interpolation_images:
+            scores |= _interpolation(context, networks)
     except ValueError as error:
         raise UserError(f"the tokenizer cannot be scored: {error}; see evaluate_tokenizer.images") from None
     picture = pictures.png(_side_by_side(context))
@@ -89,6 +94,19 @@ def _side_by_side(context: Context) -> Pixels:
     shown = pick_images(shards.storage, entries, range(columns * RECONSTRUCTION_ROWS), context.recipe.image.size)
     rows = zip(*(np.split(each, RECONSTRUCTION_ROWS) for each in (shown, reconstructed(context, shown))), strict=True)
     return pictures.grid(np.concatenate([each for pair in rows for each in pair]), columns)
+
+
+def _interpolation(context: Context, networks: FeatureNetworks) -> dict[str, float]:
+    """The Fréchet distance of decoded midpoints from training images, by each network that scores reconstructions."""
+    recipe, section = context.recipe, context.recipe.evaluate_tokenizer
+    looked = replace(networks, crop=recipe.image.size, lpips=None)
+    real, halves = interpolation_features(
+        context.input("shard"), looked, recipe.image.size, section.interpolation_images, recipe.compute.actors
+    )
+    return {
+        f"interpolation_{name('frechet')}": FrechetFrom(real.gaussians[vectors]).of_rows(getattr(halves, vectors))
+        for vectors, name in score_names(recipe.evaluate).items()
+    }
 
 
 def _reconstruction(context: Context, found: dict[str, ImageFeatures]) -> dict[str, float]:

@@ -129,7 +129,11 @@ def evaluate_tokenizer(recipe: Recipe, images: Images) -> Work:
             semantic = networks.semantic_vae(recipe.train_semvae.model, width, cells)
             weights += semantic[0] + semantic[1]
             flops += (shown + fitted) * semantic[0].flops + shown * semantic[1].flops
-    looked = 3 * shown + fitted
+    halves = min(section.interpolation_images, images.train)
+    flops += halves * (encoder.flops + decoder.flops + 2 * features)
+    if recipe.evaluate.inception is not None:
+        flops += 2 * halves * INCEPTION_FLOPS
+    looked = 3 * shown + fitted + 2 * halves
     count = sizes.parts(shown, SCORED_AT_ONCE) * 3 + sizes.parts(fitted, SCORED_AT_ONCE)
     actors = min(compute.actors, sizes.parts(max(2 * shown, fitted), SCORED_AT_ONCE))
     return Work(
