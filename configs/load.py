@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from configs.addresses import holds_credentials
 from configs.errors import UserError
 from configs.recipe import Recipe
 from configs.section import recorded
@@ -131,12 +132,26 @@ def read_recorded(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
 
 
 def checked(model: type[M], values: Mapping[str, Any], origin: str) -> M:
-    """Plain values as what they describe. Raises UserError that names every fault, each with its field, in one line."""
+    """Plain values as what they describe. Raises UserError that names every fault, each with its field, in one line;
+    of addresses with credentials, which would be written into logs and manifests, only the fields."""
+    if secret := list(_with_credentials(values)):
+        raise UserError(f"{origin}: {', '.join(secret)}: holds credentials; give them by the environment")
     try:
         return model.model_validate_json(json.dumps(values))
     except ValidationError as error:
         faults = "; ".join(_explain(fault, model) for fault in error.errors())
         raise UserError(f"{origin}: {faults}") from None
+
+
+def _with_credentials(values: Any, where: str = "") -> Iterator[str]:
+    """Names of the fields whose texts hold credentials."""
+    if isinstance(values, str):
+        if holds_credentials(values):
+            yield _cut(where)
+    elif isinstance(values, (Mapping, list)):
+        pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
+        for key, value in pairs:
+            yield from _with_credentials(value, f"{where}.{key}" if where else str(key))
 
 
 def resolve(kind: str, folder: Path, name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:

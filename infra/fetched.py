@@ -14,8 +14,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from configs.addresses import refuse_credentials
 from configs.errors import UserError
-from infra.addresses import refuse_credentials
 from infra.home import home
 from infra.storage import Storage
 

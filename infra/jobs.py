@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from configs.addresses import refuse_credentials
 from configs.compute import ClusterCompute
 from configs.errors import UserError
 from infra import logs, stopping
-from infra.addresses import refuse_credentials
 from infra.artifacts import Artifact
 from infra.cluster import SETTINGS
 from infra.entrypoint import cannot_begin, entrypoint

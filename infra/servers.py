@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from configs.addresses import refuse_credentials
 from configs.errors import UserError
 from infra import proxies
-from infra.addresses import refuse_credentials
 
 RAY, PREFECT, MLFLOW = "RAY_ADDRESS", "PREFECT_API_URL", "MLFLOW_TRACKING_URI"
 JOBS = "RAY_API_SERVER_ADDRESS"

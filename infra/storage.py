@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 
+from configs.addresses import refuse_credentials
 from configs.errors import Unreachable, UserError
-from infra.addresses import refuse_credentials
 from infra.metrics import count
 
 if TYPE_CHECKING:

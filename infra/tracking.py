@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from configs.addresses import refuse_credentials
 from infra import logs
-from infra.addresses import refuse_credentials
 from infra.home import home
 
 

@@ -120,15 +120,22 @@ def interpolated(places: Sequence[float], curve: Sequence[Sequence[float]]) -> l
 
 
 def as_csv(compared_runs: Sequence[ComparedRun]) -> bytes:
-    """Every point of every curve and every score at the end, one row each: for other programs."""
+    """Every point of every curve and every score at the end, one row each: for other programs. Names that a
+    spreadsheet would take for formulas begin with an apostrophe."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["name", "seed", "images_seen", "seconds", "score", "value"])
     for each in compared_runs:
+        name = _inert(each.name)
         for score, curve in each.curves.items():
-            writer.writerows([each.name, each.seed, *point[:2], score, point[2]] for point in curve)
-        writer.writerows([each.name, each.seed, "", "", score, value] for score, value in each.scores.items())
+            told = _inert(score)
+            writer.writerows([name, each.seed, *point[:2], told, point[2]] for point in curve)
+        writer.writerows([name, each.seed, "", "", _inert(score), value] for score, value in each.scores.items())
     return text.getvalue().encode()
+
+
+def _inert(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def draw(

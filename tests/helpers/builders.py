@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from configs import Recipe, load_recipe
-from infra.artifacts import Artifact, Manifest, library_versions, timestamp
+from infra.artifacts import MANIFEST, Artifact, Manifest, library_versions, timestamp
 from infra.storage import FileEntry
 from tasks.data.statistics import statistics_hash
 from tasks.networks import EMA_WEIGHTS, WEIGHTS, build_autoencoder, build_network
@@ -58,6 +58,7 @@ def put(
         libraries=library_versions(),
         **found,
     )
+    artifact.storage.delete(MANIFEST)  # of what a test puts in its place
     artifact.complete(manifest)
     return artifact
 

@@ -7,11 +7,19 @@ import re
 from configs.errors import UserError
 
 _SECRET = re.compile(
-    r"://[^/?@]*:[^/?@]*@|^https?://[^/?]*@|[?&](password|passwd|token|secret|sslpassword)=", re.IGNORECASE
+    r"://[^/?@\s]*:[^/?@\s]*@|\bhttps?://[^/?@\s]*@"
+    r"|[?&][\w-]*(passw(or)?d|token|secret|signature|credential|api_?key|accesskeyid)=|[?&](sig|key)=",
+    re.IGNORECASE,
 )
+"""A user with a password, a user of a web server, and what signed and keyed addresses of clouds and hubs hold."""
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether a text has an address with a user, a password or a token in it."""
+    return bool(_SECRET.search(text))
 
 
 def refuse_credentials(what: str, address: str, instead: str = "give credentials by the environment") -> None:
     """Raises UserError, without the address, where it holds a user, a password or a token."""
-    if _SECRET.search(address):
+    if holds_credentials(address):
         raise UserError(f"{what} holds credentials, which would be written into logs and beside artifacts: {instead}")
