@@ -44,7 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     shared = {path: next((name for name in _SHARED if name in names), "") for path, names in used.items()}
     for item in items:
         item.add_marker(pytest.mark.xdist_group(shared[item.path] or item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: [*_SHARED, ""].index(shared[item.path]))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: [*_SHARED, ""].index(shared[item.path]))
 
 
 def pytest_sessionfinish() -> None:
