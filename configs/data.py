@@ -27,6 +27,15 @@ class ImageFolder(Section):
     path: str
     test_path: str | None = None
     """A second tree for the test split; None takes `shard.test_share` of the first by key hash."""
+    test_labels_path: Annotated[str | None, Added(None)] = None
+    """For a test split that lies in one folder: lines of `image class`, one class a line in the order of names, or
+    ImageNet's development kit (docs/sources.md)."""
+
+    @model_validator(mode="after")
+    def _labels_of_a_test_split(self) -> ImageFolder:
+        if self.test_labels_path is not None and self.test_path is None:
+            raise ValueError("test_labels_path is set but test_path is not: name the folder of the test split")
+        return self
 
 
 class ImageNet(Section):
@@ -38,7 +47,7 @@ class ImageNet(Section):
     test_path: str | None = None
     """`ILSVRC2012_img_val.tar`, a flat tar, as the test split."""
     test_labels_path: str | None = None
-    """Its classes: lines of `name class`, or one class per line in the order of names."""
+    """Its classes, as in `kind: folder`."""
 
     @model_validator(mode="after")
     def _labels_for_the_test_tar(self) -> ImageNet:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from configs.autoencoders import TRAINABLE, DiffusersModel, PythonModel
 from configs.data import Foundation
 from configs.diffusion import DitModel, UnetModel
-from configs.foundations import known_features
+from configs.foundations import known_features, unfit
 from configs.rules import models_of, sampled
 from configs.sampling import ClassifierFree
 from models.sizes import SIZES
@@ -147,13 +147,24 @@ def _grids(recipe: Recipe) -> None:
         check_feature_grid(recipe, found.side)
 
 
-def _widths(recipe: Recipe) -> None:
-    sections: dict[str, Foundation | None] = {"foundation": recipe.foundation}
+def _foundations(recipe: Recipe) -> dict[str, Foundation]:
+    """Sections of foundation models by their fields' names."""
+    sections = {"foundation": recipe.foundation}
     if not recipe.lacks("evaluate"):
         sections["evaluate.features"] = recipe.evaluate.features
-    for field, section in sections.items():
-        found = known_features(section) if section is not None else None
-        if section is None or found is None or found.width == section.feature_dim:
+    return {field: section for field, section in sections.items() if section is not None}
+
+
+def _unfit(recipe: Recipe) -> None:
+    for field, section in _foundations(recipe).items():
+        if (said := unfit(section)) is not None:
+            raise ValueError(f"{field}.{said}")
+
+
+def _widths(recipe: Recipe) -> None:
+    for field, section in _foundations(recipe).items():
+        found = known_features(section)
+        if found is None or found.width == section.feature_dim:
             continue
         raise ValueError(
             f"{field}.feature_dim is {section.feature_dim} but {section.name} gives {found.width}: set "
@@ -270,6 +281,7 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _pairs: ("train_dit",),
     _optimizers: (),
     _grids: (),
+    _unfit: (),
     _widths: (),
     _aligned_tokens: ("train_dit",),
     _label_dropout: ("train_dit", "sample"),

@@ -30,6 +30,8 @@ def check(recipe: Recipe, rules: Rules) -> None:
             rule(recipe)
         except ValueError as fault:
             faults.append(str(fault))
+        if faults and not recipe.latent_size:  # no cell is left, and nothing more to be said of grids
+            break
     if faults:
         raise ValueError("; ".join(faults))
 

@@ -324,6 +324,7 @@ def preflight(
         raise UserError("--from and --only exclude each other: choose one")
     storage = preflight_storage(root)
     jobs.check(loaded.compute.cluster)
+    from tasks.hubs import check_hubs
     from tasks.networks import check_foundation
 
     made: dict[str, Artifact] = {}
@@ -345,6 +346,7 @@ def preflight(
             stage.check(loaded)
         if "foundation" in stage.sections and runs:
             check_foundation(loaded)
+    check_hubs(loaded, remade)
     whole = {made[each.name]: _selected(each, stages, start, only) for each in used}
     require_whole(whole)
     if verify:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import UserError
-from infra import databases, machine, servers
+from infra import databases, machine, proxies, reach, servers
 from infra.home import HOME, home
 
 SECONDS = 12.0
@@ -31,6 +31,8 @@ _SOCKET = len("/ray/session_2026-11-26_16-38-44_123456_1234567/sockets/plasma_st
 _SOCKET_MOST = 107 if os.uname().sysname == "Linux" else 103
 """Bytes of a path that the system allows for a socket, and how many of them Ray takes below its temporary folder."""
 _SHARED_MEMORY = 512 * 2**20
+_FOR_DOCTOR = ("proxies",)
+"""Checks of what a run may do without: whatever needs it tells then."""
 _LITTLE_DISK = 2 * 2**30
 
 
@@ -54,7 +56,7 @@ Check = Callable[[], str]
 def checks() -> dict[str, Check]:
     """Every check by its name; for those that need no Ray of this machine's, RAY_ADDRESS or the Jobs API stand."""
     jobs = bool(os.environ.get(servers.JOBS))
-    local = not jobs and os.environ.get(servers.RAY, "local") in ("", "local")
+    local = not servers.elsewhere()
     found: dict[str, Check] = {
         "home": check_home,
         "temporary folder": lambda: check_temporary(local),
@@ -66,6 +68,8 @@ def checks() -> dict[str, Check]:
         found["Ray"] = lambda: servers.check_ray(os.environ.get(servers.RAY))
     if local:
         found["shared memory"] = check_shared_memory
+    if proxies.named():
+        found["proxies"] = check_proxies
     return found
 
 
@@ -96,7 +100,8 @@ def require(*names: str) -> list[Finding]:
     Raises:
         UserError: all that is wrong, a line each.
     """
-    found = look({name: check for name, check in checks().items() if not names or name in names})
+    wanted = {name: check for name, check in checks().items() if not names or name in names}
+    found = look({name: check for name, check in wanted.items() if name not in _FOR_DOCTOR})
     refused = [finding.text for finding in found if finding.level == "refused"]
     if "home" in {finding.name for finding in found if finding.level == "refused"}:
         refused = refused[:1]  # whatever else is wrong in it follows from that
@@ -177,6 +182,14 @@ def check_disk() -> str:
     if left is not None and left < _LITTLE_DISK:
         raise Note(f"only {machine.size(left)} are left on the disk of {home()}: set {HOME} to a larger one")
     return f"{machine.size(left)} left for {home()}"
+
+
+def check_proxies() -> str:
+    """Whether those that the environment names answer. A run that fetches nothing goes well without."""
+    silent = [said for name in proxies.named() if (said := reach.proxy_silent(name)) is not None]
+    if silent:
+        raise Note(f"{silent[0]}: nothing from outside can be fetched; mend or unset {' and '.join(proxies.named())}")
+    return " and ".join(proxies.named())
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from configs.addresses import refuse_credentials
 from configs.errors import UserError
+from infra import hubs
 from infra.home import home
 from infra.storage import Storage
 
@@ -128,18 +129,20 @@ def _from_hub(location: str) -> Path:
     if len(parts) < 3 or not all(parts):
         raise UserError(f"weights {location}: expected hf://organisation/repository/file")
     repository, file = "/".join(parts[:2]), parts[2]
+    silent = hubs.refusal()
     try:
-        return Path(hf_hub_download(repository, file, revision=revision or None))
+        kept = silent is not None  # else it would ask again and again before it takes what is there
+        return Path(hf_hub_download(repository, file, revision=revision or None, local_files_only=kept))
     except (RepositoryNotFoundError, EntryNotFoundError) as error:
         if type(error).__name__ != "LocalEntryNotFoundError":
             raise UserError(f"weights {location}: the hub has no {file} in {repository}; check the name") from None
-        raise _unreachable(location) from None
+        raise _unreachable(location, silent) from None
     except (HfHubHTTPError, OSError):
-        raise _unreachable(location) from None
+        raise _unreachable(location, silent) from None
 
 
-def _unreachable(location: str) -> UserError:
+def _unreachable(location: str, why: str | None) -> UserError:
     return UserError(
-        f"weights {location}: the hub cannot be reached and the file is not in its local cache; download it "
-        f"elsewhere and give its path or URL instead"
+        f"weights {location}: the hub cannot be reached and the file is not in its local cache"
+        f"{f' ({why})' if why else ''}; download it elsewhere and give its path or URL instead"
     )

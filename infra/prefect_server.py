@@ -69,16 +69,24 @@ def _log() -> str:
     return str(home() / "prefect-temporary.log")
 
 
+def command(port: int) -> list[str]:
+    """Starts the server; not with what lies in the current folder, which may be another project."""
+    return [sys.executable, "-P", "-m", "infra.prefect_server", str(port), str(os.getpid())]
+
+
+def environment() -> dict[str, str]:
+    """Of its process, which finds our packages first."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, **_SETTINGS, "PYTHONPATH": path}
+
+
 def _started() -> tuple[subprocess.Popen[bytes], int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "infra.prefect_server", str(port), str(os.getpid())]
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, **_SETTINGS, "PYTHONPATH": path}
     with open(_log(), "ab") as log:
         server = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command(port), env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     return server, port
 

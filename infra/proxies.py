@@ -18,12 +18,17 @@ _EXCEPT = ("no_proxy", "NO_PROXY")
 
 def spare_loopback(environment: MutableMapping[str, str] = os.environ) -> None:
     """Except loopback from the proxies, where any are set, for this process and those it starts."""
-    if not any(environment.get(name) or environment.get(name.upper()) for name in _NAMES):
+    if not named(environment):
         return
     known = [host.strip() for name in _EXCEPT for host in environment.get(name, "").split(",")]
     hosts = ",".join(dict.fromkeys([host for host in known if host] + list(LOOPBACK)))
     for name in _EXCEPT:
         environment[name] = hosts
+
+
+def named(environment: MutableMapping[str, str] = os.environ) -> list[str]:
+    """The variables that name proxies here."""
+    return [each for name in _NAMES for each in (name, name.upper()) if environment.get(each)]
 
 
 def of(url: str) -> str | None:

@@ -27,6 +27,11 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 _SETTINGS = 4
 
 
+def elsewhere() -> bool:
+    """Whether stages run on a cluster's machines, of whose disks and network nothing is known here."""
+    return bool(os.environ.get(JOBS)) or os.environ.get(RAY, "local") not in ("", "local")
+
+
 def check_ray(address: str | None) -> str:
     """What RAY_ADDRESS leads to.
 

@@ -22,6 +22,7 @@ import fsspec
 
 from configs.addresses import refuse_credentials
 from configs.errors import Unreachable, UserError
+from infra import reach
 from infra.metrics import count
 
 if TYPE_CHECKING:
@@ -61,9 +62,14 @@ class Storage:
 
     @cached_property
     def _opened(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        address = reach.web_address(self.url)
+        if address is not None and (said := reach.proxy_refusal(address)) is not None:
+            raise Unreachable(f"storage {self.url}: {said}")
+        # The environment's proxies are for web servers too, which their client would ask directly.
+        own = {"client_kwargs": {"trust_env": True}} if self.url.startswith(("http://", "https://")) else {}
         try:
             # Workers write what the driver lists: a remembered listing would hide their files.
-            fs, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            fs, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **own)
         except (ValueError, ImportError) as error:
             raise UserError(f"storage {self.url}: {error}; use a folder or a URL such as s3://bucket/prefix") from None
         return fs, path

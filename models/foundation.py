@@ -63,6 +63,9 @@ class FoundationModel(nn.Module):
         if self.patch is None:
             _fold_norms(self.network)
             self.network.to(memory_format=torch.channels_last)
+        levels = len(self.network.feature_info)
+        if layer is not None and not -levels <= layer < levels:
+            raise ValueError(f"layer {layer} is none of the {levels} of {self.name}: use 0 to {levels - 1}")
         self.layer = layer
         config = self.network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)

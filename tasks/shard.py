@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from configs import Recipe, UserError
 from configs.data import Data, FashionMnist
 from configs.data import Shard as ShardSection
-from infra import logs
+from infra import logs, servers
 from infra.cluster import connect
 from infra.progress import Bar
 from infra.storage import FileEntry, Storage
@@ -334,4 +334,17 @@ def _outcome(
     )
 
 
-STAGE = Stage(name="shard", version=1, sections=("data", "shard"), inputs=(), run=run, external=external)
+def check(recipe: Recipe) -> None:
+    """Look at the source as the stage will: what has to be fetched comes now, not once servers have started.
+
+    Raises:
+        UserError: it cannot be had, contradicts the recipe, or leaves a class unlearned.
+    """
+    if servers.elsewhere():
+        return
+    listing = listing_of(open_source(recipe.data))
+    Account.of(recipe.data, listing).check(recipe)
+    _check_learnable(plan(listing, recipe.shard)[0], listing.classes, recipe)
+
+
+STAGE = Stage(name="shard", version=1, sections=("data", "shard"), inputs=(), run=run, external=external, check=check)

@@ -15,12 +15,14 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from tasks.data.crops import adm_scaled, center_crop
-from tasks.data.formats import HEAD_BYTES, what_instead
+from tasks.data.formats import CAMERA_RAW, HEAD_BYTES, what_instead
 
 MAX_ASPECT = 100
 """A strip longer than this many times its width is refused: cropped to a square it would show nothing."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_SUBFILE, _DNG_VERSION = 254, 50706
+"""Tags of TIFF: whether an image is a smaller version of another one in the file, and what only Adobe's raw has."""
 _PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
 
 warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)  # pixels are what counts
@@ -61,6 +63,8 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
         if (pixels := _without_texts(data)) is not None:
             return decode(pixels, max_pixels)
         raise Undecodable("corrupt image", _short(error)) from None
+    if _is_raw(image, data):
+        raise Undecodable(*CAMERA_RAW)
     width, height = image.size
     if max_pixels is not None and width * height > max_pixels:
         raise Undecodable("too many pixels", f"{width} × {height}, at most {max_pixels}")
@@ -75,6 +79,14 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
         text = _short(error)
         reason = "truncated image" if "truncated" in text or isinstance(error, EOFError) else "corrupt image"
         raise Undecodable(reason, text) from None
+
+
+def _is_raw(image: Image.Image, data: bytes) -> bool:
+    """Whether this is a camera's raw file, of which Pillow would show the small preview."""
+    if image.format != "TIFF":
+        return False
+    tags = getattr(image, "tag_v2", {})
+    return bool(tags.get(_SUBFILE, 0) & 1) or _DNG_VERSION in tags or what_instead(data[:HEAD_BYTES]) == CAMERA_RAW
 
 
 def _what_is(data: bytes) -> tuple[str, str]:

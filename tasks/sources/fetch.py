@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from configs.errors import UserError
+from infra import reach
 
 PACKAGE = "dataset-fashion-mnist"
 URLS = (
@@ -20,6 +21,8 @@ URLS = (
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
 )
 _SECONDS = 120
+_APT = ("-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10", "-o", "Acquire::https::Timeout=10")
+_APT_ASKS = "http://deb.debian.org"
 
 
 def fetch_fashion_mnist(target: Path, trailers: Mapping[str, str]) -> None:
@@ -31,10 +34,17 @@ def fetch_fashion_mnist(target: Path, trailers: Mapping[str, str]) -> None:
     Raises:
         UserError: no way worked; says what each met and what to do.
     """
+    refused = {url: said for url in (_APT_ASKS, *URLS) if (said := reach.proxy_refusal(url)) is not None}
+    if len(refused) == 1 + len(URLS):  # at once: each way would try again and again
+        raise UserError(
+            f"Fashion-MNIST is not on this machine and cannot be fetched: {next(iter(refused.values()))}; or name a "
+            "folder with its four .gz files in LATENTFORGE_FASHION_MNIST or data.source.path"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"Fashion-MNIST: not on this machine yet, fetching 31 MB into {target}", file=sys.stderr, flush=True)
     met: list[str] = []
-    for fetch in (_from_debian, *(_from(url) for url in URLS)):
+    ways = {_APT_ASKS: _from_debian, **{url: _from(url) for url in URLS}}
+    for fetch in (way for url, way in ways.items() if url not in refused):
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as scratch:
             try:
                 found = fetch(Path(scratch), list(trailers))
@@ -56,11 +66,11 @@ def _from_debian(scratch: Path, names: list[str]) -> Path:
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise FileNotFoundError("no apt on this machine")
     try:
-        _command(["apt-get", "download", PACKAGE], scratch)
+        _command(["apt-get", *_APT, "download", PACKAGE], scratch)
     except subprocess.SubprocessError:  # no package lists yet: use lists of our own, which needs no root
         for folder in ("lists/partial", "cache/archives/partial"):
             (scratch / folder).mkdir(parents=True)
-        own = ["-o", f"Dir::State::Lists={scratch / 'lists'}", "-o", f"Dir::Cache={scratch / 'cache'}"]
+        own = [*_APT, "-o", f"Dir::State::Lists={scratch / 'lists'}", "-o", f"Dir::Cache={scratch / 'cache'}"]
         _command(["apt-get", *own, "update"], scratch)
         _command(["apt-get", *own, "download", PACKAGE], scratch)
     package = next(scratch.glob(f"{PACKAGE}*.deb"))

@@ -1,4 +1,7 @@
-"""Folders of class folders, local or at any fsspec URL: the folder's name is the class, all below it its images."""
+"""Folders of class folders, local or at any fsspec URL: the folder's name is the class, all below it its images.
+
+A test split may also lie in one folder, as ImageNet's does, with a file that has its labels.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from tasks.data import formats
 from tasks.sources import names
 from tasks.sources.base import Listing, Refusal, Row, identity_of, listing_table
 from tasks.sources.files import check_there, read_heads
+from tasks.sources.label_files import as_pairs, classes_of_images
 
 _MISSING = -1
 """Instead of a size: the file is a link to nothing."""
@@ -25,21 +29,28 @@ class FolderSource:
 
     path: str
     test_path: str | None = None
+    test_labels_path: str | None = None
+    """Says of which class the images of a flat `test_path` are (see `label_files`)."""
 
     def check_there(self) -> None:
-        check_there(self.path, self.test_path)
+        check_there(self.path, self.test_path, self.test_labels_path)
 
     def identity(self) -> str:
         return self.listing().identity
 
     def listing(self) -> Listing:
         self._check_apart()
-        trees = [(prefix, root, _tree(root)) for prefix, root in self._trees()]
+        flat = self.test_labels_path is not None
+        trees = [(prefix, root, _tree(root, flat and prefix == "test/")) for prefix, root in self._trees()]
         classes = trees[0][2].classes
         faults = list(trees[0][2].shape_faults("data.source.path"))
+        named: dict[str, str] = {}
         for _, _, tree in trees[1:]:
-            faults += tree.shape_faults("data.source.test_path")
-            faults += self._strangers(tree, classes)
+            if flat:
+                named = self._flat(tree, classes) if classes else {}
+            else:
+                faults += tree.shape_faults("data.source.test_path")
+                faults += self._strangers(tree, classes)
         labels = {name: label for label, name in enumerate(classes)}
         rows: list[Row] = []
         refused: list[Refusal] = []
@@ -47,10 +58,11 @@ class FolderSource:
         for number, (prefix, _, tree) in enumerate(trees):
             left_out += tree.left_out
             refused += [Refusal(prefix + one.key, one.reason, one.detail) for one in tree.refused]
+            of = named if number and flat else {name: name.split("/")[0] for name in tree.images}
             rows += [
-                (prefix + name, labels[name.split("/")[0]], prefix.rstrip("/") or None, f"{number}/{real}", 0, size)
+                (prefix + name, labels[of[name]], prefix.rstrip("/") or None, f"{number}/{real}", 0, size)
                 for name, (real, size) in tree.images.items()
-                if name.split("/")[0] in labels
+                if of.get(name) in labels
             ]
         return Listing(
             listing_table(rows),
@@ -59,7 +71,7 @@ class FolderSource:
             notes=trees[0][2].notes(),
             left_out=dict(left_out),
             faults=tuple(faults),
-            identity=self._identity(trees, classes),
+            identity=self._identity(trees, classes, named),
         )
 
     def read(self, file: str, start: int, length: int) -> bytes:
@@ -72,9 +84,17 @@ class FolderSource:
             return [("", self.path)]
         return [("train/", self.path), ("test/", self.test_path)]
 
-    def _identity(self, trees: list[tuple[str, str, _Tree]], classes: list[str]) -> str:
-        """A hash of names and sizes, and of the classes' order where it is not that of their characters."""
-        found: list[tuple[str, int | str]] = []
+    def _flat(self, tree: _Tree, classes: list[str]) -> dict[str, str]:
+        """The class of each image of a flat test split. What cannot be an image counts where lines go by order."""
+        assert self.test_labels_path is not None
+        names_ = sorted([*tree.images, *(one.key for one in tree.refused)])
+        found = classes_of_images(self.test_labels_path, [name.rpartition("/")[2] for name in names_], classes)
+        return dict(zip(names_, found, strict=True))
+
+    def _identity(self, trees: list[tuple[str, str, _Tree]], classes: list[str], named: dict[str, str]) -> str:
+        """A hash of names and sizes, of the labels of a flat split, and of the classes' order where it is not that of
+        their characters."""
+        found = as_pairs({f"test/{name}": label for name, label in named.items()})
         for prefix, _, tree in trees:
             found += [(prefix + name, size) for name, size in tree.sizes.items()]
             found += [(prefix + name, "folder") for name in tree.classes]
@@ -138,8 +158,9 @@ class _Tree:
                 + (
                     "name the folder above it, which has one folder of images per class"
                     if option == "data.source.path"
-                    else "sort them into one folder per class, list both splits with their labels in a file and use "
-                    "kind: csv, or leave test_path out to have shard.test_share of the training tree set aside"
+                    else "name the file of their labels in data.source.test_labels_path, sort them into one folder per "
+                    "class, list both splits with their labels in a file and use kind: csv, or leave test_path out to "
+                    "have shard.test_share of the training tree set aside"
                 )
             )
         elif not self.classes:
@@ -151,8 +172,11 @@ class _Tree:
             )
 
 
-def _tree(root: str) -> _Tree:
-    """Everything below `root`, in one listing, and the heads of the few files whose names do not tell what they are."""
+def _tree(root: str, flat: bool = False) -> _Tree:
+    """Everything below `root`, in one listing, and the heads of the few files whose names do not tell what they are.
+
+    flat: folders are no classes; all pictures count, wherever they lie.
+    """
     tree, storage = _Tree(root), Storage.at(root)
     real: dict[str, str] = {}
     folders: set[str] = set()
@@ -170,6 +194,8 @@ def _tree(root: str) -> _Tree:
         else:
             real[key], tree.sizes[key] = name, size
     _sort_out(tree, storage, real)
+    if flat:
+        return tree
     tree.deeper = _deeper(folders | {key.rpartition("/")[0] for key in real})
     with_images = {name.split("/")[0] for name in [*tree.images, *(one.key for one in tree.refused)] if "/" in name}
     with_files = {name.split("/")[0] for name in real if "/" in name}
@@ -193,10 +219,10 @@ def _sort_out(tree: _Tree, storage: Storage, real: dict[str, str]) -> None:
     heads = read_heads(storage, [real[key] for key in (*tiny, *unknown)])
     for key, suffix in suffixes.items():
         head = heads.get(real[key])
-        instead = formats.what_instead(head) if head else None
+        instead = formats.unreadable(suffix) or (formats.what_instead(head) if head else None)
         if suffix in formats.OTHERS or (suffix not in formats.PICTURES and not formats.looks_like_picture(head or b"")):
             tree.left_out[f"no picture (.{suffix})" if suffix else "no picture"] += 1
-        elif instead is not None and suffix in formats.PICTURES:
+        elif instead is not None:
             tree.refused.append(Refusal(key, *instead))
         else:
             tree.images[key] = (real[key], tree.sizes[key])

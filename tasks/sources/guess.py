@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from tasks.sources.names import is_leftover, split_in
 
 _KINDS = {"csv": "csv", "parquet": "parquet", "tar": "webdataset"}
 _LOOKED_AT = 2_000
+_LABELS = re.compile(
+    r"devkit|ground_truth|synset_labels|^(val|validation|test)[a-z_]*\.(txt|csv)$|^LOC_val", re.IGNORECASE
+)
+"""Names of files that have the labels of a test split, as ImageNet and its users call them."""
 
 
 def guess(path: str, test_path: str | None = None) -> dict[str, Any]:
@@ -49,15 +54,25 @@ def guess(path: str, test_path: str | None = None) -> dict[str, Any]:
 
 
 def _splits(path: str) -> dict[str, str]:
-    """Training and test trees below a folder that holds nothing else."""
-    storage = Storage.at(path)
-    listed = storage.fs.ls(storage.path, detail=True)
-    folders = [each["name"].rstrip("/").rpartition("/")[2] for each in listed if each["type"] == "directory"]
-    told = {split: name for name in sorted(folders) if not is_leftover(name) and (split := split_in(name))}
-    if "train" not in told or len(told) < 2 or len(told) < sum(not is_leftover(name) for name in folders):
+    """Training and test trees below a folder that holds nothing else but files, and perhaps a development kit."""
+    storage, root = Storage.at(path), path.rstrip("/")
+    listed = {each["name"].rstrip("/").rpartition("/")[2]: each["type"] for each in _list(storage, "")}
+    folders = sorted(name for name, kind in listed.items() if kind == "directory" and not is_leftover(name))
+    trees = [name for name in folders if "devkit" not in name.lower()]
+    told = {split: name for name in trees if (split := split_in(name))}
+    if "train" not in told or len(told) < 2 or len(told) < len(trees):
         return {}
     held_out = told.get("validation") or told["test"]
-    return {"path": f"{path.rstrip('/')}/{told['train']}", "test_path": f"{path.rstrip('/')}/{held_out}"}
+    found = {"path": f"{root}/{told['train']}", "test_path": f"{root}/{held_out}"}
+    if any(each["type"] == "directory" for each in _list(storage, held_out)):
+        return found
+    labels = [name for name in sorted(listed) if _LABELS.search(name)]  # the test split lies in one folder
+    return found | ({"test_labels_path": f"{root}/{labels[0]}"} if len(labels) == 1 else {})
+
+
+def _list(storage: Storage, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = storage.fs.ls(storage.locate(name), detail=True)
+    return found
 
 
 def _names(storage: Storage) -> Iterator[str]:

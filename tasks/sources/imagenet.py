@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from configs.errors import UserError
 from tasks.sources.base import Listing, Refusal, Row, identity_of_rows, listing_table
-from tasks.sources.files import at, check_there, expand, read_range
+from tasks.sources.files import check_there, expand, read_range
+from tasks.sources.label_files import classes_of_images
 from tasks.sources.names import class_order
 from tasks.sources.tars import Member, archives
 
@@ -64,41 +64,11 @@ class ImageNetSource:
         (file,) = expand(self.test_path, ".tar")
         archive = archives([file])[file.path]
         members = sorted((m for m in archive.members if m.picture), key=lambda member: member.name)
-        named = classes_of_files(self.test_labels_path, [PurePosixPath(m.name).name for m in members])
-        unknown = sorted(set(named) - set(labels))
-        if unknown:
-            raise UserError(
-                f"data.source.test_labels_path {self.test_labels_path}: {unknown[0]!r} is not a class of the training "
-                f"archive (such as {next(iter(labels))!r}); give class names, not numbers"
-            )
+        files = [PurePosixPath(member.name).name for member in members]
+        named = classes_of_images(self.test_labels_path, files, tuple(labels))
         refused += archive.refused
         return [self._test_row(member, labels[name]) for member, name in zip(members, named, strict=True)]
 
     def _test_row(self, member: Member, label: int) -> Row:
         assert self.test_path is not None
         return f"test/{member.name}", label, "test", self.test_path, member.start, member.length
-
-
-def classes_of_files(path: str, files: Sequence[str]) -> list[str]:
-    """Class names of files in their order, from lines of `name class`, or of one class each.
-
-    Raises:
-        UserError: there is no such file of labels, or it lacks some.
-    """
-    storage, name = at(path)
-    try:
-        text = storage.read_bytes(name).decode()
-    except FileNotFoundError:
-        raise UserError(f"data.source.test_labels_path {path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"data.source.test_labels_path {path} is no text in UTF-8 ({error})") from None
-    lines = [line.replace(",", " ").split() for line in text.splitlines() if line.strip()]
-    if lines and len(lines[0]) == 1 and len(lines) == len(files):
-        return [words[0] for words in lines]
-    table = {PurePosixPath(words[0]).stem: words[1] for words in lines if len(words) > 1}
-    missing = [name for name in files if PurePosixPath(name).stem not in table]
-    if missing:
-        raise UserError(
-            f"data.source.test_labels_path {path} has no class for {missing[0]} and {len(missing) - 1} more"
-        )
-    return [table[PurePosixPath(name).stem] for name in files]

@@ -20,7 +20,7 @@ def open_source(data: Data) -> Source:
         case FashionMnist():
             return FashionMnistSource(section.path)
         case ImageFolder():
-            return FolderSource(section.path, section.test_path)
+            return FolderSource(section.path, section.test_path, section.test_labels_path)
         case ImageNet():
             return ImageNetSource(section.path, section.test_path, section.test_labels_path)
         case WebDataset():

@@ -29,6 +29,13 @@ GRID = "set foundation.input_size"
         ("demo_tiny", ["train_dit.model.patch_size=2"], ["patch_size is 2", "2 × 2", "align_weight 0"]),
         ("demo_tiny", ["foundation.feature_dim=64"], ["foundation.feature_dim is 64", "gives 112"]),
         ("demo_tiny", ["evaluate.features.feature_dim=1280"], ["evaluate.features.feature_dim to 320"]),
+        ("demo_tiny", ["foundation.layer=5"], ["foundation.layer 5 is none of the 5", "use 0 to 4"]),
+        (
+            "sfd_xl_80ep",
+            ["foundation.input_size=225"],
+            ["foundation.input_size 225 is not a multiple", "patches of 14: use 224"],
+        ),
+        ("sfd_xl_80ep", ["foundation.layer=12"], ["foundation.layer 12 is none of the 12"]),
         ("demo_tiny", ["train_dit.objective.label_dropout=0.0"], ["classifier_free", "label_dropout is 0", "0.1"]),
         ("demo_tiny", ["shard.limit=8"], ["shard.limit 8 is below data.classes 10", "allow_empty_classes"]),
         ("demo_tiny", ["shard.limit=20"], ["train_vavae.batch 32 is more than all images", "use at most 20"]),
@@ -92,6 +99,13 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         load_recipe("demo_tiny", ["data.classes=3", "image.size=64", "train_dit.objective.label_dropout=0.0"])
     message = str(caught.value)
     assert "use 39" in message and "input_size to 128" in message and "label_dropout is 0" in message
+
+
+def test_images_smaller_than_a_cell_are_told_as_such() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("demo_tiny", ["image.size=1", "encode.align_features=false"])
+    message = str(caught.value)
+    assert "image.size 1 is not a multiple of 8" in message and "\n" not in message and "0 × 0" not in message
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +21,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from configs import UserError
-from infra import databases, environment, machine, proxies, servers
+from infra import databases, environment, machine, prefect_server, proxies, servers
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -219,6 +222,23 @@ def test_a_home_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.
         environment.check_home()
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root becomes somebody else")
+def test_a_user_without_a_name_and_a_home() -> None:
+    """As containers run with --user: no entry in /etc/passwd, and HOME is / or not set."""
+    given = {name: value for name, value in os.environ.items() if name not in ("USER", "LOGNAME", "PREFECT_HOME")}
+    code = "import sys; sys.path.append(sys.argv[1]); import flows; from infra import environment\n"
+    code += "print([f'{each.name}: {each.text}' for each in environment.look() if each.level == 'refused'])"
+    somebody = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups"]
+    if subprocess.run([*somebody, sys.executable, "-c", "import yaml"], capture_output=True, check=False).returncode:
+        pytest.skip("others cannot read this Python's packages")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        given |= {"HOME": "/", "LATENTFORGE_HOME": f"{folder}/home", "TMPDIR": "/tmp"}
+        command = [*somebody, sys.executable, "-P", "-c", code, str(REPOSITORY)]
+        told = subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, check=False)
+    assert told.stdout.strip() == "[]", told.stderr
+
+
 def test_little_shared_memory_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "free", lambda folder: 64 * 2**20)
     with pytest.raises(environment.Note, match=r"64 MiB left.*--shm-size"):
@@ -286,11 +306,50 @@ def test_a_check_that_fails_itself_stands_in_nobodys_way() -> None:
     assert finding.level == "note" and "KeyError" in finding.text
 
 
+def _other_project(root: Path) -> Path:
+    """Packages with the names of ours, as research code often has them."""
+    for name in ("models", "configs", "tasks", "infra", "flows"):
+        (root / name).mkdir(parents=True)
+        (root / name / "__init__.py").write_text('raise ImportError("this is another project")')
+    return root
+
+
+def _console_script(*arguments: str) -> list[str]:
+    """The command as pip's script starts it: PYTHONPATH comes first, and what is installed last."""
+    with (REPOSITORY / "pyproject.toml").open("rb") as file:
+        module, _, function = tomllib.load(file)["project"]["scripts"]["latentforge"].partition(":")
+    code = f"import sys; sys.path.append({str(REPOSITORY)!r}); sys.argv = ['latentforge', *{list(arguments)!r}]\n"
+    return [sys.executable, "-P", "-c", code + f"from {module} import {function}; {function}()"]
+
+
+@pytest.mark.parametrize("where", ["on PYTHONPATH", "in the current folder"])
+def test_another_projects_packages_are_not_ours(where: str, tmp_path: Path) -> None:
+    other = _other_project(tmp_path / "other")
+    given = {**os.environ, "PYTHONPATH": str(other) if where == "on PYTHONPATH" else ""}
+    command = _console_script("show", "--recipe", "demo_tiny")
+    done = subprocess.run(command, cwd=other, env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "name: demo_tiny" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("where", ["on PYTHONPATH", "in the current folder"])
+def test_a_temporary_server_finds_our_packages(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is another Python, which looks in the current folder first unless it is told not to."""
+    other = _other_project(tmp_path / "other")
+    monkeypatch.chdir(other)
+    monkeypatch.setenv("PYTHONPATH", str(other) if where == "on PYTHONPATH" else "")
+    found = prefect_server.command(0)
+    assert found[1] == "-P"
+    code = "import infra.prefect_server; print(infra.prefect_server.__file__)"
+    done = subprocess.run(
+        [found[0], "-P", "-c", code], env=prefect_server.environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == prefect_server.__file__
+
+
 def test_doctor_tells_all_and_keeps_secrets(dead: str, tmp_path: Path) -> None:
     """The command itself, in an environment with everything wrong, and another project first on PYTHONPATH."""
-    for name in ("models", "configs", "tasks", "infra"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text('raise ImportError("this is another project")')
+    _other_project(tmp_path)
     given = {
         **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
         "LATENTFORGE_HOME": str(tmp_path / "home"),
@@ -301,11 +360,8 @@ def test_doctor_tells_all_and_keeps_secrets(dead: str, tmp_path: Path) -> None:
         "AWS_SECRET_ACCESS_KEY": "geheim",
         "PYTHONPATH": str(tmp_path),
     }
-    # As the console script does it: the interpreter's own folder first on the path, then PYTHONPATH's.
-    code = f"import sys; sys.path.append({str(REPOSITORY)!r}); sys.argv = ['latentforge', 'doctor']\n"
-    code += "from flows.__main__ import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "models", env=given, capture_output=True, text=True, check=False
+        _console_script("doctor"), cwd=tmp_path / "models", env=given, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1, done.stderr
     assert not done.stderr

@@ -153,6 +153,15 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     assert "(2) data.source has 3 classes" in message and "(3) 1 of 3 classes have no images" in message
 
 
+def test_one_class_is_a_source(tmp_path: Path) -> None:
+    tree(tmp_path, {"faces": 6})
+    listing = listed(recipe_of("folder", tmp_path, 1))
+    assert listing.classes == ("faces",) and labels_of(listing) == {"all": [0] * 6} and not listing.notes
+    tree(tmp_path, {"faces/a": 2, "faces/b": 2})
+    (note,) = listed(recipe_of("folder", tmp_path, 1)).notes
+    assert "the one class 'faces' holds 2 folders (a, b, …)" in note
+
+
 def test_splits_that_overlap_are_refused(tmp_path: Path) -> None:
     tree(tmp_path, {"a": 3, "b": 3})
     (tmp_path / "again").symlink_to(tmp_path / "a")

@@ -1,0 +1,72 @@
+"""Model hubs: whether what a recipe takes from one can be had, asked before anything starts.
+
+Their libraries ask again and again before they give up, even where the file lies in their own cache: told that the hub
+cannot be reached, they take what is there at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from configs.errors import UserError
+from infra import reach, servers
+
+OFFLINE = "HF_HUB_OFFLINE"
+_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def refusal() -> str | None:
+    """Why the Hugging Face hub cannot be asked from here; None where it can."""
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return f"{OFFLINE} is set"
+    return reach.refusal(constants.ENDPOINT)
+
+
+def check_timm(field: str, name: str) -> None:
+    """Refuse a network whose weights neither lie here nor can be had from timm's hub.
+
+    Where the hub cannot be reached and they do lie here, processes started from now on do not ask for it.
+
+    Raises:
+        UserError: naming the field, why the hub cannot be reached, and the way out.
+    """
+    if servers.elsewhere() or (said := refusal()) is None:
+        return
+    if not _timm_kept(name):
+        raise UserError(
+            f"{field} is hub, but the weights of {name} are not on this machine and {said}; or fetch them "
+            f"elsewhere and give their path or URL in {field}"
+        )
+    os.environ[OFFLINE] = "1"
+
+
+def check_torch(field: str, url: str) -> None:
+    """Refuse weights of torchvision's that neither lie here nor can be fetched. Raises UserError."""
+    import torch
+
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if servers.elsewhere() or kept.is_file() or (said := reach.refusal(url)) is None:
+        return
+    raise UserError(
+        f"{field} is hub, but {kept.name} is not on this machine and {said}; or fetch it elsewhere and give its "
+        f"path or URL in {field}"
+    )
+
+
+def _timm_kept(name: str) -> bool:
+    import timm
+    import torch
+    from huggingface_hub import try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None:  # timm has no weights of this network: it tells
+        return True
+    named = getattr(config, "hf_hub_id", None) or ""
+    files = [getattr(config, "hf_hub_filename", None) or "", *_FILES]
+    if named and any(isinstance(try_to_load_from_cache(named, file), str) for file in files if file):
+        return True
+    file = (getattr(config, "url", None) or "").rpartition("/")[2]
+    return bool(file) and (Path(torch.hub.get_dir()) / "checkpoints" / file).is_file()

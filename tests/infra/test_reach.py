@@ -1,0 +1,214 @@
+"""A proxy that refuses, and a network that is not there, are told once and at once, whatever was to be fetched."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import timm  # noqa: F401  # takes longer than what is measured here
+
+from configs import UserError, load_recipe
+from infra import environment, hubs, proxies, reach
+from infra.storage import Storage
+from infra.weights import fetch
+from tasks.hubs import check_hubs
+from tasks.sources import fashion_mnist
+from tests.helpers.web import web_server
+
+_SECONDS = 10.0
+"""For what takes milliseconds, on a machine that is busy."""
+
+
+@contextmanager
+def proxy(answer: bytes = b"", tunnel: tuple[str, int] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """A real proxy: answers every request with these bytes, or opens a tunnel there; its address and its requests."""
+    asked: list[str] = []
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            request = connection.recv(65536)
+            asked.append(request.split(b"\r\n")[0].decode())
+            if tunnel is None:
+                connection.sendall(answer)
+                return
+            with socket.create_connection(tunnel) as onward:
+                if request.startswith(b"CONNECT"):
+                    connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                else:
+                    onward.sendall(request.replace(b"http://weights.example.com", b"", 1))
+                threading.Thread(target=pump, args=(connection, onward), daemon=True).start()
+                pump(onward, connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", asked
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", hubs.OFFLINE, "LATENTFORGE_FASHION_MNIST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(reach, "_passed", set())
+    monkeypatch.setenv("TORCH_HOME", str(home / "torch"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(home / "hub"))
+
+
+@pytest.fixture
+def dead() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _set(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://me:geheim@{place}")
+    proxies.spare_loopback()
+
+
+def _fashion_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", "/nowhere")
+    monkeypatch.setattr(fashion_mnist, "home", lambda: Path("/nowhere"))
+    fashion_mnist.resolve(None)
+
+
+def _lpips(_: pytest.MonkeyPatch) -> None:
+    hubs.check_torch("train_vavae.objective.lpips_weights", "https://download.pytorch.org/models/vgg16-397923af.pth")
+
+
+FETCHES: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
+    "data set": _fashion_mnist,
+    "weights": lambda _: fetch("https://example.com/model.safetensors"),
+    "Inception": lambda _: fetch("http://example.com/weights-inception-2015-12-05-6726825d.pth"),
+    "hub": lambda _: fetch("hf://organisation/repository/model.safetensors"),
+    "timm": lambda _: hubs.check_timm("foundation.weights", "vit_base_patch14_reg4_dinov2.lvd142m"),
+    "LPIPS": _lpips,
+    "bucket": lambda _: Storage.at("s3://bucket/prefix").check_writable(),
+}
+
+
+@pytest.mark.parametrize("fetched", FETCHES)
+def test_a_dead_proxy_is_told_at_once(fetched: str, dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, dead)
+    started = time.monotonic()
+    with pytest.raises(
+        UserError, match=rf"https?_proxy is http://{dead}, where nothing answers.*refused.*NO_PROXY"
+    ) as told:
+        FETCHES[fetched](monkeypatch)
+    assert time.monotonic() - started < _SECONDS
+    assert "\n" not in str(told.value) and "geheim" not in str(told.value)
+
+
+@pytest.mark.parametrize("fetched", [name for name in FETCHES if name not in ("data set", "Inception")])
+@pytest.mark.parametrize("status", [403, 407, 502])
+def test_a_proxy_that_refuses_is_told_at_once(fetched: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with proxy(f"HTTP/1.1 {status} No\r\n\r\n".encode()) as (place, asked):
+        _set(monkeypatch, place)
+        with pytest.raises(
+            UserError, match=rf"https_proxy is http://{place}, and that proxy answers {status} when asked"
+        ):
+            FETCHES[fetched](monkeypatch)
+        assert len(asked) == 1 and asked[0].startswith("CONNECT ")
+
+
+def test_a_file_goes_through_a_proxy_that_lets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    with web_server(tmp_path) as url:
+        _, _, port = url.rpartition(":")
+        with proxy(tunnel=("127.0.0.1", int(port.strip("/")))) as (place, asked):
+            _set(monkeypatch, place)
+            assert Storage.at("http://weights.example.com").read_bytes("file") == b"content"
+            assert [line for line in asked if line] == ["GET http://weights.example.com/file HTTP/1.1"]
+
+
+def test_what_has_passed_once_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with proxy(b"HTTP/1.1 200 OK\r\n\r\n") as (place, asked):
+        _set(monkeypatch, place)
+        assert [reach.refusal("https://example.com/x") for _ in range(3)] == [None] * 3
+        assert asked == ["CONNECT example.com:443 HTTP/1.1"]
+
+
+def test_a_network_that_is_not_there(dead: str) -> None:
+    said = reach.refusal(f"https://{dead}")
+    assert said is not None and "127.0.0.1 cannot be reached (Connection refused)" in said
+
+
+def test_dead_proxies_are_noted_where_nothing_needs_them(dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "proxies" not in environment.checks()
+    _set(monkeypatch, dead)
+    (finding,) = environment.look({"proxies": environment.checks()["proxies"]})
+    assert finding.level == "note" and f"http_proxy is http://{dead}, where nothing answers" in finding.text
+    with proxy() as (place, _):
+        _set(monkeypatch, place)
+        (finding,) = environment.look({"proxies": environment.check_proxies})
+        assert finding.level == "fine"
+
+
+# --------------------------------------------------------------------------------------------------------------- hubs
+
+FROM_HUB = "input_size: 56, weights: hub, layer: null"
+DINO = f"foundation={{name: vit_base_patch14_reg4_dinov2.lvd142m, feature_dim: 768, {FROM_HUB}}}"
+
+
+def test_what_stages_take_from_hubs_is_looked_for_first(dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, dead)
+    perceptual = "train_vavae.objective.perceptual_weight=1.0"
+    judged = f"evaluate.features={{name: vit_small_patch14_dinov2.lvd142m, feature_dim: 384, {FROM_HUB}}}"
+    recipe = load_recipe("demo_tiny", [DINO, perceptual, judged, "evaluate_tokenizer.lpips_weights=hub"])
+    assert recipe.foundation is not None and recipe.foundation.weights == "hub"
+    with pytest.raises(UserError) as told:
+        check_hubs(recipe, ["train_vavae", "evaluate", "evaluate_tokenizer"])
+    for field in (
+        "foundation.weights", "evaluate.features.weights", "train_vavae.objective.lpips_weights",
+        "evaluate_tokenizer.lpips_weights",
+    ):  # fmt: skip
+        assert f"{field} is hub, but" in str(told.value)
+    check_hubs(recipe, ["shard", "sample", "report"])  # need none of them
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # whose machines will fetch
+    check_hubs(recipe, ["train_vavae", "evaluate"])
+
+
+def test_weights_that_lie_here_need_no_hub(home: Path, dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    snapshot = home / "hub" / "models--timm--vit_base_patch14_reg4_dinov2.lvd142m" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"x")
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    vgg = home / "torch" / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    vgg.parent.mkdir(parents=True)
+    vgg.write_bytes(b"x")
+    _set(monkeypatch, dead)
+    monkeypatch.setenv(hubs.OFFLINE, "")
+    recipe = load_recipe("demo_tiny", [DINO, "train_vavae.objective.perceptual_weight=1.0"])
+    check_hubs(recipe, ["train_vavae"])
+    assert os.environ[hubs.OFFLINE] == "1", "workers take what is here and do not ask"
+    started = time.monotonic()
+    kept = fetch("hf://timm/vit_base_patch14_reg4_dinov2.lvd142m/model.safetensors")
+    assert kept.read_bytes() == b"x" and time.monotonic() - started < _SECONDS
