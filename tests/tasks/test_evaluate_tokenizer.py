@@ -24,12 +24,10 @@ from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
 from tasks.plan import scoring
 from tasks.plan.data import Images
 from tasks.randomness import key_noise
-from tasks.scoring import features, latents
 from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageSet
 from tasks.scoring.latents import LatentFeatureExtractor, Subjects, fit, joined, scored
 from tests.helpers.builders import at, context, put_shard, put_weights, small_recipe
 from tests.helpers.counting import counted
-from tests.tasks.test_without_images import serial
 
 RECIPE = small_recipe(
     "evaluate_tokenizer={images: 80, probe_images: 100, density_points: 32, lpips_weights: random}",
@@ -159,7 +157,7 @@ def test_the_authors_protocol_as_by_hand(root: str) -> None:
 
 
 def test_reconstructions_alone_need_no_training_images_and_no_features(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, actors_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation images, the tokenizer, and what scores reconstructions: no foundation model, no Semantic VAE."""
     chosen = small_recipe(
@@ -171,8 +169,6 @@ def test_reconstructions_alone_need_no_training_images_and_no_features(
     )
     put_shard(at(tmp_path), chosen, train=0, test=80)
     put_weights(at(tmp_path), chosen, "train_vavae", {WEIGHTS: build_autoencoder(chosen.train_vavae.model)})
-    for module in (features, latents):
-        monkeypatch.setattr(module, "spread", serial)
     monkeypatch.setattr(evaluate_tokenizer, "reconstructed", lambda context, shown: shown)
     outcome = STAGE.run(context(at(tmp_path), chosen, STAGE, "shard", "train_vavae"))
     assert outcome.rows == 80 and {"reconstruction_psnr", "density_entropy", "channels_active"} <= outcome.scores.keys()
