@@ -134,9 +134,8 @@ def test_a_root_goes_on_on_s3_without_servers(finished: Workplace, alone: Workpl
     said = alone.run("--set", "compute.train.workers=1", root=s3_root).stdout
     assert f"{s3_root}/report/" in said and "report.html" in said
     for stage in ALL:
-        artifact = Artifact(s3_root, stage, finished.first[stage])
-        assert artifact.manifest.files, stage
-        assert stage not in before or artifact.manifest.created == before[stage], "what was copied is used"
+        made = Artifact(s3_root, stage, finished.first[stage]).manifest.created
+        assert stage not in before or made == before[stage], "what was copied is used"
     assert not Path(alone.root).exists(), "nothing but tracking stays on the driver's disk"
     assert (alone.home / "mlflow.db").is_file()
 
