@@ -10,6 +10,21 @@ from configs.section import Added, Positive, Precision, Section, Share, Weight
 from configs.training import Training
 
 
+class WideHead(Section):
+    """A few wide blocks that see the noisy latent anew, told by the transformer what every token is: for latents of
+    many channels (DiT-DH, arXiv 2510.11690); the defaults are the published ones."""
+
+    hidden_size: Positive = 2_048
+    depth: Positive = 2
+    heads: Positive = 16
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> WideHead:
+        if self.hidden_size % (4 * self.heads):
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 × heads {self.heads}: choose one")
+        return self
+
+
 class DitModel(Section):
     """LightningDiT (papers.md 1.4): a published size by name, or its three dimensions."""
 
@@ -28,6 +43,8 @@ class DitModel(Section):
     rmsnorm: bool = True
     shift: bool = True
     learn_sigma: bool = False
+    head: Annotated[WideHead | None, Added(before=None)] = None
+    """None is LightningDiT's own single layer."""
     align_depth: Positive | None = None
     """Block (1-indexed) after which the alignment head reads image tokens; None has no head."""
     align_hidden: Positive = 2_048
@@ -40,6 +57,11 @@ class DitModel(Section):
 
     @model_validator(mode="after")
     def _one_size(self) -> DitModel:
+        if self.head is not None and (self.align_depth is not None or self.learn_sigma):
+            raise ValueError(
+                f"head has no place for align_depth {self.align_depth} or learn_sigma {str(self.learn_sigma).lower()}: "
+                "leave both out"
+            )
         explicit = len(self.dimensions)
         if explicit != (0 if self.size else 3):
             raise ValueError("give either size, or all of hidden_size, depth and heads")

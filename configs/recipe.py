@@ -65,7 +65,7 @@ class Recipe(Section):
         return sum(self.channel_groups.values())
 
     def time_shift(self, base: int | None, given: float) -> float:
-        """The shift s of times (papers.md 1.7): as given, or by the latents' dimension over a base (papers.md 4.2)."""
+        """The shift s of times (papers.md 1.7): as given, or by the latents' dimension over a base (papers.md 6.2)."""
         return given if base is None else math.sqrt(base / (self.latent_channels * self.latent_size**2))
 
     @property

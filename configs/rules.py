@@ -57,6 +57,12 @@ def _patches(recipe: Recipe) -> None:
                 f"{field}.patch_size {model.patch_size} does not divide the latent side {recipe.latent_size} "
                 f"(image.size {recipe.image.size} / {recipe.train_vavae.model.downscale}): use a divisor"
             )
+        routed = recipe.train_dit.routing is not None
+        if model.head is not None and (recipe.train_semvae or recipe.train_dit.cascade or routed):
+            raise ValueError(
+                f"{field}.head has one clock, one resolution and all tokens: leave train_semvae, train_dit.cascade and "
+                "train_dit.routing out"
+            )
         if model.positions_of is not None and recipe.train_dit.cascade is not None:
             raise ValueError(
                 f"{field}.positions_of is {model.positions_of} but train_dit.cascade has sides of its own, whose "

@@ -16,6 +16,7 @@ from models.cascade_dit import CascadeDiT
 from models.lightningdit import LightningDiT
 from models.routing import kept_count
 from models.semantic_vae import SemanticVAE, TransformerBlock
+from models.wide_head_dit import WideHeadDiT
 
 Routed = tuple[int, int, float]
 
@@ -68,6 +69,8 @@ def blocks_flops(network: LightningDiT, side: int | None = None, routed: Routed 
     """Of one image, or of one at a lower `side`, through all blocks. For N tokens of width D, a block with SwiGLU of
     width h costs 8 N D² + 4 N² D (attention), 6 N D h (feed-forward) and 12 D² (modulation, once per image).
     """
+    if isinstance(network, WideHeadDiT):
+        return _trunk_and_head(network, side)
     first, last, drop = routed or (1, 0, 0.0)
     whole = _tokens(network, side)
     blocks: list[Any] = list(network.blocks)
@@ -123,10 +126,28 @@ def _tokens(network: LightningDiT, side: int | None) -> int:
     return ((side or network.input_size) // network.patch_size) ** 2
 
 
+def _trunk_and_head(network: WideHeadDiT, side: int | None) -> int:
+    """Of a wide head's blocks every token has a modulation of its own."""
+    tokens, total = _tokens(network, side), 0
+    blocks: list[Any] = list(network.blocks)
+    for number, block in enumerate(blocks):
+        head = number >= network.trunk_depth
+        total += _linears([block.attn, block.mlp], tokens) + _linears([block.adaLN_modulation], tokens if head else 1)
+        total += _attention(tokens, network.head_hidden if head else network.hidden_size)
+    return total
+
+
 def _around_blocks(network: LightningDiT, alignment: bool, side: int | None) -> int:
     tokens = _tokens(network, side)
     embedders = [part for name, part in network.named_children() if name.startswith(("t_embedder", "level_embedder"))]
     final: Any = network.final_layer
+    if isinstance(network, WideHeadDiT):
+        inward = nn.ModuleList([network.x_embedder, network.s_embedder])
+        return (
+            _convolutions(inward, tokens)
+            + _linears([network.t_embedder], 1)
+            + _linears([network.s_projector, final.adaLN_modulation, final.linear], tokens)
+        )
     total = _convolutions(network.x_embedder, tokens) + _linears(embedders, 1)
     if isinstance(network, CascadeDiT):
         total += _convolutions(network.condition_embedder, tokens)

@@ -20,6 +20,7 @@ from models.kinds import Kind
 from models.lightningdit import LightningDiT
 from models.semantic_vae import SemanticVAE
 from models.sizes import SIZES
+from models.wide_head_dit import WideHeadDiT
 
 Arguments = dict[str, Any]
 ANCHORS: dict[Kind, tuple[str, ...]] = {
@@ -66,6 +67,8 @@ def build(kind: Kind, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         if kind == "cascade_unet":
             return _unet(given)
+        if "head_hidden" in given:
+            return WideHeadDiT(**given)
         return (CascadeDiT if "resolutions" in given else _NETWORKS[kind])(**given)
     except TypeError as error:
         raise ValueError(f"{kind}: {error}; check the argument names") from error
@@ -205,6 +208,8 @@ def infer_arguments(
 def _infer_lightningdit(
     tensors: Mapping[str, Tensor], num_heads: int | None, semantic_channels: int | None
 ) -> Arguments:
+    if "s_embedder.proj.weight" in tensors:
+        raise ValueError("the heads of a wide head cannot be read off its tensors; a recipe has them")
     width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
     depth = _count(tensors, "blocks.{}.attn.qkv.weight")
     first = "blocks.0."

@@ -32,6 +32,10 @@ def _norm(dim: int, rmsnorm: bool) -> nn.Module:
     return RMSNorm(dim) if rmsnorm else nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
 
 
+def _of_tokens(modulation: Tensor) -> Tensor:
+    return modulation if modulation.dim() == 3 else modulation.unsqueeze(1)
+
+
 class Attention(nn.Module):
     """Self-attention over tokens, with optional per-head norm of queries and keys, then rotary positions."""
 
@@ -74,10 +78,10 @@ class Block(nn.Module):
         rope: nn.Module | None,
         tokens_BN: Tensor | None = None,
     ) -> Tensor:
-        """c_BD: the condition after its SiLU, which is the same for all blocks.
+        """c_BD: the condition after its SiLU, which is the same for all blocks; (B, N, D) where tokens have their own.
         tokens_BN: which of the grid's tokens x_BND are; None are all of them.
         """
-        modulation = self.adaLN_modulation[1](c_BD).unsqueeze(1)
+        modulation = _of_tokens(self.adaLN_modulation[1](c_BD))
         if self.shift:
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
             attn_in = self.norm1(x_BND) * (1 + scale_a) + shift_a
@@ -98,7 +102,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
 
     def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation[1](c_BD).unsqueeze(1).chunk(2, dim=-1)
+        shift, scale = _of_tokens(self.adaLN_modulation[1](c_BD)).chunk(2, dim=-1)
         return self.linear(self.norm_final(x_BND) * (1 + scale) + shift)
 
 
@@ -166,7 +170,7 @@ class LightningDiT(nn.Module):
             sincos_positions(hidden_size, self.grid_size, finest=positions_of), requires_grad=False
         )
         self.feat_rope = RotaryTable(hidden_size // num_heads, self.grid_size, finest=positions_of) if rope else None
-        self.resized = () if positions_of in (None, self.grid_size) else ("pos_embed", "feat_rope.")
+        self.resized: tuple[str, ...] = () if positions_of in (None, self.grid_size) else ("pos_embed", "feat_rope.")
         self.blocks = nn.ModuleList(
             Block(hidden_size, num_heads, qk_norm=qk_norm, swiglu=swiglu, rmsnorm=rmsnorm, shift=shift)
             for _ in range(depth)

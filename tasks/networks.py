@@ -35,6 +35,7 @@ from models.lightningdit import LightningDiT
 from models.objectives import Objective, TimeDistribution, VelocityMatching
 from models.semantic_vae import SemanticVAE
 from models.sizes import SIZES
+from models.wide_head_dit import WideHeadDiT
 from tasks import own_code, snapshots
 from tasks.foundations import check_foundation as check_foundation
 from tasks.foundations import check_grid as check_grid
@@ -200,6 +201,8 @@ def build_dit(recipe: Recipe, section: DitModel) -> LightningDiT:
     """The diffusion transformer that fits the recipe's latents and resolutions; `section` is its own or a weak
     guide's."""
     arguments = _dit_arguments(recipe, section)
+    if "head_hidden" in arguments:
+        return WideHeadDiT(**arguments)
     return CascadeDiT(**arguments) if "resolutions" in arguments else LightningDiT(**arguments)
 
 
@@ -222,6 +225,11 @@ def _dit_arguments(recipe: Recipe, section: DitModel) -> dict[str, Any]:
         "align_hidden": section.align_hidden,
     }
     arguments |= SIZES[section.size] if section.size else section.dimensions
+    if section.head is not None:
+        without = ("learn_sigma", "align_depth", "align_dim", "align_hidden")
+        arguments = {name: value for name, value in arguments.items() if name not in without}
+        head = section.head
+        return arguments | {"head_hidden": head.hidden_size, "head_depth": head.depth, "head_heads": head.heads}
     return arguments if recipe.train_dit.cascade is None else arguments | {"resolutions": recipe.sides}
 
 

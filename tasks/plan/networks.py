@@ -11,7 +11,7 @@ import re
 from functools import cache
 
 from configs.data import Foundation
-from configs.diffusion import DiffusionModel, DitModel, UnetModel
+from configs.diffusion import DiffusionModel, DitModel, UnetModel, WideHead
 from configs.recipe import Recipe
 from configs.scores import Classifier
 from configs.tokenizers import Discriminator, SemvaeModel
@@ -108,6 +108,8 @@ def dit(recipe: Recipe, section: DitModel, side: int | None = None) -> tuple[Cos
     groups, channels = len(recipe.channel_groups), recipe.latent_channels
     clock = linear(_TIME_FREQUENCIES, width // groups) + linear(width // groups, width // groups)
     out = section.patch_size**2 * channels * (2 if section.learn_sigma else 1)
+    if section.head is not None:
+        return _wide_head(section, section.head, finest, channels, recipe.data.classes), Cost()
     network = total(
         [
             convolution(channels, width, section.patch_size, tokens),
@@ -144,7 +146,8 @@ def blocks_flops(recipe: Recipe, section: DiffusionModel, side: int | None = Non
     if isinstance(section, UnetModel):
         return 0
     tokens = ((side or recipe.latent_size) // section.patch_size) ** 2
-    return dimensions(section)[1] * _block(section, tokens).flops
+    head = 0 if section.head is None else _head_blocks(section, section.head, tokens).flops
+    return dimensions(section)[1] * _block(section, tokens).flops + head
 
 
 def routed_flops(recipe: Recipe, section: DiffusionModel, side: int | None = None) -> int:
@@ -156,6 +159,35 @@ def routed_flops(recipe: Recipe, section: DiffusionModel, side: int | None = Non
     kept = max(1, round(tokens * (1 - routing.drop)))
     saved = _block(section, tokens).flops - _block(section, kept).flops
     return (routing.last - routing.first + 1) * saved
+
+
+def _wide_head(section: DitModel, head: WideHead, tokens: int, channels: int, classes: int) -> Cost:
+    """The network of `models/wide_head_dit.py`."""
+    (width, depth, heads), wide, patch = dimensions(section), head.hidden_size, section.patch_size
+    norm = table(wide) if section.rmsnorm else Cost()
+    rotary = 2 if section.rope else 0
+    return total(
+        [
+            convolution(channels, width, patch, tokens),
+            convolution(channels, wide, patch, tokens),
+            table(_TIME_FREQUENCIES) + linear(2 * _TIME_FREQUENCIES, width) + linear(width, width),
+            table((classes + 1) * width),
+            table(tokens * width),
+            table(tokens * (width // heads)).times(rotary) + table(tokens * (wide // head.heads)).times(rotary),
+            linear(width, wide, tokens) if wide != width else Cost(),
+            _block(section, tokens).times(depth),
+            _head_blocks(section, head, tokens),
+            norm + linear(wide, patch**2 * channels, tokens) + linear(wide, 2 * wide, tokens),
+        ]
+    )
+
+
+def _head_blocks(section: DitModel, head: WideHead, tokens: int) -> Cost:
+    """Like the trunk's, but that every token has a modulation of its own."""
+    own = {"size": None, "hidden_size": head.hidden_size, "depth": head.depth, "heads": head.heads, "head": None}
+    block = _block(section.model_copy(update=own), tokens)
+    modulation = 2 * (tokens - 1) * head.hidden_size * (6 if section.shift else 4) * head.hidden_size
+    return (block + Cost(flops=modulation)).times(head.depth)
 
 
 def _block(section: DitModel, tokens: int) -> Cost:

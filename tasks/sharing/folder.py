@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from configs import Recipe, UserError
-from configs.autoencoders import DiffusersModel
+from configs.autoencoders import DiffusersModel, PythonModel
 from configs.diffusion import UnetModel
 from configs.sampling import AutoGuidance, NoGuidance, Sample, SampleResolution
 from infra.weights import load_pretrained
@@ -48,6 +48,7 @@ def write_folder(context: Context, folder: Path) -> None:
     """
     recipe = context.recipe
     settings = _settings(recipe)
+    _refuse_own_parts(recipe)
     model = context.input("train_dit")
     network = trained_dit(model, recipe.sample.ema, recipe.sample.ema_sigma)
     statistics = LatentStatistics.from_facts(model.manifest.facts, model.uri)
@@ -76,6 +77,18 @@ def write_folder(context: Context, folder: Path) -> None:
     told = {group: {each: statistics.values[column][each] for each in ("mean", "std")} for group, column in groups}
     _write(folder / "statistics.json", told)
     _write(folder / "model_index.json", index)
+
+
+def _refuse_own_parts(recipe: Recipe) -> None:
+    """Raises UserError where a part has no place in a folder that others run."""
+    model = recipe.train_dit.model
+    if getattr(model, "head", None) is not None:
+        raise UserError("train_dit.model.head is set: the shared code knows no wide head; share the artifact itself")
+    if isinstance(recipe.train_vavae.model, PythonModel):
+        raise UserError(
+            f"train_vavae.model.kind is python ({recipe.train_vavae.model.file}): code of your own is not shared by "
+            "this command; share it beside the artifacts"
+        )
 
 
 def _network(folder: Path, recipe: Recipe, network: nn.Module, guide: AutoGuidance | None) -> None:

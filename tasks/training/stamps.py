@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs import Recipe
-from configs.autoencoders import DiffusersModel
+from configs.autoencoders import DiffusersModel, PythonModel
 from models.checkpoints import FORMAT, TENSORS, stamped
 from tasks.networks import kind_and_arguments
 from tasks.snapshots import FOLDER as SNAPSHOTS
@@ -60,4 +60,6 @@ def _not_ours(recipe: Recipe) -> str:
     section = recipe.train_vavae.model
     if isinstance(section, DiffusersModel):
         return f"an {section.class_name} of diffusers, with its config.json beside it"
+    if isinstance(section, PythonModel):
+        return f"of a class of its own, {section.class_name}"
     return "no tokenizer: latents are pixels" if section.identity else ""

@@ -72,8 +72,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "sfd_xxl_80ep": (SFD, 400_000, {"scale": 1.5, "weights": GUIDES + "0060000.pt"}),
     "sfd_xxl_800ep": (SFD, 4_000_000, {"scale": 1.5, "weights": GUIDES + "0120000.pt"}),
 }
-OURS = {"lightningdit_xl_512", "sfd_xl_512"}
-"""Of which nobody has published a score."""
+OURS = {"lightningdit_xl_512", "sfd_xl_512", "lightningdit_xl_e2e_vavae", "ditdh_xl_rae"}
+"""Of which nobody has published a score of just this."""
 IMAGENET = [name for name in recipe_names() if load_recipe(name).data.classes == 1000 and name not in OURS]
 LOWDIFF = [name for name in PICTURES if name.startswith("lowdiff")] + ["lowdiff_demo"]
 
