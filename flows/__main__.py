@@ -140,10 +140,12 @@ def sweep(
     _check_environment()
     from flows.sweep import settings_of
     from flows.sweep import sweep as flow
+    from tasks.sources import one_look
 
-    settings_of(recipe, over, overrides, root)
-    with _running():
-        uri = flow(over=over, recipe=recipe, overrides=overrides, root=root)
+    with one_look():
+        settings_of(recipe, over, overrides, root)
+        with _running():
+            uri = flow(over=over, recipe=recipe, overrides=overrides, root=root)
     summary(uri)
 
 

@@ -25,6 +25,7 @@ from tasks.comparing.frontier import COST, Frontier, frontier
 from tasks.comparing.trial import SHEET, TrialActor, trial_job
 from tasks.drawing import charts
 from tasks.scoring.real_images import RealImages, ScoringInputs, real_images
+from tasks.sources import one_look
 from tasks.stage import Context, Job
 
 PAGE = "sweep.html"
@@ -40,12 +41,13 @@ def sweep(over: list[str], recipe: str = "demo", overrides: list[str] | None = N
         overrides: `section.field=value` strings laid upon the recipe.
         root: where artifacts live, a folder or a bucket URL; None is this machine's default.
     """
-    settings, jobs = settings_of(recipe, over, overrides or [], root)
-    first, storage = next(iter(settings.values())), preflight_storage(root)
-    tags = {"flow": "sweep", "recipe": first.name, "root": storage.url}
-    with tracked(first.tracking.experiment, f"sweep {first.name}", tags) as tracker:
-        tracker.params({"over": over, "overrides": " ".join(overrides or [])})
-        return _run(settings, jobs, over, tracker).uri
+    with one_look():
+        settings, jobs = settings_of(recipe, over, overrides or [], root)
+        first, storage = next(iter(settings.values())), preflight_storage(root)
+        tags = {"flow": "sweep", "recipe": first.name, "root": storage.url}
+        with tracked(first.tracking.experiment, f"sweep {first.name}", tags) as tracker:
+            tracker.params({"over": over, "overrides": " ".join(overrides or [])})
+            return _run(settings, jobs, over, tracker).uri
 
 
 def settings_of(

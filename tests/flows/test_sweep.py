@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from configs import UserError
-from flows import sweep
+from configs import Recipe, UserError
+from flows import inputs, sweep
+from flows.__main__ import app
 from flows.race import run_jobs
 from infra.artifacts import MANIFEST, Artifact
+from infra.storage import Storage
 from infra.tracking import Tracker
 from tasks.sample import STAGE
+from tasks.sources import folder
+from tasks.stage import Job
 from tests.helpers.builders import at, context, put_networks, put_shard, small_recipe
+from tests.helpers.piles import SMALL_BATCHES, folder_of_classes
 
 OVER = ("sample.guidance.scale=1.5,3", "sample.steps=2,4")
 SMALL = ("sample.images=40", "evaluate.images=60", "evaluate.bootstrap=0")
@@ -23,7 +30,7 @@ SMALL = ("sample.images=40", "evaluate.images=60", "evaluate.bootstrap=0")
 def test_one_model_is_sampled_and_scored_under_all_settings(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "all_of", run_jobs.fn)  # without Prefect's server around it
+    monkeypatch.setattr(sweep, "run_jobs", run_jobs.fn)  # without Prefect's server around it
     root, recipe = at(tmp_path), small_recipe(*SMALL)
     put_shard(root, recipe)
     put_networks(root, recipe)
@@ -78,3 +85,45 @@ def test_commas_in_brackets_belong_to_a_value() -> None:
 def test_mistakes_are_named(over: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         sweep.settings_of("demo_tiny", over, [], at(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sweep", "--over", "sample.steps=3,4,5"],
+        ["sample", "--classes", "1"],
+        ["sample", "--npz", "out.npz"],
+        ["export", "--to", "there"],
+        ["weights", "probe"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_a_command_lists_its_source_once(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that start from what a run made, as they look for it; `run` has a test beside its stage."""
+    pile = folder_of_classes(tmp_path / "pile", {"a": 4, "b": 4})
+    listings: list[str] = []
+    entries = folder._entries
+    monkeypatch.setattr(folder, "_entries", lambda at, *rest: (listings.append(at.url), entries(at, *rest))[1])
+
+    def stops(settings: dict[str, Recipe], jobs: dict[str, Job], *rest: object) -> Artifact:
+        assert len(jobs) == 3
+        inputs.shards_of(next(iter(settings.values())), next(iter(jobs.values())))
+        raise UserError("as far as this test goes")
+
+    for name, replaced in {
+        "flows.inputs.needs": lambda *given: None,
+        "flows.__main__._check_environment": lambda: None,
+        "flows.__main__._running": nullcontext,
+        "flows.sweep.tracked": lambda *given: nullcontext(Tracker()),
+        "flows.sweep.sweep": sweep.sweep.fn,
+        "flows.sweep._run": stops,
+    }.items():
+        monkeypatch.setattr(name, replaced)
+    monkeypatch.chdir(tmp_path)
+    options = ["--recipe", "demo_tiny", "--root", str(tmp_path / "root")]
+    changes = [f"data.source={{kind: folder, path: '{pile}'}}", "data.classes=2", "sample.labels=random"]
+    for change in [*changes, *SMALL_BATCHES]:
+        options += ["--set", change]
+    ended = CliRunner().invoke(app, [*command, *options])
+    assert isinstance(ended.exception, UserError | FileNotFoundError), ended.exception  # nothing has been trained
+    assert listings == [Storage.at(str(pile)).url]
