@@ -14,12 +14,12 @@ from configs.sampling import AutoGuidance, NoGuidance
 from infra.artifacts import Artifact
 from infra.device import autocast, default_device
 from tasks.data.images import images
-from tasks.data.pixels import Pixels, to_pixels, to_tensor
+from tasks.data.pixels import Pixels, to_tensor
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, load_foundation, trained_autoencoder
-from tasks.sampling.integrator import Integrator
-from tasks.sampling.per_image import image_labels, image_noise, shown_per_class
+from tasks.sampling.per_image import shown_per_class
+from tasks.sampling.sampler import Decoder, Sampler
 from tasks.scoring.distances import FrechetFrom, score_name
 from tasks.scoring.gaussian import Gaussian
 from tasks.stage import Context
@@ -32,10 +32,12 @@ Indices = NDArray[np.int64]
 class DiffusionPreview:
     """A :class:`Preview` of the network that a `train_dit` job trains.
 
-    Images are those that `sample` would make of the recipe with these weights, but for two things: a solver that
-    chooses its own steps or takes many gives way to Euler with at most 50 (workers must stay together, and training
-    wait no longer than it must), and autoguidance, whose weak network may not be trained yet, to no guidance. Our
-    choice. Every worker makes its share; the network is used as it is, in parts where ZeRO holds it so.
+    Images are those that `sample` would make of the recipe with these weights, but for two things:
+    a solver that chooses its own steps or takes many gives way to Euler with at most 50 (workers
+    must stay together, and training wait no longer than it must), and autoguidance, whose weak
+    network may not be trained yet, to no guidance. Our choice. Every worker makes its share; the
+    network is used as it is: in parts where ZeRO holds it so, neither compiled nor captured, in the
+    precision of its training.
     """
 
     def __init__(self, context: Context, network: DiffusionNetwork, statistics: LatentStatistics) -> None:
@@ -44,9 +46,8 @@ class DiffusionPreview:
         made_from = latents.manifest.inputs
         tokenizer = Artifact(context.job.root, "train_vavae", made_from["train_vavae"])
         self._device, self._recipe, self._network = default_device(), recipe, network
-        self._tokenizer = trained_autoencoder(tokenizer).to(self._device)
-        self._statistics = statistics
-        self._integrator = Integrator(recipe, network)
+        decoder = Decoder(trained_autoencoder(tokenizer).to(self._device), statistics)
+        self._sampler = Sampler(recipe, network, decoder, self._device)
         self._scored = recipe.compute.train.preview_scored
         if self._scored:
             self._features = load_foundation(recipe.evaluate.features).to(self._device)
@@ -71,9 +72,7 @@ class DiffusionPreview:
 
     def _shown(self) -> list[list[int]]:
         """Numbers of the images in the picture, one class per column."""
-        recipe = self._recipe
-        among = np.arange(recipe.data.classes * ROWS)
-        labels = image_labels(recipe.sample.labels, among, recipe.data.classes, recipe.sample.seed)
+        labels = self._sampler.labels(np.arange(self._recipe.data.classes * ROWS))
         return shown_per_class(labels, COLUMNS, ROWS)
 
     def _made(self, indices: Sequence[int]) -> Pixels:
@@ -84,16 +83,10 @@ class DiffusionPreview:
         return np.concatenate([self._images(own[start : start + batch]) for start in range(0, len(own), batch)])
 
     def _images(self, indices: Indices) -> Pixels:
-        recipe = self._recipe
-        labels = image_labels(recipe.sample.labels, indices, recipe.data.classes, recipe.sample.seed)
-
-        def noise(shape: tuple[int, ...], draw: int) -> torch.Tensor:
-            return torch.from_numpy(image_noise(indices, shape, recipe.sample.seed, draw)).to(self._device)
-
-        with autocast(recipe.train_dit.precision, self._device):  # the rest of it is the process's
-            made = self._integrator(torch.from_numpy(labels).to(self._device), noise)
-        texture = self._statistics.denormalise(made[:, self._integrator.groups.slice_of("texture")], ["z"])
-        return to_pixels(self._tokenizer.decode(texture))
+        # The training's precision, of which the process has set what is no autocast.
+        with autocast(self._recipe.train_dit.precision, self._device):
+            latents = self._sampler.integrated(indices, self._sampler.labels(indices))
+        return self._sampler.decoder(latents[:, self._sampler.texture]).cpu().numpy()
 
     def _features_of(self, pixels_BHW3: Pixels) -> NDArray[np.float32]:
         found = [
@@ -130,7 +123,9 @@ def simplified(recipe: Recipe) -> Recipe:
         stage.model_copy(update={"solver": None, "steps": fewer(stage.steps), **plain}) for stage in sample.stages
     )
     changes = {"solver": "euler", "steps": fewer(sample.steps), "stages": stages, **plain}
-    return recipe.model_copy(update={"sample": sample.model_copy(update=changes)})
+    as_it_is = recipe.compute.actors.model_copy(update={"compile": False, "cuda_graphs": False})
+    compute = recipe.compute.model_copy(update={"actors": as_it_is})
+    return recipe.model_copy(update={"sample": sample.model_copy(update=changes), "compute": compute})
 
 
 def _share(indices: Indices) -> Indices:

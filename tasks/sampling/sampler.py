@@ -71,6 +71,8 @@ class Sampler:
         compute, precision = recipe.compute.actors, recipe.sample.precision
         captured = partial(Captured, tell=logs.say) if compute.cuda_graphs and device.type == "cuda" else None
         self.integrator = Integrator(recipe, model, lambda weak: ready(weak, compute.compile, precision), captured)
+        self.texture = self.integrator.groups.slice_of("texture")
+        """The channels of a latent that are decoded."""
 
     @classmethod
     def of(cls, context: Context) -> Sampler:
@@ -99,8 +101,8 @@ class Sampler:
         """
         waiting: tuple[NDArray[np.int64], NDArray[np.int64], _OnItsWay] | None = None
         for indices in batches:
-            labels = image_labels(self.recipe.sample.labels, indices, self.recipe.data.classes, self.recipe.sample.seed)
-            latents = self.latents(indices, labels)[:, self.integrator.groups.slice_of("texture")]
+            labels = self.labels(indices)
+            latents = self.latents(indices, labels)[:, self.texture]
             with computing(self._decoding, self.device):
                 decoded = _OnItsWay(self.decoder, latents)
             if waiting is not None:
@@ -109,14 +111,24 @@ class Sampler:
         if waiting is not None:
             yield waiting[0], waiting[1], waiting[2].pixels()
 
+    def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Labels (B,) of these images."""
+        sample, classes = self.recipe.sample, self.recipe.data.classes
+        return image_labels(sample.labels, indices, classes, sample.seed)
+
     def latents(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> Tensor:
         """Normalised latents (B, C, h, w) of these images, all channel groups."""
+        with computing(self.recipe.sample.precision, self.device):
+            return self.integrated(indices, labels)
+
+    def integrated(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> Tensor:
+        """:meth:`latents`, but in whatever precision is set."""
 
         def noise(shape: tuple[int, ...], draw: int) -> Tensor:
-            return uploaded(torch.from_numpy(image_noise(indices, shape, self.recipe.sample.seed, draw)), self.device)
+            values = image_noise(indices, shape, self.recipe.sample.seed, draw)
+            return uploaded(torch.from_numpy(values), self.device)
 
-        with computing(self.recipe.sample.precision, self.device):
-            return self.integrator(uploaded(torch.from_numpy(labels), self.device), noise)
+        return self.integrator(uploaded(torch.from_numpy(labels), self.device), noise)
 
 
 class _OnItsWay:

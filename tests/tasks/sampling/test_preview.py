@@ -18,8 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from configs import Recipe
+from infra.artifacts import Artifact
 from infra.tracking import Tracker
-from tasks.sampling.preview import _gathered, _share, simplified
+from tasks.data.statistics import LatentStatistics
+from tasks.networks import trained_dit
+from tasks.sample import STAGE as SAMPLE
+from tasks.sampling.preview import DiffusionPreview, _gathered, _share, simplified
+from tasks.sampling.sampler import Sampler
 from tasks.train_dit import STAGE, Diffusion, preview
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Metrics
@@ -113,6 +118,26 @@ def test_a_score_is_named_after_its_network_and_number_of_images(
     scores = {images: value for name, value, images in points if name == NAME}
     assert set(scores) == {EVERY, 2 * EVERY}
     assert all(np.isfinite(value) and value > 0 for value in scores.values())
+
+
+def test_a_preview_shows_what_sampling_would_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    recipe = small_recipe("sample.steps=3", "sample.batch=16", "compute.train.preview_scored=0")
+    root = at(tmp_path)
+    put_networks(root, recipe)
+    model = Artifact(root, "train_dit", "train_dit")
+    put(root, recipe, "encode", [], facts=model.manifest.facts, inputs={"train_vavae": "train_vavae"})
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    statistics = LatentStatistics.from_facts(model.manifest.facts, model.uri)
+    trained = trained_dit(model, recipe.sample.ema, recipe.sample.ema_sigma)
+    shown = DiffusionPreview(context(root, recipe, STAGE, "encode"), trained, statistics)
+    indices = np.array([*range(12), 40, 7])
+    given = context(root, recipe, SAMPLE, "train_vavae", "encode", "train_dit")
+    labels, pixels = Sampler.of(given).images(indices)
+    with torch.no_grad():
+        assert np.array_equal(shown._made(indices.tolist()), pixels)
+    assert {labels[index] for index in range(3)} == {0, 1, 2} and len(np.unique(pixels, axis=0)) == 13
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
