@@ -27,6 +27,8 @@ from tasks.stage import Context, Outcome, Stage
 
 PAGE = "report.html"
 _STAGES = ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate")
+_FEW_IMAGES = 300
+"""Below which scores say little (our choice: there a Fréchet distance of a few hundred features is mostly bias)."""
 _LOOKED_THROUGH = 20_000
 """Images whose labels are read to choose what to show."""
 
@@ -47,7 +49,7 @@ def run(context: Context) -> Outcome:
     return Outcome(files=entries, rows=1)
 
 
-STAGE = Stage(name="report", version=2, sections=("report",), inputs=_STAGES, run=run)
+STAGE = Stage(name="report", version=3, sections=("report",), inputs=_STAGES, run=run)
 
 
 # ------------------------------------------------------------------------------------------------------ pictures
@@ -100,6 +102,8 @@ class Row:
     better: str
     value: str
     floor: str = ""
+    interval: str = ""
+    """Of 95 % under resampling of the generated images."""
 
 
 def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int], files: dict[str, bytes]) -> str:
@@ -114,6 +118,8 @@ def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int
         recipe=recipe,
         made=_timestamp(max(manifest.created for manifest in manifests.values())),
         columns=[_class_name(classes, label) for label in labels],
+        absent=[_class_name(classes, label) for label in _absent(labels, recipe.data.classes)],
+        few=_few(made),
         pictures={name.removesuffix(".png"): _as_url(data) for name, data in files.items() if name.endswith(".png")},
         cards=_cards(made),
         rows=_score_rows(made),
@@ -155,8 +161,33 @@ def _cards(evaluated: Manifest) -> list[tuple[str, str, str]]:
     return cards
 
 
+def _absent(shown: Sequence[int], classes: int) -> list[int]:
+    """Classes without a column; none where no column is of a class."""
+    return [label for label in range(classes) if label not in shown] if min(shown) < classes else []
+
+
+def _few(evaluated: Manifest) -> str:
+    """What a reader of scores of few images must know; empty where there are enough."""
+    counts, scores = evaluated.facts["images"], evaluated.scores
+    fewest = min(counts["generated"], counts["test"])
+    if fewest >= _FEW_IMAGES:
+        return ""
+    name = score_name("frechet", evaluated.facts["network"])
+    said = f"These scores say little: {fewest:,} images on one side. With so few, another sample of the same model may "
+    span = evaluated.facts.get("intervals", {}).get(name)
+    said += (
+        "score otherwise"
+        if span is None
+        else f"score {span[0]:.3g} to {span[1]:.3g} where this one has {scores[name]:.3g}"
+    )
+    if (floor := scores.get(f"floor_{name}")) is not None and scores[name] < floor:
+        said += f"; that it is below the {floor:.3g} of real images is chance"
+    return said + ". Look at the pictures."
+
+
 def _score_rows(evaluated: Manifest) -> list[Row]:
     scores, network = evaluated.scores, evaluated.facts["network"]
+    spans = evaluated.facts.get("intervals", {})
     weak = "" if "class_consistency" in scores else "; too weak for class consistency to mean something"
     known = [
         ("class_consistency", "share of images that the judge gives their label", "higher"),
@@ -174,6 +205,7 @@ def _score_rows(evaluated: Manifest) -> list[Row]:
             better,
             f"{scores[name]:.3f}",
             f"{scores[floor]:.3f}" if (floor := f"floor_{name}") in scores else "",
+            "{:.3f} to {:.3f}".format(*spans[name]) if name in spans else "",
         )
         for name, meaning, better in known
         if name in scores

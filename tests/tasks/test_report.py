@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from configs import Recipe, UserError
 from infra.artifacts import Artifact
 from tasks.data.images import images, pick_images, read_labels
 from tasks.networks import WEIGHTS, build_semantic_vae
-from tasks.report import STAGE, _losses
+from tasks.report import STAGE, _absent, _few, _losses
 from tasks.sampling.per_image import shown_per_class
 from tasks.stage import Context, perform
 from tests.helpers.builders import (
@@ -65,6 +66,7 @@ def prepared(folder: Path, recipe: Recipe, judged: bool) -> Context:
     facts = {
         "network": "efficientnet_lite0",
         "images": {"generated": 40, "test": 120, "floor": 40},
+        "intervals": {"frechet_efficientnet_lite0": [11.5, 14.0]} if judged else {},
         "consistency_by_label": [0.9, 1.0, 0.8, 0.25, 0.9, 1.0, 0.95, 0.85, None, 0.9] if judged else [],
     }
     put(root, recipe, "evaluate", [], facts=facts, scores=SCORES | (JUDGED if judged else {}))
@@ -113,12 +115,32 @@ def test_page_tells_scores_beside_their_floor_costs_and_recipe(reported: Artifac
     page = reported.read("report.html").decode()
     assert "Shapes &amp; &lt;lines&gt;" in page
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page))
-    assert "frechet_efficientnet_lite0 distance of the feature distributions 12.500 3.250 lower" in text
+    assert (
+        "frechet_efficientnet_lite0 distance of the feature distributions 12.500 11.500 to 14.000 3.250 lower" in text
+    )
     assert "Class consistency 87.3 % real 95.1 %" in text
     assert "stripes 80.0 %" in text and "hoop 90.0 %" in text and "wedge 100" not in text
     for stage in ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate"):
         assert f"{stage} 1.5 s" in text
     assert "semantic_first" in text and "torch" in text
+
+
+def test_page_says_what_scores_of_few_images_are_worth(reported: Artifact) -> None:
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", reported.read("report.html").decode()))
+    assert (
+        "These scores say little: 40 images on one side" in text and "score 11.5 to 14 where this one has 12.5" in text
+    )
+    enough = {"generated": 600, "test": 2000}
+    manifest = replace(reported.manifest, facts={"images": enough, "network": "x"}, scores={"frechet_x": 1.0})
+    assert _few(manifest) == ""
+    better = {"frechet_x": 1.0, "floor_frechet_x": 2.0}
+    few = replace(manifest, facts={"images": {"generated": 30, "test": 600}, "network": "x"}, scores=better)
+    assert "below the 2 of real images is chance" in _few(few)
+
+
+def test_page_names_classes_that_are_not_pictured(reported: Artifact) -> None:
+    assert "Not pictured" not in reported.read("report.html").decode(), "all ten are"
+    assert _absent([0, 2], 4) == [1, 3] and _absent([4, 4], 4) == []
 
 
 def test_page_puts_what_is_published_beside_what_is_here(reported: Artifact) -> None:
