@@ -230,7 +230,7 @@ def _check_environment(*names: str) -> None:
 @contextmanager
 def _running() -> Iterator[None]:
     """What a flow needs around it: Prefect's server, quiet libraries, and an end in one line when it is stopped."""
-    from infra import prefect_server, progress, stopping
+    from infra import prefect_server, progress, quiet, stopping
 
     def farewell(number: int) -> None:
         from infra import open_runs
@@ -247,7 +247,8 @@ def _running() -> Iterator[None]:
     try:
         prefect_server.start()
         _quiet_tracebacks()
-        yield
+        with quiet.console():
+            yield
     except BaseException:
         if not stopping.asked():
             raise
@@ -271,14 +272,20 @@ class _OneLine(logging.Filter):
 
 
 class _NotHere(logging.Filter):
-    """Keeps a mistake off the console, where the command's last line tells it; Prefect's log of the run has it."""
+    """Keeps a mistake off the console, where the command's last line tells it, and that a stage ended, which its own
+    line says; Prefect's log of the run has both."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
         return not (
-            text.startswith("stopped: ") or (text.startswith("Finished in state Failed") and "UserError" in text)
+            text.startswith(
+                ("stopped: ", "Finished in state Completed", "Finished in state Cached", "Beginning flow run")
+            )
+            or (text.startswith("Finished in state Failed") and "UserError" in text)
         )
 
+
+_SAID_OTHERWISE = ("Finished in state Completed", "Finished in state Cached", "Beginning flow run")
 
 _CHATTER = (
     "mlflow.store.db.utils",

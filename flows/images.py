@@ -9,7 +9,7 @@ import typer
 
 from configs import UserError
 from configs.reproduction import reproduction
-from flows.options import Overrides, RecipeName, Root, numbers
+from flows.options import Overrides, RecipeName, Root, labels
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +54,9 @@ def init(
 
 def sample(
     recipe: RecipeName = "demo",
-    classes: Annotated[str | None, typer.Option("--classes", help="Labels between commas, one column each.")] = None,
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="Names or labels between commas, one column each.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Another seed gives other images.")] = 0,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Images of each class.")] = 1,
     output: Annotated[Path, typer.Option("--output", help="The picture to write.")] = Path("sample.png"),
@@ -79,7 +81,7 @@ def sample(
             raise UserError("--from takes --classes, --seed, --rows and --output: the rest is as it was exported")
         from flows import share
 
-        print(f"wrote {share.draw(exported, numbers('--classes', classes), seed, output, rows)}")
+        print(f"wrote {share.draw(exported, classes, seed, output, rows)}")
         return
     if reproduced:
         overrides = reproduction(recipe, overrides=overrides)
@@ -90,7 +92,8 @@ def sample(
     if classes is None:
         print(f"wrote {picture.write_out(recipe, npz, png, overrides, root):,} images")
     else:
-        print(f"wrote {picture.draw(recipe, numbers('--classes', classes), seed, output, rows, overrides, root)}")
+        chosen = labels("--classes", classes, lambda: picture.class_names(recipe, overrides, root))
+        print(f"wrote {picture.draw(recipe, chosen, seed, output, rows, overrides, root)}")
 
 
 def export(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -23,3 +25,25 @@ def numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text}: expected numbers between commas, for example 207,360") from None
+
+
+def labels(option: str, text: str, names: Callable[[], Sequence[str]]) -> list[int]:
+    """`5,sneaker,ankle boot` → [5, 7, 9]: labels between commas, by number or by name.
+
+    names: by label; asked only where a name is given. Raises UserError on a name that there is not.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if all(part.lstrip("-").isdigit() for part in parts):
+        return numbers(option, text)
+    known = [name.strip().casefold() for name in names()]
+    found = []
+    for part in parts:
+        if part.isdigit():
+            found.append(int(part))
+        elif known.count(part.casefold()) == 1:
+            found.append(known.index(part.casefold()))
+        else:
+            near = difflib.get_close_matches(part.casefold(), known, 3) or known[:8]
+            told = f"its classes are called {', '.join(near)} …" if known else "no names are known here: give numbers"
+            raise UserError(f"{option}: no class {part!r}; {told}")
+    return found

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import load_recipe
-from flows.inputs import needs, sample_job
+from flows.inputs import needs, sample_job, shards_of
 from tasks.drawing import pictures
 from tasks.sampling import export
 from tasks.sampling.sampler import Sampler
@@ -50,6 +50,19 @@ def draw(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(pictures.png(pictures.grid(np.concatenate(made)[:count], columns=len(classes))))
     return output
+
+
+def class_names(recipe: str, overrides: Sequence[str] = (), root: str | None = None) -> list[str]:
+    """Of a trained recipe's classes, by label; none where its latents came without images.
+
+    Raises:
+        UserError: the recipe is not trained here.
+    """
+    loaded = load_recipe(recipe, overrides)
+    shards = shards_of(loaded, sample_job(loaded, recipe, root))
+    return (
+        [] if shards is None or not shards.is_complete() else [str(each) for each in shards.manifest.facts["classes"]]
+    )
 
 
 def write_out(

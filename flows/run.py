@@ -137,7 +137,7 @@ class Run:
         """
         if stopping.asked():  # while the last stage was just ending
             raise stopping.Stopped(stopping.asked(), f"the end of {Path(self.uri).parent.name}")
-        if not stage.present(self.recipe):
+        if not stage.present(self.recipe) or self._beyond(stage):
             return None  # type: ignore[return-value]  # flows read as if every recipe had every stage
         given = [artifact for artifact in inputs if artifact is not None]
         artifact, job = self.plan(stage, given)
@@ -181,6 +181,11 @@ class Run:
 
     def _selected(self, stage: Stage) -> bool:
         return _selected(stage, self.stages, self.start, self.only)
+
+    def _beyond(self, stage: Stage) -> bool:
+        """Whether it follows the only stage that is asked for: what it is given from outside is nobody's matter."""
+        names = [each.name for each in self.stages]
+        return self.only is not None and names.index(stage.name) > names.index(self.only)
 
     def _selected_name(self, name: str) -> bool:
         return any(each.name == name and self._selected(each) for each in self.stages)
@@ -346,6 +351,8 @@ def preflight(
             stage.check(loaded)
         if "foundation" in stage.sections and runs:
             check_foundation(loaded)
+        if stage.name == only:
+            break
     check_hubs(loaded, remade)
     whole = {made[each.name]: _selected(each, stages, start, only) for each in used}
     require_whole(whole)

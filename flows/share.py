@@ -14,6 +14,7 @@ from configs import UserError, load_recipe
 from configs.autoencoders import DiffusersModel
 from flows.finding import evaluation_of
 from flows.inputs import sample_job
+from flows.options import labels
 from infra.artifacts import MANIFEST, Artifact, Manifest
 from infra.storage import Storage
 from tasks.drawing import pictures
@@ -64,8 +65,10 @@ def export(
     return str(place)
 
 
-def draw(source: str, labels: Sequence[int], seed: int, output: Path, rows: int = 1) -> Path:
+def draw(source: str, classes: str, seed: int, output: Path, rows: int = 1) -> Path:
     """A picture as `latentforge sample` draws it, from an exported folder or repository; no code in it is run.
+
+    classes: names or labels between commas.
 
     Raises:
         UserError: there is none, it is no export, or it has no such class.
@@ -74,12 +77,13 @@ def draw(source: str, labels: Sequence[int], seed: int, output: Path, rows: int 
 
     pipeline = load(source).to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
+    chosen = labels("--classes", classes, lambda: pipeline.config.classes or [])
     try:
-        images = pipeline(labels, rows, seed, output_type="np").images
+        images = pipeline(chosen, rows, seed, output_type="np").images
     except ValueError as error:
         raise UserError(f"--classes: {error}") from None
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(pictures.png(pictures.grid(images, columns=len(labels))))
+    output.write_bytes(pictures.png(pictures.grid(images, columns=len(chosen))))
     return output
 
 

@@ -48,6 +48,8 @@ def test_a_guide_is_opened_before_the_training(guide: Path, tmp_path: Path) -> N
     guide.write_text("<!DOCTYPE html><title>Not here</title>")
     refused(tmp_path, [fits], r"guide\.pt: a web page \(Not here\)")
     preflight(STAGES, "demo_tiny", [fits], at(tmp_path / "root"), only="shard")  # needs no guide
+    guide.unlink()
+    preflight(STAGES, "demo_tiny", [fits], at(tmp_path / "root"), only="shard")
 
 
 def test_weights_and_statistics_are_opened_before_the_run(guide: Path, tmp_path: Path) -> None:

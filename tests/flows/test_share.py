@@ -44,8 +44,10 @@ def made(tmp_path: Path, name: str, *overrides: str) -> tuple[str, np.ndarray[An
     recipe, root = load_recipe(name, [*overrides, *asked]), at(tmp_path)
     put_networks(root, recipe)
     put_shard(root, recipe, 4, 4)
-    latents = Artifact(root, "encode", "encode").manifest
-    put(root, recipe, "encode", [], facts=latents.facts, inputs={"shard": "shard"})
+    latents = Artifact(root, "encode", "encode")
+    facts = latents.manifest.facts
+    latents.discard()
+    put(root, recipe, "encode", [], facts=facts, inputs={"shard": "shard"})
     grid = Artifact(root, "sample", "sample").storage.write_bytes(
         "grid.png", pictures.png(np.zeros((4, 4, 3), np.uint8))
     )
@@ -79,12 +81,14 @@ def test_the_folder_tells_all_about_the_model(exported: tuple[Path, Any]) -> Non
 def test_sampling_from_the_folder_needs_no_artifact(exported: tuple[Path, Any], tmp_path: Path) -> None:
     folder, pixels = exported
     target = tmp_path / "picture.png"
-    command = ["sample", "--from", str(folder), "--classes", "1,3,5", "--rows", "2", "--seed", "3"]
+    command = ["sample", "--from", str(folder), "--classes", "cross,3,Corner", "--rows", "2", "--seed", "3"]
     CliRunner().invoke(app, [*command, "--output", str(target)], catch_exceptions=False)
     assert target.read_bytes() == pictures.png(pictures.grid(pixels, columns=len(LABELS)))
     assert np.array_equal(share.load(str(folder))(LABELS, ROWS, SEED, output_type="np").images, pixels)
+    with pytest.raises(UserError, match="no class 'hop'; its classes are called hoop"):
+        share.draw(str(folder), "hop", 0, target)
     with pytest.raises(UserError, match="--classes: labels must be 0 to 9"):
-        share.draw(str(folder), [11], 0, target)
+        share.draw(str(folder), "11", 0, target)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""A command's console shows what stages say; what libraries say beside it goes to a file whose path is named.
+
+Ray brings lines of its processes to the console of the command that started it, `(name pid=1) text`. Those of a
+stage's own workers are for people, and appear without the prefix. Controllers, daemons, logging in their own forms
+and tracebacks of processes that come and go are not: an error that matters ends the command and is told there.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from infra.home import home
+
+_KEPT_FILES = 20
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_PREFIX = re.compile(r"^\((?P<who>.*?)(?: pid=\d+(?:, ip=[^)]*)?)\) ?")
+_DAEMON = re.compile(r"^\((?:raylet|autoscaler|gcs_server|pid=\d+)[^)]*\)")
+_CONTROLLERS = ("TrainController", "SplitCoordinator", "AutoscalingRequester", "ActorLocationTracker", "_StatsActor")
+_LIBRARY = re.compile(
+    r"^\[?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]\d+"  # a logger's time
+    r"|^\[\d{4}-\d\d-\d\d .*\]|\b\w+\.cc:\d+"
+    r"|^[WIEC]\d{4} "
+    r"|^\s*(Traceback \(most recent|File \"|\^+\s*$|~+\^)"
+    r"|^\s+\w.*\(.*\)$|^\[State Transition\]|^Attempting to start|^Started training worker"
+    r"|Warning: |^\s*warnings\.warn\("
+)
+
+
+def shown(line: str) -> str | None:
+    """A line as a person should see it; None where it is a library's."""
+    plain = _COLOUR.sub("", line)
+    if _DAEMON.match(plain):
+        return None
+    found = _PREFIX.match(plain)
+    if found is None:
+        return line
+    text = plain[found.end() :]
+    if found["who"].startswith(_CONTROLLERS) or _LIBRARY.search(text):
+        return None
+    return text
+
+
+class Log:
+    """The file of one command, made when there is something to write."""
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+        self.path: Path | None = None
+
+    def write(self, line: str) -> None:
+        if self._file is None:
+            folder = home() / "logs"
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in sorted(folder.glob("*.log"))[:-_KEPT_FILES]:
+                old.unlink(missing_ok=True)
+            self.path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}.log"
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(_COLOUR.sub("", line) + "\n")
+        self._file.flush()
+
+
+class Console:
+    """A stream that keeps lines of libraries from another one. All else goes through as it comes."""
+
+    def __init__(self, stream: TextIO, log: Log) -> None:
+        self._stream, self._log = stream, log
+        self._end_follows = False
+
+    def write(self, text: str) -> int:
+        if self._end_follows and text == "\n":  # `print` writes the end of a line by itself
+            self._end_follows = False
+            return 1
+        if "(" not in text[:16]:  # bars, and everything that no process of Ray's said
+            return self._stream.write(text)
+        for line in text.splitlines(keepends=True):
+            kept = shown(line.rstrip("\n"))
+            if kept is None:
+                self._log.write(line.rstrip("\n"))
+                self._end_follows = not line.endswith("\n")
+            else:
+                self._stream.write(kept + "\n" * line.endswith("\n"))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def console() -> Iterator[Log]:
+    """While a command works. The log's path is named at the end, where there is something in it."""
+    log, before = Log(), (sys.stdout, sys.stderr)
+    sys.stdout, sys.stderr = Console(sys.stdout, log), Console(sys.stderr, log)  # type: ignore[assignment]
+    try:
+        yield log
+    finally:
+        sys.stdout, sys.stderr = before
+        if log.path is not None:
+            print(f"what libraries said beside this is in {log.path}", file=sys.stderr)

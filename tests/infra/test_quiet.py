@@ -1,0 +1,60 @@
+"""The console shows what stages say, once and without prefixes; libraries speak to a file."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.quiet import Console, Log, console, shown
+
+OURS = "   train_dit ━━━━━━··············  30 %  9,600 images  410/s  wait 1 %  900 MiB  total 1.2"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (f"\x1b[36m(RayTrainWorker pid=812)\x1b[0m {OURS}", OURS),
+        (f"(RayTrainWorker pid=812, ip=10.0.0.3) {OURS}", OURS),
+        ("(MapWorker(Map(_Worker)) pid=7) tokenizer compiled in 12 s", "tokenizer compiled in 12 s"),
+        ("21:09:56.123 | INFO    | Flow run 'demo' - made shard: 700 rows, 3 s", "same"),
+        ("(a note of ours in brackets)", "same"),
+        ("\x1b[36m(TrainController pid=9)\x1b[0m [State Transition] INITIALIZING -> SCHEDULING.", None),
+        ("(raylet) [2026-11-26 10:00:00,123 E 12 34] (raylet) node_manager.cc:3041: 1 Workers", None),
+        ("(raylet, ip=10.0.0.3) Task failed. There are infinite retries remaining", None),
+        ("(MapWorker(Map(_Worker)) pid=7) [2026-11-26 10:00:00,123 C 7 7] core_worker.cc:2100: exits", None),
+        ("(RayTrainWorker pid=1) 2026-11-26 10:00:00,123\tINFO config.py:1 -- set up", None),
+        ('(RayTrainWorker pid=1)   File "x.py", line 3, in f', None),
+        ("(RayTrainWorker pid=1) Traceback (most recent call last):", None),
+        ("(_train_remotely pid=1) /lib/x.py:3: UserWarning: deprecated", None),
+    ],
+)
+def test_whose_line_it_is(line: str, expected: str | None) -> None:
+    assert shown(line) == (line if expected == "same" else expected)
+
+
+def test_lines_of_libraries_leave_nothing_on_the_console_and_lie_in_a_file(home: Path) -> None:
+    stream, log = io.StringIO(), Log()
+    out = Console(stream, log)  # type: ignore[arg-type]
+    print("before", file=out)  # type: ignore[call-overload]
+    print("\x1b[36m(TrainController pid=9)\x1b[0m [State Transition] A -> B", file=out)  # type: ignore[call-overload]
+    print(f"(RayTrainWorker pid=1) {OURS}", file=out)  # type: ignore[call-overload]
+    out.write("\r50 %")
+    print("\nafter", file=out)  # type: ignore[call-overload]
+    assert stream.getvalue() == f"before\n{OURS}\n\r50 %\nafter\n"
+    assert log.path is not None and log.path.parent == home / "logs"
+    assert log.path.read_text() == "(TrainController pid=9) [State Transition] A -> B\n"
+
+
+def test_the_path_is_named_once_and_only_where_something_is_in_it(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with console():
+        print("made shard")
+    assert capsys.readouterr() == ("made shard\n", "")
+    with pytest.raises(RuntimeError), console() as log:
+        print("(raylet) a worker died", file=sys.stderr)
+        raise RuntimeError
+    assert capsys.readouterr() == ("", f"what libraries said beside this is in {log.path}\n")
