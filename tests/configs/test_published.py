@@ -119,6 +119,28 @@ def test_recipes_are_what_they_claim(name: str) -> None:
     _holds(recipe.train_dit.model, {"align_depth": 2, "qk_norm": True})
 
 
+@pytest.mark.parametrize("name", [*TOKENIZERS, "vavae_f16d32_long"])
+def test_tokenizers_are_trained_and_scored_as_published(name: str) -> None:
+    """Squares anywhere and no flips in training; a posterior sample of torchvision's crops in scoring."""
+    recipe = load_recipe(name)
+    _holds(recipe.train_vavae, {"crop": "random", "learning_rate": 1e-4, "betas": (0.5, 0.9), "batch": 256})
+    assert not recipe.image.flips
+    scored = {"images": 50_000, "posterior": "sample", "crop": "torchvision", "lpips_weights": "hub"}
+    _holds(recipe.evaluate_tokenizer, scored)
+    released = recipe.published and recipe.published.released
+    files = {"vavae_f16d32": VAVAE, "ldm_f16d32": LDM}
+    assert (released.tokenizer if released else None) == files.get(name)
+
+
+@pytest.mark.parametrize("name", ["semvae_ch16", *(name for name in SETTINGS if name.startswith("sfd"))])
+def test_the_semantic_vae_sees_what_its_authors_showed_it(name: str) -> None:
+    """Resize(256, bicubic) and CenterCrop(224) in training; whole crops of 256 scaled to 224 in encoding."""
+    recipe = load_recipe(name)
+    assert recipe.train_semvae is not None and recipe.foundation is not None
+    assert (recipe.train_semvae.resize, recipe.foundation.input_size, recipe.image.size) == (256, 224, 256)
+    _holds(recipe.foundation, {"interpolation": "bicubic", "imagenet_norm": True})
+
+
 def test_the_weak_guides_stay_where_recipes_can_name_them() -> None:
     """The guide of 60,000, 70,000 and 120,000 steps of 256: the same setting with a B."""
     guide, main = load_recipe("sfd_autoguide_b").train_dit, load_recipe("sfd_xl_80ep").train_dit
