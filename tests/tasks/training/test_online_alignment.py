@@ -90,7 +90,7 @@ def batches(loader: Loader, count: int, cursor: int = 0, rank: int = 0, world: i
 
 def with_images(place: Path, keys: bool = True, split: str = "train") -> Loader:
     latents, shards = (Artifact(at(place / "root"), name, name) for name in ("encode", "shard"))
-    options: dict[str, Any] = {"size": 32, "shards": shards, "flips": split == "train", "keys": keys}
+    options: dict[str, Any] = {"crop": Crop(32), "shards": shards, "flips": split == "train", "keys": keys}
     return Loader(latents, split, ["z", IMAGE], 16, 3, threads=2, **options)
 
 
