@@ -84,9 +84,15 @@ class Proxy:
                     return
                 if self.weather == "slow":
                     await asyncio.sleep(SLOW)
-                if self.weather == "short" and len(data) > 1:
-                    client.write(data[: len(data) // 2])
+                if self.weather == "short" and (cut := _middle(data)):
+                    client.write(data[:cut])
                     await client.drain()
                     return
                 client.write(data)
                 await client.drain()
+
+
+def _middle(data: bytes) -> int:
+    """The middle of what these bytes have of an answer's body; 0 where that is nothing."""
+    begin = data.find(b"\r\n\r\n") + 4 if data.startswith(b"HTTP/") else 0
+    return begin + (len(data) - begin) // 2 if len(data) > begin + 1 else 0

@@ -1,0 +1,142 @@
+"""The benchmark of runs under fire: its weather is what it says, its accounts are right, and a short run ends well."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.chaos import account, proxy
+from benchmarks.chaos.account import Done
+from benchmarks.chaos.gremlin import KINDS, Fault, Gremlin
+from benchmarks.chaos.proxy import Proxy
+from infra.artifacts import Manifest
+from infra.storage import FileEntry
+from tests.flows.conftest import REPOSITORY
+
+BODY = bytes(range(256)) * 64
+
+
+class _Files(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    do_PUT = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def between() -> Iterator[Proxy]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Files)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    made = Proxy(server.server_port)
+    with made.running():
+        yield made
+    server.shutdown()
+    server.server_close()
+
+
+def _asked(port: int, method: str = "GET") -> tuple[int, bytes]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, "/latents/root/shard/0/part", body=b"x" if method == "PUT" else None)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_every_weather_is_what_it_says(between: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "SLOW", 0.3)
+    assert _asked(between.port) == (200, BODY)
+    between.weather = "cut"
+    with pytest.raises(OSError):
+        _asked(between.port)
+    between.weather = "short"
+    with pytest.raises((HTTPException, OSError)):
+        _asked(between.port)
+    between.weather, began = "slow", time.monotonic()
+    assert _asked(between.port) == (200, BODY) and time.monotonic() - began >= 0.3
+    between.weather = "full"
+    assert _asked(between.port)[0] == 200 and _asked(between.port, "PUT")[0] == 507
+    between.weather = "fair"
+    assert _asked(between.port, "PUT") == (200, BODY)
+    assert [path for _, path in between.written] == ["/latents/root/shard/0/part"]
+
+
+def _gremlin(seed: int) -> Gremlin:
+    return Gremlin(seed, KINDS, 60.0, None, [], lambda: None, {})
+
+
+def test_faults_are_of_the_seed_and_of_all_kinds_alike() -> None:
+    assert _gremlin(1).plan(50) == _gremlin(1).plan(50) != _gremlin(2).plan(50)
+    plan = _gremlin(0).plan(11_000)
+    assert 59 < sum(wait for wait, _ in plan) / len(plan) < 61
+    assert {kind: 900 < count < 1100 for kind, count in Counter(kind for _, kind in plan).items()} == dict.fromkeys(
+        KINDS, True
+    )
+
+
+def _line(second: int, stage: str, images: int) -> str:
+    stamp = f"2026-01-01T00:00:{second:02d}.000Z"
+    told = {"time": stamp, "level": "info", "message": "", "stage": stage, "images": images, "loss": 1.0}
+    return json.dumps(told)
+
+
+def test_images_that_are_trained_again_are_counted_again() -> None:
+    """To 192, back to the checkpoint at 64, and to the end at 256; lines of others, and other lines, are not."""
+    first = [_line(n, "train_dit", 64 * n) for n in (1, 2, 3)] + ["not JSON", _line(3, "sample", 40)]
+    second = [_line(10 + n, "train_dit", 64 * n) for n in (2, 3, 4)]
+    done = account.images_trained(["\n".join(second), "\n".join(first)], 0.0)
+    assert sum(each.units for each in done) == 192 + 192
+    assert sum(each.again for each in done) == 128
+
+
+def test_parts_that_are_written_again_are_counted_again() -> None:
+    entry = FileEntry("train/part-0", 1, "", 100)
+    manifests: dict[str, Any] = {"shard": Manifest("shard", 1, "f", {}, {}, {}, (entry,), 100)}
+    path = "/latents/root/shard/f/train/part-0"
+    written = [(10.0, path), (11.0, path), (40.0, path), (41.0, "/latents/root/shard/f/receipts/train/part-0.json")]
+    done = account.parts_written(written, manifests, 10.0)
+    assert done == [Done(0.0, "shard", 100, 0), Done(30.0, "shard", 100, 100)], "a second later it is the same write"
+
+
+def test_each_fault_is_charged_what_came_after_it() -> None:
+    faults = [Fault("node", 5.0), Fault("flow", 20.0), Fault("node", 90.0)]
+    done = [Done(1, "shard", 100, 0), Done(8, "shard", 100, 50), Done(25, "encode", 10, 10), Done(30, "encode", 5, 0)]
+    account.charge(faults, done)
+    assert [(each.recovered, each.repeated) for each in faults] == [(3.0, 50), (5.0, 10), (None, 0)]
+    kinds = account.by_kind(faults)
+    assert kinds["node"] == {"faults": 2, "images_again": 50, "seconds_to_recover": 3.0}
+    assert kinds["flow"] == {"faults": 1, "images_again": 10, "seconds_to_recover": 5.0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_short_run_under_fire_ends_in_the_bytes_of_a_quiet_one(tmp_path: Path, fashion_mnist: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.chaos", "--seed=1", "--minutes=25", "--every=30"]
+    environment = {**os.environ, "LATENTFORGE_FASHION_MNIST": fashion_mnist}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=1700, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["finished"] and found["same_bytes"] and found["faults"] >= 1, found
