@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,8 +24,9 @@ import fsspec
 
 from configs.addresses import refuse_credentials
 from configs.errors import Unreachable, UserError
-from infra import reach
+from infra import logs, reach
 from infra.metrics import count
+from infra.ranges import Ranges
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -153,9 +156,11 @@ class Storage:
         return {path[cut:]: info for path, info in found.items() if not path.endswith(_PARTIAL)}
 
     def open(self, name: str) -> Any:
-        """A binary file object for reading with seeks (range requests on object storage)."""
-        with self._explained("read", name):
-            return self._retried(lambda: self.fs.open(self.locate(name), "rb"))
+        """A binary file object for reading with seeks; on object storage by range requests, which are tried again."""
+        if self.local:
+            with self._explained("read", name):
+                return self.fs.open(self.locate(name), "rb")
+        return io.BufferedReader(Ranges(self, name), _READ_AHEAD)
 
     # ---------------------------------------------------------------------------------------------- writing
 
@@ -257,18 +262,36 @@ class Storage:
         self.delete(name)
 
     def _retried(self, request: Callable[[], T]) -> T:
-        """Make a request, on remote storage again after transient errors, waiting twice as long each time."""
-        for attempt in range(1 if self.local else _ATTEMPTS):
+        """Make a request, on remote storage again after transient errors, waiting twice as long each time.
+
+        A storage that has answered this process before is waited for through an outage of a minute, told in one
+        line; any other for two seconds, as its address may be wrong.
+        """
+        if self.local:
+            return request()
+        began, attempt, place = time.monotonic(), 0, "/".join(self.url.split("/")[:3])
+        while True:
             try:
-                return request()
+                result = request()
             except _FINAL:
+                _answered.add(place)
                 raise
-            except (OSError, _client_errors()):
-                if self.local or attempt == _ATTEMPTS - 1:
+            except _client_errors() as error:
+                outage = place in _answered and _passing(error)
+                patience = _PATIENCE if outage else _FIRST_WAIT * 2 ** (_ATTEMPTS - 1)
+                wait = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * (0.5 + random.random())
+                if outage and time.monotonic() - began > _UNTOLD:
+                    _tell(place, f"{place} does not answer ({_short(error)}): trying for {patience:.0f} s", "warning")
+                if time.monotonic() + wait > began + patience and attempt + 1 >= _ATTEMPTS:
                     raise
+                attempt += 1
                 count("latentforge_retries", 1, what="storage")
-                time.sleep(_FIRST_WAIT * 2**attempt * (0.5 + random.random()))
-        raise AssertionError("unreachable")
+                time.sleep(wait)
+            else:
+                _answered.add(place)
+                if place in _away:
+                    _tell(place, f"{place} answers again")
+                return result
 
     @contextmanager
     def _explained(self, verb: str, name: str) -> Iterator[None]:
@@ -287,18 +310,37 @@ class Storage:
         except PermissionError as error:
             hint = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if not self.local else "check its permissions"
             raise UserError(f"cannot {verb} {where}: access denied ({_short(error)}); {hint}") from None
-        except (OSError, _client_errors()) as error:
+        except _client_errors() as error:
             kind = Unreachable if _passing(error) else UserError
             raise kind(
                 f"cannot {verb} {where}: {_short(error)}; check that the storage is reachable and not full"
             ) from error
 
 
+_answered: set[str] = set()
+"""Storages, by scheme and bucket, that this process has heard from."""
+_away: set[str] = set()
+"""Of them, those that it has said to be out of reach."""
+_telling = threading.Lock()
+
+
+def _tell(place: str, message: str, level: str = "info") -> None:
+    """Say once that a storage is away, and once that it is back, whichever thread meets it first."""
+    with _telling:
+        if (place in _away) == (level == "warning"):
+            return
+        (_away.add if level == "warning" else _away.discard)(place)
+    logs.say(message, level)
+
+
 _PARTIAL = ".partial"
+_READ_AHEAD = 4 << 20
+_PATIENCE, _UNTOLD, _LONGEST_WAIT = 75.0, 2.0, 5.0
+"""Seconds that a storage which has answered is waited for, without a word, and between two attempts."""
 _REFUSED = ("pre-condition", "PreconditionFailed", "precondition")
 _ATTEMPTS = 5
 _FIRST_WAIT = 0.1
-"""Seconds, doubled at every attempt and spread by a random factor: 1.5 s in all."""
+"""Seconds, doubled at every attempt and spread by a random factor: 1.5 s for the first attempts together."""
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 """Errors that another attempt would only meet again."""
 _LASTING = (errno.EINVAL, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT)
@@ -313,10 +355,16 @@ def _passing(error: Exception) -> bool:
     return not isinstance(error, lasting) and getattr(error, "errno", None) not in _LASTING
 
 
-def _client_errors() -> type[Exception]:
+def _client_errors() -> tuple[type[Exception], ...]:
+    """What clients of storage raise: of connections, and of answers that are cut short."""
     from botocore.exceptions import BotoCoreError
+    from botocore.parsers import ResponseParserError
 
-    return BotoCoreError
+    try:
+        from aiohttp import ClientError
+    except ImportError:
+        return OSError, BotoCoreError, ResponseParserError
+    return OSError, BotoCoreError, ResponseParserError, ClientError
 
 
 def _short(error: BaseException) -> str:

@@ -22,6 +22,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Storage]:
 
     def make(every: int) -> Storage:
         monkeypatch.setattr(storage_module, "_FIRST_WAIT", 0.001)
+        monkeypatch.setattr(storage_module, "_answered", set())
         count = 0
 
         def unreliable(name: str) -> Any:
