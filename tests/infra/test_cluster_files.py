@@ -150,6 +150,8 @@ def test_the_image_has_the_whole_code() -> None:
     dockerfile = (INFRA / "container" / "Dockerfile").read_text()
     for folder in folders:
         assert f"COPY {folder} {folder}\n" in dockerfile and f"!{folder}" in ignored
+    for module in setuptools["py-modules"]:
+        assert re.search(rf"^COPY .*{module}\.py \./$", dockerfile, re.MULTILINE) and f"!{module}.py" in ignored
 
 
 @pytest.mark.parametrize("name", [name for name in cluster_names() if load_cluster(name).provider != "local"])
