@@ -16,10 +16,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import requests
 
 from benchmarks.chaos import account
 from benchmarks.chaos.gremlin import KINDS, Gremlin
@@ -117,7 +119,10 @@ def measured(place: Place, folder: Path, name: str, recipe: str, deadline: float
     ended.set()
     haunting.join()
     manifests = _of_root(place, root)
-    logs = [place.nodes.log(job) for job in place.nodes.jobs() if job not in before]
+    logs = []
+    for job in set(place.nodes.jobs()) - before:
+        with suppress(requests.RequestException):  # a job whose driver never began has none
+            logs.append(place.nodes.log(job))
     written = [each for each in place.proxies["storage"].written if f"/{name}/" in each[1]]
     done = [*account.parts_written(written, manifests, began), *account.images_trained(logs, epoch)]
     return {"well": well, "seconds": seconds, "starts": run.starts, "done": done, "manifests": manifests}

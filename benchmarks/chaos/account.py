@@ -32,7 +32,7 @@ class Done:
 
 def standing(root: str) -> dict[str, Any]:
     """Manifests by stage of what a run left."""
-    entries = inventory.read(Storage.at(root).url)
+    entries = inventory.read(Storage.at(root).url).values()
     return {entry.artifact.stage: entry.manifest for entry in entries if entry.manifest is not None}
 
 

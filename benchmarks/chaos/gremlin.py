@@ -71,9 +71,8 @@ class Gremlin:
         for wait, kind in self.plan(10_000):
             if ended.wait(wait):
                 return
-            fault = Fault(kind, 0.0)
+            fault = Fault(kind, time.monotonic() - began)
             if self._strike(fault, drawn, ended):
-                fault.at = fault.at or time.monotonic() - began
                 self.faults.append(fault)
 
     def _strike(self, fault: Fault, drawn: random.Random, ended: threading.Event) -> bool:
@@ -102,13 +101,15 @@ class Gremlin:
         return True
 
     def _kill(self, fault: Fault, drawn: random.Random, ended: threading.Event) -> bool:
-        until = time.monotonic() + _PATIENCE
+        began = time.monotonic()
+        until = began + _PATIENCE
         while time.monotonic() < until and not ended.is_set():
             if found := self._at_work(fault.kind):
                 process = drawn.choice(sorted(found, key=lambda each: each.pid))
                 with suppress(psutil.Error):
                     fault.whom = " ".join(process.cmdline())[:60]
                     process.kill()
+                    fault.at += time.monotonic() - began
                     return True
             ended.wait(0.2)
         return False
