@@ -38,7 +38,10 @@ class CsvSource:
         named = [line for line in lines if line["path"]]
         refused = [Refusal("?", "no path")] * (len(lines) - len(named))
         labels = read_labels([line["label"] for line in named], self.first_label, where=f"data.source.path {self.path}")
-        sizes = _sizes([self._place(line["path"]) for line in named])
+        outside = [self._is_outside(line["path"]) for line in named]
+        own = [line["path"] for line, out in zip(named, outside, strict=True) if not out]
+        listed = iter(_sizes([self._place(name) for name in own]))
+        sizes = [None if out else next(listed) for out in outside]
         rows: list[Row] = []
         for line, label, size in zip(named, labels.numbers, sizes, strict=True):
             key, split = normal(line["path"]), line.get("split") or None
@@ -46,6 +49,10 @@ class CsvSource:
                 raise UserError(f"data.source.path {self.path}: split {split!r} of {line['path']}; use train or test")
             if label == NO_LABEL:
                 refused.append(Refusal(key, *why_not(line["label"])))
+            elif self._is_outside(line["path"]):
+                refused.append(
+                    Refusal(key, "outside the CSV's storage", "a list from elsewhere names its own files only")
+                )
             elif size is None:
                 refused.append(Refusal(key, "no such file", "named by the CSV but not there"))
             else:
@@ -57,6 +64,12 @@ class CsvSource:
 
     def read(self, file: str, start: int, length: int) -> bytes:
         return read_range(self._place(file), 0, length)
+
+    def _is_outside(self, name: str) -> bool:
+        """Whether a list at a URL names a file of this machine, or of another server or bucket than its own."""
+        if "://" not in self.path or self.path.startswith("file://"):
+            return False
+        return name.startswith("/") or ("://" in name and name.split("/")[:3] != self.path.split("/")[:3])
 
     def _place(self, name: str) -> str:
         if name.startswith("/") or "://" in name:

@@ -21,7 +21,7 @@ from tasks.data.formats import looks_like_picture, what_instead
 from tasks.sources.csv_file import CsvSource
 from tasks.sources.labels import NO_LABEL, read_labels, why_not
 from tasks.sources.names import class_order, is_leftover, normal, split_in
-from tests.helpers.odd_sources import listed, recipe_of, tree
+from tests.helpers.odd_sources import jpeg, listed, recipe_of, tree
 
 HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "</td></table><b>", "{{ 7*7 }}", "&lt;b"]
 LABELS = st.one_of(st.none(), st.integers(), st.text(max_size=30), st.from_regex(r"-?\d{1,40}", fullmatch=True))
@@ -93,6 +93,21 @@ def test_ordinary_addresses_hold_none() -> None:
         "http://h:80/x",
     ]
     assert [address for address in plain if holds_credentials(address)] == []
+
+
+def test_a_list_from_elsewhere_names_its_own_files_only(tmp_path: Path) -> None:
+    """Neither files of this machine, nor what only this machine can reach."""
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    place = Storage.at("memory://lists")
+    names = ["own.jpg", str(tmp_path / "a.jpg"), f"file://{tmp_path}/a.jpg", "http://127.0.0.1:1/a.jpg"]
+    place.write_bytes("own.jpg", jpeg())
+    place.write_bytes("labels.csv", "\n".join(["path,label", *(f"{name},0" for name in names)]).encode())
+    listing = CsvSource("memory://lists/labels.csv").listing()
+    assert listing.images["key"].to_pylist() == ["own.jpg"]
+    assert {one.key for one in listing.refused} == set(names[1:])
+    assert {one.reason for one in listing.refused} == {"outside the CSV's storage"}
+    (tmp_path / "labels.csv").write_text(f"path,label\n{tmp_path}/a.jpg,0\n")
+    assert CsvSource(str(tmp_path / "labels.csv")).listing().images.num_rows == 1, "one's own list may name any file"
 
 
 @settings(max_examples=150, deadline=None)

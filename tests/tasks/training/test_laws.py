@@ -128,3 +128,15 @@ def test_a_checkpoint_of_two_workers_goes_on_with_one(one: Path, two: Path) -> N
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_bad_image_of_one_worker_stops_the_step_in_all(one: Path, two: Path, name: str) -> None:
     near(result(two, f"{name} broken"), result(one, "skip"))
+
+
+@pytest.mark.slow
+def test_a_training_grows_from_one_worker_to_four_and_from_zero_0_to_3_on_the_way(one: Path, tmp_path: Path) -> None:
+    """Its weights and its loss are those of the undisturbed one, but for the order of sums."""
+    ways = [(1, "zero0", 4), (2, "zero1", 7), (4, "zero3", None)]
+    for workers, layout, stop in ways:
+        train(workers, tmp_path, [Run(f"with {workers}", "grows", LAYOUTS[layout], stop_at=stop and stop * BATCH)])
+    grown, whole = result(tmp_path, "with 4"), result(one, "whole")
+    near(grown, whole | {"curve": grown["curve"]})
+    last = len(grown["curve"])
+    torch.testing.assert_close(grown["curve"][:, :2], whole["curve"][-last:, :2], rtol=1e-4, atol=1e-6)
