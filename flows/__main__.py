@@ -31,6 +31,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="latentforge: from labelled images to a sampled and scored latent diffusion model.",
+    epilog="Environment: LATENTFORGE_ROOT (artifacts), LATENTFORGE_HOME (the rest), LATENTFORGE_LOGS=json, "
+    "MLFLOW_TRACKING_URI, PREFECT_API_URL, RAY_ADDRESS, RAY_API_SERVER_ADDRESS, AWS_* (buckets), HF_TOKEN; all of "
+    "them: docs/environment.md",
 )
 app.command("plan")(planning.command)
 images.register(app)
