@@ -16,6 +16,10 @@ from typing import Any, TextIO
 
 FORMAT = "LATENTFORGE_LOGS"
 """The environment variable: `json`, or anything else for text."""
+MARKED = "LATENTFORGE_MARKED_LINES"
+"""Set by a command for the processes that Ray starts for it, so that it tells their lines from those of libraries."""
+MARK = "\u2063"
+"""Ends a marked line: an invisible separator, which its command takes off."""
 _START = '{"time": '
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -34,6 +38,8 @@ class Line:
 def say(message: str, level: str = "info", file: TextIO | None = None, **fields: Any) -> None:
     """Print a line at once: the message for people, the fields with it for programs. `file` defaults to stdout."""
     text = _object(Line(message, level, fields)) if in_json() else message
+    if MARKED in os.environ and not in_json():
+        text = text.replace("\n", f"{MARK}\n") + MARK
     # In one piece, or the lines of other processes would come between an unbuffered line and its end.
     print(text + "\n", end="", file=file or sys.stdout, flush=True)
 

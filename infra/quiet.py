@@ -1,12 +1,14 @@
 """A command's console shows what stages say; what libraries say beside it goes to a file whose path is named.
 
-Ray brings lines of its processes to the console of the command that started it, `(name pid=1) text`. Those of a
-stage's own workers are for people, and appear without the prefix. Controllers, daemons, logging in their own forms
-and tracebacks of processes that come and go are not: an error that matters ends the command and is told there.
+Ray brings lines of its processes to the console of the command that started it, `(name pid=1) text`. Those that a
+stage's own workers say are marked (`infra/logs.py`) and appear without the prefix. Controllers, daemons, logging in
+their own forms and tracebacks of processes that come and go are not for people: an error that matters ends the command
+and is told there. Workers of a cluster that was there before do not know of marks; there, lines are told by their form.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from infra.home import home
+from infra.logs import MARK, MARKED, in_json
 
 _KEPT_FILES = 20
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -32,16 +35,22 @@ _LIBRARY = re.compile(
 )
 
 
-def shown(line: str) -> str | None:
-    """A line as a person should see it; None where it is a library's."""
+def shown(line: str, marked: bool = False) -> str | None:
+    """A line as a person should see it; None where it is a library's.
+
+    marked: whether workers mark what a stage says.
+    """
     plain = _COLOUR.sub("", line)
+    if MARK in line:
+        found = _PREFIX.match(plain)
+        return plain[found.end() if found else 0 :].replace(MARK, "")
     if _DAEMON.match(plain):
         return None
     found = _PREFIX.match(plain)
     if found is None:
         return line
     text = plain[found.end() :]
-    if found["who"].startswith(_CONTROLLERS) or _LIBRARY.search(text):
+    if marked or found["who"].startswith(_CONTROLLERS) or _LIBRARY.search(text):
         return None
     return text
 
@@ -68,18 +77,18 @@ class Log:
 class Console:
     """A stream that keeps lines of libraries from another one. All else goes through as it comes."""
 
-    def __init__(self, stream: TextIO, log: Log) -> None:
-        self._stream, self._log = stream, log
+    def __init__(self, stream: TextIO, log: Log, marked: bool = False) -> None:
+        self._stream, self._log, self._marked = stream, log, marked
         self._end_follows = False
 
     def write(self, text: str) -> int:
         if self._end_follows and text == "\n":  # `print` writes the end of a line by itself
             self._end_follows = False
             return 1
-        if "(" not in text[:16]:  # bars, and everything that no process of Ray's said
+        if "(" not in text[:16] and MARK not in text:  # bars, and everything that no process of Ray's said
             return self._stream.write(text)
         for line in text.splitlines(keepends=True):
-            kept = shown(line.rstrip("\n"))
+            kept = shown(line.rstrip("\n"), self._marked)
             if kept is None:
                 self._log.write(line.rstrip("\n"))
                 self._end_follows = not line.endswith("\n")
@@ -95,10 +104,14 @@ class Console:
 def console() -> Iterator[Log]:
     """While a command works. The log's path is named at the end, where there is something in it."""
     log, before = Log(), (sys.stdout, sys.stderr)
-    sys.stdout, sys.stderr = Console(sys.stdout, log), Console(sys.stderr, log)  # type: ignore[assignment]
+    marked = not os.environ.get("RAY_ADDRESS") and not in_json()
+    sys.stdout, sys.stderr = (Console(each, log, marked) for each in before)  # type: ignore[assignment]
+    if marked:
+        os.environ[MARKED] = "1"
     try:
         yield log
     finally:
+        os.environ.pop(MARKED, None)
         sys.stdout, sys.stderr = before
         if log.path is not None:
             print(f"what libraries said beside this is in {log.path}", file=sys.stderr)

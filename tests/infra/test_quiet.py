@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from infra.logs import MARK, MARKED, say
 from infra.quiet import Console, Log, console, shown
 
 OURS = "   train_dit ━━━━━━··············  30 %  9,600 images  410/s  wait 1 %  900 MiB  total 1.2"
@@ -33,6 +35,23 @@ OURS = "   train_dit ━━━━━━··············  30 %  9,600
 )
 def test_whose_line_it_is(line: str, expected: str | None) -> None:
     assert shown(line) == (line if expected == "same" else expected)
+
+
+def test_where_workers_mark_their_lines_no_other_is_shown() -> None:
+    assert shown(f"\x1b[36m(RayTrainWorker pid=8)\x1b[0m {OURS}{MARK}", marked=True) == OURS
+    assert shown(f"{OURS}{MARK}") == OURS, "of this process"
+    noise = "(RayTrainWorker pid=8) Setting up process group for: env:// [rank=0, world_size=2]"
+    assert shown(noise, marked=True) is None
+    assert shown("21:09 | INFO | made shard", marked=True) == "21:09 | INFO | made shard"
+
+
+def test_what_a_stage_says_is_marked_for_its_command(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with console():
+        assert os.environ[MARKED]
+        say("made of three parts")
+        say("to the other stream", file=sys.stderr)
+    assert MARKED not in os.environ
+    assert capsys.readouterr() == ("made of three parts\n", "to the other stream\n")
 
 
 def test_lines_of_libraries_leave_nothing_on_the_console_and_lie_in_a_file(home: Path) -> None:
