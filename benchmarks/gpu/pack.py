@@ -19,8 +19,9 @@ CODE = ("benchmarks", "configs", "infra", "models", "tasks", "tests")
 """Folders of the repository that the measurement imports, golden tensors among them."""
 _LEFT_OUT = {"__pycache__", "older", "flows"}
 FROM_LOCK = (
-    "annotated-types", "fsspec", "hjson", "lpips", "pyarrow", "pydantic", "pydantic_core", "PyYAML",
-    "safetensors", "timm", "torchdiffeq", "typing-inspection", "typing_extensions",
+    "annotated-types", "einops", "fsspec", "hjson", "lpips", "msgpack", "ninja", "psutil", "py-cpuinfo", "pyarrow",
+    "pydantic", "pydantic_core", "PyYAML", "safetensors", "timm", "torchdiffeq", "tqdm", "typing-inspection",
+    "typing_extensions",
 )  # fmt: skip
 """Wheels that are brought along, in the locked versions; torch and what came with it stay the machine's own."""
 _BUILT = "deepspeed"
@@ -29,7 +30,7 @@ _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x
 _IMAGES = {"train": 20_000, "t10k": 2_000}
 _RUN = """# One GPU, measured offline
 
-On a machine with Python {python} and torch, in this folder:
+On a machine with Python {python}, torch, torchvision, huggingface_hub, numpy, pillow and scipy, in this folder:
 
 ```sh
 {install}python3 -m benchmarks.gpu --out out --limit 465
