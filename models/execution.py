@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.autoencoder import AutoencoderKL, Decoder, Encoder, Identity
 from models.foundation import FoundationModel
-from models.graphs import Tell, compiled
+from models.graphs import Tell, Turn, at_once, compiled
 from models.image_autoencoder import ImageAutoencoder
 from models.semantic_vae import SemanticVAE, TransformerBlock
 
@@ -26,6 +26,7 @@ def prepare(
     checkpoint_activations: bool = False,
     channels_last: bool = False,
     tell: Tell = lambda _line: None,
+    turn: Turn = at_once,
 ) -> nn.Module:
     """The same model, with its `blocks` compiled and checkpointed in place; tensor names do not change.
     Precision is the caller's: run the model under torch.autocast.
@@ -41,6 +42,7 @@ def prepare(
     channels_last: an autoencoder's convolutions work on activations whose channels lie side by side in memory; weights
         stay as they are, and so does what is stored. Other models have no convolutions to speak of.
     tell: takes a line when something is compiled and when that is done.
+    turn: what a graph is made in, so that processes beside each other can make it once.
     Raises ValueError when the model has no `blocks` to checkpoint.
     """
     if isinstance(model, ImageAutoencoder) and not isinstance(model, AutoencoderKL):
@@ -50,7 +52,7 @@ def prepare(
         return model
     if isinstance(model, AutoencoderKL):
         _refuse_checkpointing(model, checkpoint_activations)
-        _prepare_autoencoder(model, compile, channels_last, tell)
+        _prepare_autoencoder(model, compile, channels_last, tell, turn)
         return model
     blocks = _blocks(model)
     if isinstance(model, SemanticVAE):
@@ -58,11 +60,11 @@ def prepare(
     if blocks is None:
         _refuse_checkpointing(model, checkpoint_activations)
         if compile:
-            whole = compiled(type(model).forward, tell)
+            whole = compiled(type(model).forward, tell, turn)
             model.forward = MethodType(whole, model)  # type: ignore[method-assign]
         return model
     kinds = {type(block) for block in blocks} if compile else set()
-    shared = {kind: compiled(kind.forward, tell) for kind in kinds}
+    shared = {kind: compiled(kind.forward, tell, turn) for kind in kinds}
     for block in blocks:
         forward = MethodType(shared[type(block)], block) if compile else block.forward
         if checkpoint_activations:  # around the graph; blocks draw no random numbers
@@ -94,7 +96,7 @@ def _blocks(model: nn.Module) -> Iterable[nn.Module] | None:
     return found if isinstance(found, nn.ModuleList | nn.Sequential) else None
 
 
-def _prepare_autoencoder(model: AutoencoderKL, compile: bool, channels_last: bool, tell: Tell) -> None:
+def _prepare_autoencoder(model: AutoencoderKL, compile: bool, channels_last: bool, tell: Tell, turn: Turn) -> None:
     if isinstance(model, Identity):
         return
     parts: tuple[Encoder, Decoder] = (model.encoder, model.decoder)
@@ -105,7 +107,7 @@ def _prepare_autoencoder(model: AutoencoderKL, compile: bool, channels_last: boo
             # The adaptive weights take gradients of one graph more than once, and a graph that gives its memory away
             # after the first refuses the second.
             functorch.donated_buffer = False
-            trunk = compiled(type(part).trunk, tell)
+            trunk = compiled(type(part).trunk, tell, turn)
             part.trunk = MethodType(trunk, part)  # type: ignore[method-assign]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -12,9 +13,16 @@ from torch import Tensor, nn
 
 Tell = Callable[[str], None]
 """Takes one line for people."""
+Turn = Callable[[str], AbstractContextManager[object]]
+"""Around the making of a graph, by what is compiled."""
 
 
-def compiled(forward: Callable[..., Any], tell: Tell) -> Callable[..., Any]:
+def at_once(_what: str) -> AbstractContextManager[object]:
+    """Whoever else makes one."""
+    return nullcontext()
+
+
+def compiled(forward: Callable[..., Any], tell: Tell, turn: Turn = at_once) -> Callable[..., Any]:
     """`forward`, a function whose first argument is a module, with a compiled graph for each kind of
     call: shapes and dtypes of its arguments, training or not, gradients or not, autocast. A graph
     serves every module of one structure.
@@ -34,10 +42,11 @@ def compiled(forward: Callable[..., Any], tell: Tell) -> Callable[..., Any]:
             return graph(module, *given, **named)
         graph = graphs[kind] = torch.compile(_of_its_own(forward), fullgraph=True, dynamic=False)
         what = f"{type(module).__name__} for {_shapes(given)}"
-        tell(f"compiling {what}: the first call waits for it, and so does its first backward pass")
-        started = time.perf_counter()
-        result = graph(module, *given, **named)
-        tell(f"compiled {what} in {time.perf_counter() - started:.1f} s")
+        with turn(what):
+            tell(f"compiling {what}: the first call waits for it, and so does its first backward pass")
+            started = time.perf_counter()
+            result = graph(module, *given, **named)
+            tell(f"compiled {what} in {time.perf_counter() - started:.1f} s")
         return result
 
     return call

@@ -18,7 +18,7 @@ from configs.recipe import Recipe
 from configs.tokenizers import SemvaeModel, TrainVavae
 from infra import logs
 from infra.artifacts import Artifact
-from infra.compiled import keep_compiled
+from infra.compiled import keep_compiled, once_a_machine
 from infra.device import HALVES
 from infra.diffusers_files import CONFIG, described, tensors
 from infra.weights import load_pretrained
@@ -312,5 +312,5 @@ def ready(network: Network, compiled: bool, precision: str = "fp32") -> Network:
         halve(network, HALVES[precision])
     if compiled:
         keep_compiled()
-        prepare(network, compile=True, tell=logs.say)
+        prepare(network, compile=True, tell=logs.say, turn=once_a_machine)
     return network

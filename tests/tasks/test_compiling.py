@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from infra.artifacts import Artifact
-from infra.compiled import FOLDER, keep_compiled
-from tasks import encode, sample
+from infra.compiled import FOLDER, keep_compiled, once_a_machine
+from models.execution import prepare
+from tasks import encode, networks, sample
 from tasks.encoder import Encoder, layout
 from tasks.networks import WEIGHTS, build_semantic_vae
 from tasks.sampling.sampler import Sampler
@@ -73,8 +79,8 @@ def test_scoring(traced: None, tmp_path: Path) -> None:
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        networks = FeatureNetworks(32, section, tokenizer=tokenizer, compiled=compiled)
-        extractor = FeatureExtractor(networks)
+        asked = FeatureNetworks(32, section, tokenizer=tokenizer, compiled=compiled)
+        extractor = FeatureExtractor(asked)
         found.append([extractor.look(np.arange(3), pixels, reconstruct) for reconstruct in (False, True)])
         assert made() == (3 if compiled else 0)
     for plain, quick in zip(*found, strict=True):
@@ -122,13 +128,71 @@ def test_graphs_go_to_the_home_unless_it_is_said_where(tmp_path: Path, monkeypat
     monkeypatch.setenv(FOLDER, "")
     monkeypatch.delenv(FOLDER)
     assert keep_compiled() == tmp_path / "compiled" == Path(os.environ[FOLDER])
+    monkeypatch.setenv(FOLDER, default_cache_dir())  # as torch does when its compiler is imported
+    assert keep_compiled() == tmp_path / "compiled"
     monkeypatch.setenv(FOLDER, str(tmp_path / "shared"))
     assert keep_compiled() == tmp_path / "shared" and (tmp_path / "shared").is_dir()
+
+
+def test_the_first_of_a_machine_compiles_and_the_others_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LATENTFORGE_HOME", str(tmp_path))
+    entered: list[str] = []
+    both = threading.Barrier(3)
+
+    def other(patience: float = 60.0) -> None:
+        with once_a_machine("Block for 2 × 3", patience):
+            entered.append("other")
+            both.wait(60)  # those that waited go on side by side
+
+    with once_a_machine("Block for 2 × 3"):
+        with once_a_machine("Block for 4 × 3"):
+            pass  # another graph is nobody's business
+        threads = [threading.Thread(target=other) for _ in range(2)]
+        for each in threads:
+            each.start()
+        while capsys.readouterr().out.count("another process is compiling Block for 2 × 3") < 1:
+            time.sleep(0.01)
+        assert not entered
+    both.wait(60)
+    for each in threads:
+        each.join()
+    assert entered == ["other", "other"]
+
+
+def test_who_has_waited_too_long_compiles_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LATENTFORGE_HOME", str(tmp_path))
+    with once_a_machine("Block"), once_a_machine("Block", patience=0.05):
+        assert "Block is not compiled after 0 s: compiling it here, too" in capsys.readouterr().out
+
+
+def test_frozen_networks_take_turns_and_trainings_do_not(traced: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+
+    @contextmanager
+    def turn(what: str) -> Iterator[None]:
+        turns.append(what)
+        yield
+
+    monkeypatch.setattr(networks, "once_a_machine", turn)
+    for frozen in (True, False):
+        network = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        if frozen:
+            networks.ready(network.requires_grad_(False), True)
+        else:
+            prepare(network, compile=True)
+        for _ in range(2):
+            network(torch.zeros(2, 4))
+    assert turns == ["Sequential for 2 × 4 float32"]
 
 
 _NEXT = """
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from tasks.networks import ready
 torch.manual_seed(0)
 network = ready(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU()).eval().requires_grad_(False), True)
@@ -141,6 +205,8 @@ print("hits", counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd
 def test_the_next_process_compiles_nothing(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != FOLDER}
     environment["LATENTFORGE_HOME"] = str(tmp_path)
-    run = partial(subprocess.run, env=environment, capture_output=True, text=True, check=True)
-    hits = [run([sys.executable, "-c", _NEXT]).stdout for _ in range(2)]
-    assert "hits 0" in hits[0] and "hits 0" not in hits[1], hits
+    start = partial(subprocess.Popen, env=environment, stdout=subprocess.PIPE, text=True)
+    together = [start([sys.executable, "-c", _NEXT]) for _ in range(2)]
+    hits = sorted((each.communicate()[0].split("hits ")[1].strip() == "0" for each in together), reverse=True)
+    assert hits == [True, False], "of two at the same time, one compiles"
+    assert (tmp_path / "compiled").is_dir()
