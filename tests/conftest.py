@@ -33,6 +33,7 @@ _SHARED = ("workplace", "local_ray")
 """Fixtures too dear to make in two processes."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n`, a file's tests run in one process, and all files that share what is dear in the same one.
 
