@@ -212,3 +212,16 @@ def test_weights_that_lie_here_need_no_hub(home: Path, dead: str, monkeypatch: p
     started = time.monotonic()
     kept = fetch("hf://timm/vit_base_patch14_reg4_dinov2.lvd142m/model.safetensors")
     assert kept.read_bytes() == b"x" and time.monotonic() - started < _SECONDS
+
+
+def test_a_set_that_cannot_be_fetched_is_told_before_servers_start(dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import shard
+
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", "/nowhere")
+    monkeypatch.setattr(fashion_mnist, "home", lambda: Path("/nowhere"))
+    _set(monkeypatch, dead)
+    recipe = load_recipe("demo_tiny")
+    with pytest.raises(UserError, match=r"Fashion-MNIST is not on this machine and cannot be fetched: http_proxy is"):
+        shard.check(recipe)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # whose machines will fetch
+    shard.check(recipe)
