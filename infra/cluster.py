@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from configs.compute import ActorCompute
 from configs.errors import UserError
 from infra import machine, proxies
 
+_CODE = str(Path(__file__).parents[1])
 SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the version of uv or pip that started us must not be rebuilt in workers
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -40,7 +42,7 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         try:
-            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, job_config=job_config())
         except (ConnectionError, RuntimeError) as error:  # dead, or of another version of Ray or Python
             reason = " ".join(str(error).split())[:300]
             raise UserError(
@@ -56,7 +58,25 @@ def connect() -> None:
         _node_ip_address="127.0.0.1",
         logging_level=logging.WARNING,
         log_to_driver=True,
+        job_config=job_config(),
     )
+
+
+def job_config() -> Any:
+    """Workers find our packages first.
+
+    Ray lets them look in the command's current folder before anywhere else, and another project may lie there that has
+    packages of the same names.
+    """
+    from ray.job_config import JobConfig
+
+    class OursFirst(JobConfig):
+        def _serialize(self) -> str:
+            self._py_driver_sys_path.append(_CODE)  # each goes before those in front of it
+            serialized: str = super()._serialize()
+            return serialized
+
+    return OursFirst()
 
 
 def require_gpus(field: str, wanted: float) -> None:

@@ -347,6 +347,25 @@ def test_a_temporary_server_finds_our_packages(where: str, tmp_path: Path, monke
     assert done.stdout.strip() == prefect_server.__file__
 
 
+def test_rays_workers_look_for_our_packages_first(local_ray: None) -> None:
+    """Ray puts each path of a job's configuration before those in front of it."""
+    import ray
+    from ray.core.generated.common_pb2 import JobConfig
+
+    from infra.cluster import job_config
+
+    config = job_config()
+    config._py_driver_sys_path.extend(["/scripts", "/current/folder"])  # as ray.init does it
+    sent = JobConfig.FromString(config._serialize())
+    assert list(sent.py_driver_sys_path) == ["/scripts", "/current/folder", str(REPOSITORY)]
+
+    @ray.remote
+    def path() -> str:
+        return sys.path[0]
+
+    assert ray.get(path.remote()) == str(REPOSITORY)
+
+
 def test_doctor_tells_all_and_keeps_secrets(dead: str, tmp_path: Path) -> None:
     """The command itself, in an environment with everything wrong, and another project first on PYTHONPATH."""
     _other_project(tmp_path)
