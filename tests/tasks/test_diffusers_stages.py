@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from configs import Recipe
 from infra.artifacts import Artifact
-from tasks import encode, train_vavae
-from tasks.data.statistics import ChannelSums
+from tasks import encode, sample, train_vavae
+from tasks.data.pixels import to_pixels
+from tasks.data.statistics import ChannelSums, statistics_hash
 from tasks.encoder import Encoder
-from tasks.networks import WEIGHTS, trained_autoencoder
+from tasks.networks import EMA_WEIGHTS, WEIGHTS, build_network, trained_autoencoder
+from tasks.sampling.sampler import Sampler
 from tasks.stage import Job
-from tests.helpers.builders import at, put_shard, small_recipe
+from tests.helpers.builders import at, context, put, put_shard, put_weights, small_recipe
 from tests.helpers.foreign import saved, section, theirs
 from tests.helpers.piles import run_stage
 
@@ -107,3 +109,31 @@ def test_diffusers_latents_are_theirs_and_statistics_ours(tmp_path: Path) -> Non
     np.testing.assert_allclose(moments["std"], stored["z"].astype(np.float64).std(axis=(0, 2, 3)), rtol=1e-5)
     assert not np.allclose(moments["std"], 0.18215 * expected.numpy().std(axis=(0, 2, 3)), rtol=0.1)
     assert theirs("AutoencoderKL").config.scaling_factor == 0.18215
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_name", ["AutoencoderKL", "AutoencoderDC", "AutoencoderRAE"])
+def test_diffusers_decoder_makes_the_samples_from_standardised_latents(class_name: str, tmp_path: Path) -> None:
+    artifact, _, network = taken(tmp_path, class_name)
+    few = "sample.images=4", "sample.batch=4", "sample.labels=random"
+    recipe, root = recipe_on(tmp_path / "theirs", class_name, *few), at(tmp_path / "root")
+    channels = recipe.latent_channels
+    statistics = {"z": {"mean": [0.25] * channels, "std": [0.5] * channels, "count": 1}}
+    facts = {"statistics": statistics, "statistics_hash": statistics_hash(statistics)}
+    put(root, recipe, "encode", [], facts=facts)
+    dit = build_network(recipe, recipe.train_dit.model)
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    put_weights(root, recipe, "train_dit", {WEIGHTS: dit, EMA_WEIGHTS: dit}, facts=facts)
+    made = context(root, recipe, sample.STAGE, "encode", "train_dit", train_vavae=artifact.fingerprint)
+    sampler = Sampler.of(made)
+    seen: list[torch.Tensor] = []
+    decode = sampler.decoder.tokenizer.decode
+    sampler.decoder.tokenizer.decode = lambda z: decode(seen.append(z) or z)  # type: ignore[method-assign,func-returns-value]
+    _, pixels = sampler.images(np.arange(4))
+    (latents,) = seen
+    assert pixels.shape == (4, 32, 32, 3) and pixels.dtype == np.uint8 and len({each.tobytes() for each in pixels}) == 4
+    image = network.decode(latents, return_dict=False)[0]
+    image = 2 * image - 1 if class_name == "AutoencoderRAE" else image
+    assert np.abs(pixels.astype(int) - to_pixels(image).astype(int)).max() <= 1
+    assert abs(float(latents.mean()) - 0.25) < 0.2, "in the tokenizer's own scale"
