@@ -15,6 +15,7 @@ from configs.reproduction import reproduction
 from flows.plan import make_plan
 from flows.reproduce import result_of, verdict
 from flows.run import preflight
+from flows.summary import show_reproduction
 from infra.artifacts import Artifact
 from tasks.dag import reproducing, stages_of
 from tasks.networks import build_autoencoder
@@ -121,7 +122,7 @@ def test_the_plan_knows_what_it_costs(name: str) -> None:
     assert any("reconstruction_fid 0.2" in note for note in plan.notes)
 
 
-def test_scores_stand_beside_the_published_ones(tmp_path: Path) -> None:
+def test_scores_stand_beside_the_published_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe("vavae_f16d32", reproduction("vavae_f16d32"))
     scores = {"reconstruction_psnr": 27.9, "reconstruction_frechet_inception_unverified": 3.0}
     made: Artifact = put(at(tmp_path), recipe, "evaluate_tokenizer", [], scores=scores)
@@ -133,6 +134,11 @@ def test_scores_stand_beside_the_published_ones(tmp_path: Path) -> None:
         "reconstruction_lpips": None,
     }
     assert found.verdict.startswith("reconstruction_psnr 27.90, published 27.96 (-0.06); with posterior sample")
+    show_reproduction(made.uri)
+    shown = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in shown if line.startswith("│ reconstruction_psnr") and "-0.06" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["reconstruction_psnr", "27.96", "27.9", "-0.06"]
+    assert shown[-1] == f"verdict  {found.verdict}"
 
 
 def test_released_files_are_of_one_kind() -> None:
