@@ -15,6 +15,7 @@ from configs.autoencoders import DiffusersModel
 from flows.finding import evaluation_of
 from flows.inputs import sample_job
 from flows.options import labels
+from infra import hubs
 from infra.artifacts import MANIFEST, Artifact, Manifest
 from infra.storage import Storage
 from tasks.drawing import pictures
@@ -150,6 +151,8 @@ def _push(folder: Path, target: str, public: bool) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     name, api = _check_repository(target), HfApi()
+    if (silent := hubs.refusal()) is not None:
+        raise UserError(f"--to {target}: the hub refused or cannot be reached ({silent})")
     try:
         api.create_repo(name, private=not public, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="A model from latentforge"))
@@ -172,11 +175,16 @@ def _fetched(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     name, _, revision = source.removeprefix(_HUB).partition("@")
+    repository, silent = _check_repository(_HUB + name), hubs.refusal()
     try:
-        patterns = ["*.json", "*.safetensors"]
         return Path(
-            snapshot_download(_check_repository(_HUB + name), revision=revision or None, allow_patterns=patterns)
+            snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=["*.json", "*.safetensors"],
+                local_files_only=silent is not None,  # else it would ask again and again
+            )
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = silent or " ".join(str(error).split())[:200]
         raise UserError(f"--from {source}: not on the hub, or it cannot be reached ({said})") from None

@@ -14,6 +14,7 @@ import pytest
 import timm  # noqa: F401  # takes longer than what is measured here
 
 from configs import UserError, load_recipe
+from flows import share
 from infra import environment, hubs, proxies, reach
 from infra.storage import Storage
 from infra.weights import fetch
@@ -106,6 +107,8 @@ FETCHES: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
     "hub": lambda _: fetch("hf://organisation/repository/model.safetensors"),
     "timm": lambda _: hubs.check_timm("foundation.weights", "vit_base_patch14_reg4_dinov2.lvd142m"),
     "LPIPS": _lpips,
+    "export": lambda _: share._push(Path("folder"), "hf://organisation/name", False),
+    "an export": lambda _: share._fetched("hf://organisation/name"),
     "bucket": lambda _: Storage.at("s3://bucket/prefix").check_writable(),
 }
 
