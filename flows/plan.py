@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +28,7 @@ from tasks.plan.work import Figure
 if TYPE_CHECKING:
     from tasks.plan.actual import Actual  # reads Parquet's library, which a plan alone does not need
 
-_WIDTH = 170
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def command(
@@ -70,9 +71,8 @@ def command(
         print(json.dumps(plain(plan, found), indent=1))
         return
     console = Console()
-    console.width = max(console.width, _WIDTH)
     for line in render(plan, flow):
-        console.print(line)
+        console.print(line, soft_wrap=isinstance(line, str))
     if found:
         console.print(compared(plan, found))
 
@@ -124,49 +124,67 @@ def _nodes(given: Sequence[str], cluster: Cluster) -> dict[str, int]:
 
 
 def render(plan: Plan, flow: str = "sfd-full") -> list[Table | str]:
-    """Tables and lines for a terminal; every figure carries the number of its source."""
+    """Tables and lines for a terminal of 80 columns; every figure carries the number of its source, raised."""
     sources: list[str] = []
 
     def cell(figure: Figure, shown: str) -> str:
         if figure.source not in sources:
             sources.append(figure.source)
-        return f"{shown} [dim]{sources.index(figure.source) + 1}[/dim]"
+        return f"{shown}{_raised(sources.index(figure.source) + 1)}"
 
-    title = f"{flow}, recipe {plan.recipe}, on {plan.cluster.name}"
-    columns = ("rows", "bytes", "reads", "writes", "FLOPs", "GPU-hours", "wall time", "bound by", "nodes", "dollars")
-    table = Table("stage", *columns, "GPU memory", "storage at most", title=title)
+    costs = _table(f"{flow}, recipe {plan.recipe}, on {plan.cluster.name}", "rows", "GPU-hours", "wall time", "dollars")
+    costs.add_column("nodes")
+    stored = _table("storage", "bytes", "reads", "writes", "at most")
+    computed = _table("computing", "FLOPs", "GPU memory")
+    computed.add_column("bound by")
     for stage in plan.stages:
         work = stage.work
-        table.add_row(
+        costs.add_row(
             work.stage,
             cell(work.rows, f"{work.rows.value:,.0f}"),
+            cell(stage.gpu_hours, f"{stage.gpu_hours.value:,.1f}"),
+            cell(stage.seconds, duration(stage.seconds.value)),
+            cell(stage.dollars, f"{stage.dollars.value:,.2f}"),
+            _where(stage),
+        )
+        stored.add_row(
+            work.stage,
             cell(work.written, size(work.written.value)),
             cell(work.reads, count(work.reads.value)),
             cell(work.writes, count(work.writes.value)),
-            cell(work.flops, count(work.flops.value)),
-            cell(stage.gpu_hours, f"{stage.gpu_hours.value:,.1f}"),
-            cell(stage.seconds, duration(stage.seconds.value)),
-            stage.bound,
-            _where(stage),
-            cell(stage.dollars, f"{stage.dollars.value:,.2f}"),
-            "" if stage.memory is None else cell(stage.memory, size(stage.memory.value)),
             cell(stage.storage, size(stage.storage.value)),
         )
-    total = ["", "", size(plan.kept), "", "", "", f"{plan.gpu_hours:,.1f}", duration(plan.seconds), "", ""]
-    table.add_section()
-    table.add_row("all", *total[1:], f"{plan.dollars:,.2f}", "", size(plan.peak))
-    lines: list[Table | str] = [table]
+        memory = "" if stage.memory is None else cell(stage.memory, size(stage.memory.value))
+        computed.add_row(work.stage, cell(work.flops, count(work.flops.value)), memory, stage.bound)
+    costs.add_section()
+    costs.add_row("all", "", f"{plan.gpu_hours:,.1f}", duration(plan.seconds), f"{plan.dollars:,.2f}", "")
+    stored.add_section()
+    stored.add_row("all", size(plan.kept), "", "", size(plan.peak))
+    lines: list[Table | str] = [costs, stored, computed]
     lines += [f"[bold red]does not fit:[/bold red] {problem}" for problem in plan.problems]
     lines += [f"note: {note}" for note in plan.notes]
     if plan.cluster.storage.dollars_per_gb_month:
         lines.append(f"keeping the artifacts: {plan.dollars_per_month:,.2f} dollars a month")
-    lines += [f"[dim]{number}[/dim] {source}" for number, source in enumerate(sources, start=1)]
+    lines += [f"{_raised(number)} {source}" for number, source in enumerate(sources, start=1)]
     machines = f"machines of {plan.cluster.name}: {plan.cluster.sources.machines}"
     return [
         *lines,
         machines,
         "spot machines are priced as if none were lost; images that the source keeps are not counted",
     ]
+
+
+def _table(title: str, *figures: str) -> Table:
+    """Of the stages, with columns of figures."""
+    table = Table("stage", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _raised(number: int) -> str:
+    """A number of a source, which nobody takes for a figure: 0.0⁵."""
+    return str(number).translate(_RAISED)
 
 
 def compared(plan: Plan, found: Mapping[str, Actual]) -> Table:

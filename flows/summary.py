@@ -53,7 +53,7 @@ def _at(uri: str) -> tuple[Artifact, Manifest]:
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 100)
+    return Console(width=None if sys.stdout.isatty() else 80)
 
 
 def _scores(manifest: Manifest) -> Table:

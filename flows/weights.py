@@ -126,12 +126,13 @@ def probe(
     else:
         latents = probing.stored_latents(latents_of(loaded, recipe, root), images)
     found = probing.probe(loaded, latents)
-    bins = [f"{number / probing.BINS:.1f}" for number in range(probing.BINS)]
-    table = Table("channels", "all times", *bins, title=f"loss on {found.images} latents, by time from noise to data")
-    for group, errors in found.by_time.items():
-        shown = ["" if each is None else f"{each:.3f}" for each in errors]
-        table.add_row(group, f"{found.by_group[group]:.4f}", *shown)
-    Console(width=150).print(table)
+    table = Table("time", *found.by_time, title=f"loss on {found.images} latents, by time from noise to data")
+    table.add_row("all", *(f"{found.by_group[group]:.4f}" for group in found.by_time))
+    table.add_section()
+    for number in range(probing.BINS):
+        errors = [each[number] for each in found.by_time.values()]
+        table.add_row(f"{number / probing.BINS:.1f}", *("" if each is None else f"{each:.3f}" for each in errors))
+    Console().print(table)
     typer.echo(found.verdict)
 
 
