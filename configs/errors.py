@@ -1,5 +1,12 @@
 """The one exception whose message is written for the person at the keyboard."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class UserError(Exception):
     """A mistake that its reader can mend: the message says what, where, and what to do.
@@ -11,3 +18,19 @@ class UserError(Exception):
 
 class Unreachable(UserError):
     """Something outside did not answer: the same may go well a little later."""
+
+
+def attempt(call: Callable[[], T]) -> T | UserError:
+    """What a call returns, or the UserError that it raises, as a value: so it comes out of an actor
+    or a task in its own words, where a raised one would end in Ray's traceback."""
+    try:
+        return call()
+    except UserError as error:
+        return error
+
+
+def checked(value: T | UserError) -> T:
+    """What :func:`attempt` gave. Raises the error that it is."""
+    if isinstance(value, UserError):
+        raise value
+    return value

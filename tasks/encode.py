@@ -6,6 +6,7 @@ by one actor and is the same bytes whoever makes it. What is finished has a rece
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs import Recipe, UserError
+from configs.errors import attempt
 from infra.artifacts import Artifact
 from infra.cluster import actor_options, connect, require_gpus
 from infra.progress import Bar
 from infra.storage import FileEntry
 from tasks.data import ready_latents
 from tasks.data.decode import Undecodable, load
-from tasks.data.receipts import Receipt, finished, quiet_ray_data, receipts, to_text
+from tasks.data.receipts import Receipt, finished, quiet_ray_data, receipts
 from tasks.data.statistics import ChannelSums, statistics_hash
 from tasks.data.tensors import FLIP
 from tasks.stage import Context, Outcome, Stage
@@ -109,15 +111,14 @@ def share_cpus(available: float, actors: int, wanted: float) -> tuple[float, flo
 
 
 def decode_part(jobs: pa.Table, shards: Artifact, size: int) -> pa.Table:
-    """One shard's keys, labels and cropped uint8 pixels, as one row; `error` says why where there are none."""
+    """One shard's keys, labels and cropped uint8 pixels, as one row; `error` is why there are none, pickled."""
     started, part = time.perf_counter(), jobs["part"][0].as_py()
-    try:
-        keys, labels, pixels = decoded(shards, part, size)
-        error = ""
-    except UserError as refusal:
-        keys, labels, pixels, error = [], np.empty(0, np.int32), np.empty(0, np.uint8), to_text(refusal)
+    found, error = attempt(lambda: decoded(shards, part, size)), None
+    if isinstance(found, UserError):
+        found, error = ([], np.empty(0, np.int32), np.empty(0, np.uint8)), found
+    keys, labels, pixels = found
     columns = {
-        "error": pa.array([error], pa.string()),
+        "error": pa.array([pickle.dumps(error)], pa.binary()),
         "keys": pa.array([keys], pa.list_(pa.string())),
         "labels": pa.array([labels], pa.list_(pa.int32())),
         "pixels": pa.array([pixels.data], pa.large_binary()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator, Sequence
 from threading import Lock
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from configs import UserError
+from configs.errors import attempt, checked
 from infra.device import computing, default_device
 from models.posterior import DiagonalGaussian
 from tasks.data.pixels import to_tensor
-from tasks.data.receipts import Receipt, from_text, receipt_row, write_receipt
+from tasks.data.receipts import Receipt, receipt_row, write_receipt
 from tasks.data.statistics import ChannelSums
 from tasks.data.tensors import FLIP, WRITE_OPTIONS, latent_table
 from tasks.networks import check_grid, load_foundation, ready, trained_autoencoder, trained_semantic_vae
@@ -33,21 +35,13 @@ class EncoderActor:
     """An :class:`Encoder` in an actor, whose errors come out as values, those of its construction too."""
 
     def __init__(self, job: Job) -> None:
-        self._refusal: UserError | None = None
-        try:
-            self._encoder = Encoder(job)
-        except UserError as error:
-            self._refusal = error
+        self._encoder = attempt(lambda: Encoder(job))
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         """One row of `decode_part` in, the row of one receipt out; the part is in storage by then."""
-        done = receipt_row(lambda: self._written({name: shard[name][0] for name in shard.column_names}))
+        row = {name: shard[name][0] for name in shard.column_names}
+        done = receipt_row(lambda: checked(self._encoder).write_part(row))
         return pa.table({name: [value] for name, value in done.items()})
-
-    def _written(self, row: dict[str, Any]) -> Receipt:
-        if self._refusal is not None:
-            raise self._refusal
-        return self._encoder.write_part(row)
 
 
 class Encoder:
@@ -89,8 +83,7 @@ class Encoder:
         Raises:
             UserError: the shard did not decode, or latents are not finite.
         """
-        if row["error"].as_py():
-            raise from_text(row["error"].as_py())
+        checked(pickle.loads(row["error"].as_py()))
         keys, labels = row["keys"].as_py(), row["labels"].values.to_numpy()
         size = self.recipe.image.size
         pixels = np.frombuffer(row["pixels"].as_buffer(), np.uint8).reshape(len(keys), size, size, 3)

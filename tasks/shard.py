@@ -213,7 +213,7 @@ def _written(out: Storage, recipe: Recipe, jobs: list[dict[str, Any]]) -> Iterat
     yield from receipts(parts.iter_rows())
 
 
-def _write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSection) -> dict[str, str]:
+def _write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSection) -> dict[str, bytes]:
     """What a Ray task does with one job."""
     return receipt_row(lambda: write_part(job, out, data, section))
 

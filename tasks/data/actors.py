@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.compute import ActorCompute
-from configs.errors import UserError
+from configs.errors import attempt, checked
 from infra.cluster import actor_options, connect, require_gpus
 
 
@@ -29,10 +29,7 @@ def spread(
     if not items:
         return
     for row in _by_ray([{"item": pickle.dumps(item)} for item in items], (worker, tuple(arguments)), compute):
-        result = pickle.loads(row["result"])
-        if isinstance(result, UserError):
-            raise result
-        yield result
+        yield checked(pickle.loads(row["result"]))
 
 
 def _by_ray(
@@ -58,20 +55,10 @@ def _by_ray(
 
 
 class Worker:
-    """Carries a UserError out as a value: on its way through Ray Data an exception keeps only its text."""
+    """One actor: its errors come out as values, those of its construction with the first result."""
 
     def __init__(self, worker: type, arguments: tuple[Any, ...]) -> None:
-        self._refusal: UserError | None = None
-        try:
-            self._work = worker(*arguments)
-        except UserError as error:
-            self._refusal = error
+        self._work = attempt(lambda: worker(*arguments))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result: Any = self._refusal
-        if result is None:
-            try:
-                result = self._work(pickle.loads(row["item"]))
-            except UserError as error:
-                result = error
-        return {"result": pickle.dumps(result)}
+        return {"result": pickle.dumps(attempt(lambda: checked(self._work)(pickle.loads(row["item"]))))}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from configs.errors import Unreachable, UserError
+from configs.errors import attempt, checked
 from infra.storage import FileEntry, Storage
 
 RECEIPTS = "receipts"
@@ -80,34 +81,14 @@ def _receipt_name(part: str) -> str:
     return f"{RECEIPTS}/{part}.json"
 
 
-def to_text(error: UserError) -> str:
-    """An error as a value that tables can carry."""
-    return json.dumps([isinstance(error, Unreachable), str(error)])
+def receipt_row(make: Callable[[], Receipt]) -> dict[str, bytes]:
+    """A row for Ray Data with the receipt of the part that `make` made, or with the UserError it met."""
+    return {"receipt": pickle.dumps(attempt(make))}
 
 
-def from_text(text: str) -> UserError:
-    """The error of :func:`to_text`."""
-    unreachable, message = json.loads(text)
-    return (Unreachable if unreachable else UserError)(message)
-
-
-def receipt_row(make: Callable[[], Receipt]) -> dict[str, str]:
-    """A row for Ray Data with the receipt of the part that `make` made, or with the UserError it met.
-
-    Errors travel as values: on their way through Ray Data exceptions keep only their text.
-    """
-    try:
-        return {"receipt": make().to_json(), "error": ""}
-    except UserError as error:
-        return {"receipt": "", "error": to_text(error)}
-
-
-def receipts(rows: Iterable[Mapping[str, str]]) -> Iterator[Receipt]:
+def receipts(rows: Iterable[Mapping[str, bytes]]) -> Iterator[Receipt]:
     """The receipts in rows of :func:`receipt_row`. Raises the UserError that one of them carries."""
-    for row in rows:
-        if row["error"]:
-            raise from_text(row["error"])
-        yield Receipt.from_json(row["receipt"])
+    return (checked(pickle.loads(row["receipt"])) for row in rows)
 
 
 def quiet_ray_data() -> None:

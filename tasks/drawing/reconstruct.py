@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
+from configs.errors import UserError, attempt, checked
 from infra.artifacts import Artifact
 from infra.cluster import connect
 from infra.device import computing, default_device
@@ -21,9 +24,14 @@ def reconstructed(context: Context, images_BHW3: Pixels) -> Pixels:
     compute = context.recipe.compute.actors
     import ray
 
-    task = ray.remote(_reconstruct).options(num_cpus=compute.cpus_per_actor, num_gpus=compute.gpus_per_actor)
-    again: Pixels = ray.get(task.remote(context.input("train_vavae"), images_BHW3, compute.cpus_per_actor))
-    return again
+    task = ray.remote(_attempted).options(num_cpus=compute.cpus_per_actor, num_gpus=compute.gpus_per_actor)
+    given = context.input("train_vavae"), images_BHW3, compute.cpus_per_actor
+    again: Pixels | UserError = ray.get(task.remote(*given))
+    return checked(again)
+
+
+def _attempted(*given: Any) -> Pixels | UserError:
+    return attempt(lambda: _reconstruct(*given))
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from configs import Recipe, UserError
+from configs.errors import checked
 from configs.scores import Classifier
 from configs.section import recorded
 from infra.artifacts import Artifact
@@ -98,7 +99,7 @@ def run(context: Context) -> Outcome:
     result: dict[str, Any] = {}
     with Bar("judge", section.epochs * rows) as bar:
         for reference in task.remote(asdict(context.job), cpus):
-            update = ray.get(reference)
+            update = checked(ray.get(reference))
             if isinstance(update, int):
                 bar.advance(update)
             else:
@@ -109,8 +110,15 @@ def run(context: Context) -> Outcome:
     return Outcome(files=[entry], rows=rows, scores={"judge_accuracy": result["accuracy"]})
 
 
-def _train_remotely(job: dict[str, Any], cpus: int) -> Iterator[int | dict[str, Any]]:
+def _train_remotely(job: dict[str, Any], cpus: int) -> Iterator[int | dict[str, Any] | UserError]:
     """Images seen since the last report, again and again, and at last the weights and the accuracy."""
+    try:
+        yield from _trained(job, cpus)
+    except UserError as error:
+        yield error
+
+
+def _trained(job: dict[str, Any], cpus: int) -> Iterator[int | dict[str, Any]]:
     context = Context(Job(**job))
     recipe, shards = context.recipe, context.input("shard")
     section = recipe.evaluate.classifier

@@ -77,7 +77,7 @@ def _written(out: Storage, data: Data, jobs: list[dict[str, Any]]) -> Iterator[R
     yield from receipts(blobs.iter_rows())
 
 
-def _task(job: dict[str, Any], out: Storage, data: Data) -> dict[str, str]:
+def _task(job: dict[str, Any], out: Storage, data: Data) -> dict[str, bytes]:
     return receipt_row(lambda: write_blob(job, out, open_source(data)))
 
 

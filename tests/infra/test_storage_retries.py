@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import errno
+import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,9 @@ from botocore.exceptions import NoCredentialsError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from configs import UserError
-from configs.errors import Unreachable
+from configs.errors import Unreachable, attempt, checked
 from infra import storage as storage_module
 from infra.storage import Storage
-from tasks.data.receipts import from_text, to_text
 
 
 @pytest.fixture
@@ -84,7 +85,15 @@ def test_only_what_may_pass_is_worth_another_attempt(tmp_path: Path, error: Exce
     assert isinstance(raised.value, Unreachable) == passing
 
 
-def test_errors_travel_through_tables_as_what_they_are() -> None:
+def test_errors_travel_as_what_they_are() -> None:
+    def fails(error: Exception) -> None:
+        raise error
+
     for error in (UserError("a mistake"), Unreachable("a passing one")):
-        again = from_text(to_text(error))
+        again = pickle.loads(pickle.dumps(attempt(partial(fails, error))))
         assert type(again) is type(error) and str(again) == str(error)
+        with pytest.raises(type(error), match=str(error)):
+            checked(again)
+    assert checked(attempt(lambda: 3)) == 3
+    with pytest.raises(ZeroDivisionError):
+        attempt(partial(fails, ZeroDivisionError("a defect")))
