@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from configs.data import Data, Shard
 from configs.load import assign, checked
 from tasks.data.decode import Undecodable, decode
-from tasks.sources import Account, Listing, Source, listing_of, one_look, open_source
+from tasks.sources import Account, Listing, ScannedSource, Source, listing_of, one_look, open_source
 from tasks.sources.guess import guess
 
 _TILE, _LINE, _GAP = 128, 14, 8
@@ -88,13 +88,13 @@ def _sheet(source: Source, listing: Listing, count: int, seed: int) -> bytes:
 def _some(source: Source, table: pa.Table, count: int, seed: int) -> list[tuple[dict[str, Any], bytes]]:
     """Random rows in their order, with what is stored of them; nothing where it cannot be read."""
     random = np.random.default_rng(seed)
-    if hasattr(source, "scan"):
+    if isinstance(source, ScannedSource):
         files = sorted(set(table["file"].to_pylist()))
         some = random.choice(files, min(_SCANNED_FILES, len(files)), replace=False).tolist()
         table = table.filter(pyarrow.compute.is_in(table["file"], pa.array(some)))
     chosen = np.sort(random.choice(table.num_rows, min(count, table.num_rows), replace=False))
     rows = table.take(pa.array(chosen)).to_pylist()
-    if not hasattr(source, "scan"):
+    if not isinstance(source, ScannedSource):
         return [(row, _read(source, row)) for row in rows]
     found = {}
     for file in sorted({row["file"] for row in rows}):

@@ -38,7 +38,7 @@ from tasks.data.receipts import (
     receipts,
     write_receipt,
 )
-from tasks.sources import Account, Listing, Reader, Refusal, listing_of, open_source
+from tasks.sources import Account, Listing, Reader, Refusal, ScannedSource, listing_of, open_source
 from tasks.sources.duplicates import find_duplicates
 from tasks.sources.unpack import BLOBS, Unpacked, unpack
 from tasks.stage import Context, Outcome, Stage
@@ -78,7 +78,7 @@ def run(context: Context) -> Outcome:
     splits, ruled_out = plan(listing, recipe.shard)
     _check_learnable(splits, listing.classes, recipe)
     total = sum(table.num_rows for table in splits.values())
-    if hasattr(source, "scan"):
+    if isinstance(source, ScannedSource):
         splits = unpack(out, recipe.data, splits)
     jobs = _write_plan(out, splits, recipe.shard.rows_per_shard)
     done = finished(out, [(job["part"], job["made_from"]) for job in jobs])
@@ -221,7 +221,7 @@ def _write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSec
 def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSection) -> Receipt:
     """Read, check and write one part."""
     source = open_source(data)
-    reader = Unpacked(out) if hasattr(source, "scan") else source
+    reader = Unpacked(out) if isinstance(source, ScannedSource) else source
     with out.open(PLAN) as file:
         rows = pq.ParquetFile(file).read_row_group(job["group"])
     kept: list[tuple[str, int, bytes, bytes]] = []

@@ -99,7 +99,7 @@ def _name(recipe: Recipe) -> str:
 
 def _listed(recipe: Recipe) -> Images:
     from infra.storage import Storage
-    from tasks.sources import open_source
+    from tasks.sources import ScannedSource, open_source
     from tasks.sources.ready_latents import ReadyLatentsSource
 
     section = recipe.data.source
@@ -126,7 +126,7 @@ def _listed(recipe: Recipe) -> Images:
     keys = sum(len(key.encode()) for key in table["key"].to_pylist()) / rows
     lengths = table["length"].to_pylist()
     if not all(lengths):
-        if hasattr(source, "scan"):
+        if isinstance(source, ScannedSource):
             how = "size of the Parquet files over their rows"
             total = sum(Storage.at(file).size("") for file in set(table["file"].to_pylist()))
             return Images(train, test, total / rows, keys, f"listed: {path}", how)

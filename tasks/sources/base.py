@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -72,11 +72,7 @@ class Reader(Protocol):
 
 
 class Source(Reader, Protocol):
-    """A pile of labelled images.
-
-    A kind whose images have no place of their own also has `scan(file)`, which gives the images of one file row by
-    row; `start` is then the row, and :mod:`tasks.sources.unpack` makes byte ranges of them.
-    """
+    """A pile of labelled images."""
 
     def check_there(self) -> None:
         """A cheap look whether anything lies where the recipe says. Raises UserError where nothing does."""
@@ -88,6 +84,16 @@ class Source(Reader, Protocol):
 
     def listing(self) -> Listing:
         """Every image, in any fixed order. Raises UserError when the source is missing or not of this kind."""
+        ...
+
+
+@runtime_checkable
+class ScannedSource(Source, Protocol):
+    """One whose images have no place of their own in a file: a row of the listing has its row there
+    as `start`, and :mod:`tasks.sources.unpack` makes byte ranges of them."""
+
+    def scan(self, file: str) -> Iterator[bytes]:
+        """The encoded images of one file, row by row."""
         ...
 
 

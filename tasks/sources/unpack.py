@@ -20,7 +20,7 @@ from configs.data import Data
 from infra.cluster import connect
 from infra.storage import Storage
 from tasks.data.receipts import Receipt, finished, quiet_ray_data, receipt_row, receipts, write_receipt
-from tasks.sources import Source, open_source
+from tasks.sources import ScannedSource, open_source
 from tasks.sources.base import identity_of
 
 BLOBS = "unpacked"
@@ -78,14 +78,16 @@ def _written(out: Storage, data: Data, jobs: list[dict[str, Any]]) -> Iterator[R
 
 
 def _task(job: dict[str, Any], out: Storage, data: Data) -> dict[str, bytes]:
-    return receipt_row(lambda: write_blob(job, out, open_source(data)))
+    source = open_source(data)
+    assert isinstance(source, ScannedSource)  # which is why it is unpacked
+    return receipt_row(lambda: write_blob(job, out, source))
 
 
-def write_blob(job: dict[str, Any], out: Storage, source: Source) -> Receipt:
+def write_blob(job: dict[str, Any], out: Storage, source: ScannedSource) -> Receipt:
     """Scan one file and lay the wanted images end to end; holds one file's images in memory."""
     order = {row: place for place, row in enumerate(job["rows"])}
     images: list[bytes] = [b""] * len(order)
-    for row, image in enumerate(source.scan(job["file"])):  # type: ignore[attr-defined]
+    for row, image in enumerate(source.scan(job["file"])):
         if row in order:
             images[order[row]] = image
     blob = io.BytesIO()
