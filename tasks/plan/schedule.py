@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from configs.cluster import HEAD, Cluster, Pool
 from tasks.plan.work import Figure, Work
 
+HEAD_STARTS = 30.0
+"""Seconds until a stage works on the head, which is there: processes alone, as on one machine."""
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -268,8 +271,9 @@ def _seconds(
     if not flops:
         terms["decode"], terms["compute"] = terms["decode"] + terms["compute"], 0.0
     longest = max(terms, key=lambda name: terms[name])
-    total = assumed.start_seconds + alone + terms[longest]
-    spent = {"start": assumed.start_seconds, "one process": alone, longest: terms[longest]}
+    start = min(HEAD_STARTS, assumed.start_seconds) if work.pool == "head" else assumed.start_seconds
+    total = start + alone + terms[longest]
+    spent = {"start": start, "one process": alone, longest: terms[longest]}
     return Figure(total, _how(work, placed, cluster)), max(spent, key=lambda name: spent[name])
 
 
