@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 # Two processes: what one waits for, a server or a Ray that starts, is the other's time. tests/conftest.py says who
 # shares a process. `ARGS="-n 0"` tests in one.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 BENCHMARKS := $(filter-out s3_server,$(notdir $(basename $(wildcard benchmarks/*.py))))
 

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +30,33 @@ for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
     os.environ.pop(_name, None)
 
 
-_SHARED = ("workplace", "local_ray")
-"""Fixtures too dear to make in two processes."""
+_SHARED = ("Workplace", "local_ray")
+"""Words of the files that share what is too dear to make in two processes: a finished run with servers, and a Ray."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+@cache
+def _shared(file: Path) -> str:
+    text = file.read_text()
+    return next((word for word in _SHARED if word in text), "")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, a file's tests run in one process, and those of all files that share what is dear in the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return _shared(config.rootpath / file) or file
+
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n`, a file's tests run in one process, and all files that share what is dear in the same one.
-
-    The latter come first: they take longest, and the other files fill the time that is left beside them.
-    """
-    used: dict[Path, set[str]] = {}
-    for item in items:
-        used.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
-    shared = {path: next((name for name in _SHARED if name in names), "") for path, names in used.items()}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(shared[item.path] or item.nodeid.partition("::")[0]))
+    """With `-n`, begin with what takes longest: the other files fill the time that is left beside it."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: [*_SHARED, ""].index(shared[item.path]))
+        items.sort(key=lambda item: [*_SHARED, ""].index(_shared(item.path)))
 
 
 def pytest_sessionfinish() -> None:
