@@ -1,7 +1,7 @@
 """Model hubs: whether what a recipe takes from one can be had, asked before anything starts.
 
-Their libraries ask again and again before they give up, even where the file lies in their own cache: told that the hub
-cannot be reached, they take what is there at once.
+Their libraries ask again and again before they give up, even where the file lies in their own cache:
+told that the hub cannot be reached, they take what is there at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def refusal() -> str | None:
 def check_timm(field: str, name: str) -> None:
     """Refuse a network whose weights neither lie here nor can be had from timm's hub.
 
-    Where the hub cannot be reached and they do lie here, processes started from now on do not ask for it.
+    Where they lie here and the hub cannot be reached, processes started from now on do not ask it.
 
     Raises:
         UserError: naming the field, why the hub cannot be reached, and the way out.
@@ -44,7 +44,7 @@ def check_timm(field: str, name: str) -> None:
 
 
 def check_torch(field: str, url: str) -> None:
-    """Refuse weights of torchvision's that neither lie here nor can be fetched. Raises UserError."""
+    """Refuse torchvision's weights that neither lie here nor can be had. Raises UserError."""
     import torch
 
     kept = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]

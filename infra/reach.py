@@ -1,7 +1,7 @@
-"""Whether an address outside can be reached, by the proxy that the environment names for it or directly.
+"""Whether an address outside can be reached, by the environment's proxy for it or directly.
 
-Libraries that fetch try again and again before they tell that nothing answers, and do not tell then whose fault it is.
-Asked first and once, it takes a few seconds at most.
+Libraries that fetch try again and again before they tell that nothing answers, and do not tell then
+whose fault it is. Asked first and once, it takes a few seconds at most.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _passed: set[tuple[str, str]] = set()
 
 
 def refusal(url: str) -> str | None:
-    """Why a request to this web address would get no answer, with the way out; None where it would get one."""
+    """Why a request to this web address would get no answer, with the way out; else None."""
     if proxies.of(url) is not None:
         return proxy_refusal(url)
     parts = urlsplit(url)
@@ -39,9 +39,9 @@ def refusal(url: str) -> str | None:
 
 
 def proxy_refusal(url: str) -> str | None:
-    """Why the proxy that this web address is asked through does not let that pass, with the way out.
+    """Why the proxy for this web address does not let a request pass, with the way out.
 
-    None where it does, or there is none.
+    None where it does, or there is no proxy for it.
     """
     variable = proxies.of(url)
     if variable is None:
@@ -70,8 +70,10 @@ def proxy_silent(variable: str) -> str | None:
 
 
 def web_address(url: str) -> str | None:
-    """The web address that stands behind a storage's URL and is asked by the environment's proxies; None where no such
-    address is known."""
+    """The web address behind a storage's URL that is asked through the environment's proxies.
+
+    None where no such address is known.
+    """
     parts = urlsplit(url)
     if parts.scheme in ("http", "https"):
         return url
@@ -82,7 +84,7 @@ def web_address(url: str) -> str | None:
 
 
 def _asked(connection: socket.socket, proxy: SplitResult, wanted: SplitResult) -> int:
-    """The status with which an HTTP proxy answers a connection to a host; 200 for other kinds, which are not asked."""
+    """With which status an HTTP proxy answers; 200 for other kinds, which are not asked."""
     if proxy.scheme != "http" or wanted.scheme != "https":
         return 200
     place = f"{wanted.hostname}:{_port(wanted)}"
@@ -98,7 +100,7 @@ def _asked(connection: socket.socket, proxy: SplitResult, wanted: SplitResult) -
 
 
 def _proxy(variable: str) -> tuple[SplitResult, str]:
-    """The address that an environment variable names, and how to say it without a user and a password."""
+    """What an environment variable names, and how to say it without a password."""
     value = os.environ[variable]
     proxy = urlsplit(value if "://" in value else f"http://{value}")
     return proxy, f"{variable} is {proxy.scheme}://{proxy.netloc.rpartition('@')[2]}"

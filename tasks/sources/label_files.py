@@ -1,4 +1,4 @@
-"""Files that say of which class the images of a test split are: class names, numbers, or ImageNet's development kit."""
+"""Files with the classes of a test split's images: names, numbers, or ImageNet's development kit."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _OPTION = "data.source.test_labels_path"
 def classes_of_images(path: str, images: Sequence[str], classes: Sequence[str]) -> list[str]:
     """The class of each image of a test split.
 
-    Lines are `image class`, or one class each in the order of the images' names. A class is a name, or a number:
-    the line (from 0) in `synsets.txt`, `synset_words.txt` or `LOC_synset_mapping.txt` beside the file, else the label.
-    The ground truth of ImageNet's development kit counts in an order of its own, which is in the kit's `meta.mat`.
+    Lines are `image class`, or one class each in the order of the images' names. A class is a name, or
+    a number: the line (from 0) in `synsets.txt`, `synset_words.txt` or `LOC_synset_mapping.txt` beside
+    the file, else the label. The ground truth of ImageNet's development kit counts in an order of its
+    own, which is in the kit's `meta.mat`.
 
     Args:
         path: the file; a development kit as its folder or as its archive.
