@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,6 +17,8 @@ from tasks.sources.names import normal
 _TRUTH, _META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 _SYNSETS = ("synsets.txt", "synset_words.txt", "LOC_synset_mapping.txt")
 """Files of others that name the classes by the order of their lines."""
+_MOST_BYTES = 64 << 20
+"""Of a file in the kit: a hundred times what the real ones have, and nothing that fills the memory."""
 _OPTION = "data.source.test_labels_path"
 
 
@@ -80,8 +83,12 @@ def _unpacked(path: str, content: bytes) -> dict[str, bytes]:
             for member in archive:
                 last = PurePosixPath(member.name).name
                 if member.isreg() and last in (_TRUTH, _META) and (file := archive.extractfile(member)) is not None:
+                    if member.size > _MOST_BYTES:
+                        raise UserError(
+                            f"{_OPTION} {path}: {last} in it has {member.size:,} bytes: fetch the kit again"
+                        )
                     found[last] = file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise UserError(f"{_OPTION} {path} is not a whole archive ({error}): fetch it again") from None
     if _TRUTH not in found:
         raise UserError(f"{_OPTION} {path} holds no {_TRUTH}: name ImageNet's development kit, or a file of labels")
@@ -125,7 +132,7 @@ def _named(path: str, found: Sequence[str], classes: Sequence[str]) -> list[str]
         return _among(path, words, classes)
     given, beside = [number for number in numbers if number is not None], _synsets_beside(path)
     order = beside or list(classes)
-    if max(given) >= len(order) or (min(given) == 1 and not beside):
+    if max(given) >= len(order) or min(given) < 0 or (min(given) == 1 and not beside):
         raise UserError(
             f"{_OPTION} {path}: labels run from {min(given)} to {max(given)} and are expected from 0 to "
             f"{len(order) - 1}; which order they follow cannot be told: give names of classes (such as "

@@ -117,6 +117,21 @@ def label_lists() -> list[bytes]:
 
 
 @lru_cache
+def kits() -> list[bytes]:
+    """ImageNet's development kit, of two classes."""
+    from scipy.io import savemat
+
+    synsets = np.zeros(2, dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O")])
+    for number, name in enumerate(("n02", "n01"), 1):
+        synsets[number - 1] = (number, name)
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": synsets})
+    truth = "ILSVRC2012_validation_ground_truth.txt"
+    whole = tar(None, [("kit/data/meta.mat", meta.getvalue()), (f"kit/data/{truth}", b"1\n2\n")])
+    return [gzip.compress(whole, 1), whole]
+
+
+@lru_cache
 def recipes() -> list[bytes]:
     folder = REPOSITORY / "configs" / "recipes"
     return [(folder / f"{name}.yaml").read_bytes() for name in ("demo_tiny", "semvae_tiny", "lowdiff_tiny", "demo")]

@@ -21,7 +21,8 @@ from tasks.scoring import adm_file
 from tasks.sources.base import Source
 from tasks.sources.csv_file import CsvSource
 from tasks.sources.fashion_mnist import FashionMnistSource
-from tasks.sources.imagenet import ImageNetSource, classes_of_files
+from tasks.sources.imagenet import ImageNetSource
+from tasks.sources.label_files import classes_of_images
 from tasks.sources.parquet import ParquetSource
 from tasks.sources.ready_latents import ReadyLatentsSource
 from tasks.sources.webdataset import WebDatasetSource
@@ -66,6 +67,10 @@ def _listed(source: Source) -> None:
     for row in table.slice(0, 3).to_pylist():
         with suppress(Undecodable):
             load(source.read(row["file"], row["start"], row["length"]), 8, MAX_PIXELS)
+
+
+def _kit(path: Path) -> None:
+    classes_of_images(str(path), ["ILSVRC_1.JPEG", "ILSVRC_2.JPEG"], ("n01", "n02"))
 
 
 def _imagenet(path: Path) -> None:
@@ -135,9 +140,10 @@ TARGETS: dict[str, Target] = {
     "imagenet-labels": Target(
         ".txt",
         seeds.label_lists,
-        lambda path: classes_of_files(str(path), ["ILSVRC_1.JPEG", "ILSVRC_2.JPEG"]),
+        lambda path: classes_of_images(str(path), ["ILSVRC_1.JPEG", "ILSVRC_2.JPEG"], ("n01", "n02")),
         below=(mutations.text,),
     ),
+    "imagenet-kit": Target(".tar.gz", seeds.kits, _kit, below=(mutations.in_tar, mutations.in_gzip)),
     "parquet": Target(".parquet", seeds.parquets, _parquet),
     "our-parquet": Target(".parquet", seeds.our_parquets, _our_parquet),
     "csv": Target(".csv", seeds.csvs, lambda path: _listed(CsvSource(str(path))), below=(mutations.text,)),

@@ -16,7 +16,7 @@ from tests.fuzz.targets import TARGETS, Target
 
 REPOSITORY = Path(__file__).parents[2]
 KEPT = Path(__file__).parent / "kept"
-FEW, MANY = 16, 1100
+FEW, MANY = 16, 1050
 SEED = 2026
 
 
