@@ -127,8 +127,9 @@ class Tracker:
 
     @property
     def page(self) -> str:
-        """Where MLflow's pages show the run, below the address of their server."""
-        return f"#/experiments/{self._client.get_run(self.run).info.experiment_id}/runs/{self.run}"
+        """Where MLflow's pages show the run, below the address of their server; as a training, not as an agent's."""
+        experiment = self._client.get_run(self.run).info.experiment_id
+        return f"#/experiments/{experiment}/runs/{self.run}?workflowType=machine_learning"
 
     def finish(self, status: str = "FINISHED") -> None:
         if self.run:
@@ -161,7 +162,8 @@ def own_run() -> Tracker | None:
 
 
 _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""Has MLflow open an experiment on its training runs, and not on a page of traces."""
+"""What kind of work an experiment is of. Whether MLflow's pages first show trainings or traces is its reader's switch,
+or the `workflowType` of an address."""
 
 
 def _experiment(client: Any, name: str, uri: str) -> str:
