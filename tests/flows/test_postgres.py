@@ -75,7 +75,7 @@ def test_servers_on_postgres(alone: Workplace, postgres: int, tmp_path: Path, mo
     assert _ask(postgres, "prefect", "SELECT name FROM flow_run WHERE state_type = 'COMPLETED'") == [("demo_tiny",)]
     assert ("latentforge",) in _ask(postgres, "prefect", "SELECT name FROM work_pool")
     runs = _ask(postgres, "mlflow", "SELECT name, status FROM runs ORDER BY start_time")
-    assert runs == [("sfd-full demo_tiny", "FINISHED"), ("shard", "FINISHED")]
+    assert runs == [("demo_tiny", "FINISHED"), ("shard", "FINISHED")]
     assert _ask(postgres, "mlflow", "SELECT value FROM latest_metrics WHERE key = 'rows'") == [(640.0,)]
     assert _PASSWORD not in "".join(path.read_text(errors="replace") for path in alone.home.glob("*.log"))
 
