@@ -231,6 +231,10 @@ class TrainDit(Training):
     """Of the frozen foundation model where `objective.align` is `online`; nothing where targets are stored."""
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        return self.precision, self.foundation_precision
+
+    @property
     def online(self) -> bool:
         """Whether alignment targets are made in training."""
         return self.objective.align_weight > 0 and self.objective.align == "online"

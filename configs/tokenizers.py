@@ -75,6 +75,10 @@ class TrainVavae(Training):
     """Of the frozen foundation model; where `precision` is `fp32`, `tf32` is too: a process has one for both."""
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        return self.precision, self.foundation_precision
+
+    @property
     def weightless(self) -> bool:
         return self.model.identity
 
@@ -164,6 +168,10 @@ class TrainSemvae(Training):
     `image.size`, scaled to `foundation.input_size`, mirrored where the recipe's images are."""
     model: SemvaeModel = SemvaeModel()
     objective: SemvaeObjective = SemvaeObjective()
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return self.precision, self.foundation_precision
 
     @model_validator(mode="after")
     def _resized_images(self) -> TrainSemvae:

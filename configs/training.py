@@ -82,6 +82,11 @@ class Training(Section):
         """Whether the network comes with weights, so that `pretrained` names none."""
         return False
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Of the networks that a training runs: its own, and a frozen one that it learns from."""
+        return (self.precision,)
+
     @model_validator(mode="after")
     def _something_to_do(self) -> Training:
         if self.images == 0 and self.pretrained is None and not (self.weightless or self.furnished):

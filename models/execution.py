@@ -73,6 +73,11 @@ def prepare(
     return model
 
 
+def has_blocks(model: nn.Module) -> bool:
+    """Whether activations of the model can be checkpointed."""
+    return _blocks(model) is not None
+
+
 def halve(model: nn.Module, dtype: torch.dtype) -> None:
     """Store a frozen model's linear layers and convolutions in the half precision that it runs in, in place.
 

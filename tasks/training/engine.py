@@ -240,34 +240,29 @@ class DeepSpeedEngine:
     """DeepSpeed at any ZeRO stage, around an optimizer of ours."""
 
     def __init__(self, module: nn.Module, optimizer: GuardedAdamW, split: Split, config: dict[str, Any]) -> None:
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
-        from deepspeed.utils import logger
-
-        logger.setLevel("WARNING")
-        # A CPU op for inference that DeepSpeed compiles at start: 24 s, and a worker killed meanwhile leaves a lock
-        # for which every later one waits without end. Training does not use it; DeepSpeed goes on where it is None.
-        # (By import_module: `deepspeed.comm.torch` as an attribute is torch itself.)
-        backend: Any = import_module("deepspeed.comm.torch")
-        backend.build_shm_op = lambda: None
-        deepspeed.init_distributed(dist_init_required=False, verbose=False)
-        self._names: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        deepspeed = _deepspeed()
+        self._names: dict[str, Any] = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.stage = config["zero_optimization"]["stage"]
         self.optimizer, self._split = optimizer, split
         self._losses: list[Tensor] = []
-        rate, optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"], 0.0
+        group = optimizer.param_groups[0]
+        rate, group["lr"] = group["lr"], 0.0  # it may step once to make its states
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, dist_init_required=False
         )
-        optimizer.param_groups[0]["lr"] = rate
-        group = optimizer.param_groups[0]
-        held = group["params"]
-        if self.stage == 3:  # which hands the optimizer its parameters for the moment of a step only
-            group["params"] = list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        optimizer.allocate()
-        group["params"] = held
+        group["lr"] = rate
+        self._allocate()
         optimizer.armed = True
+
+    def _allocate(self) -> None:
+        """Make the moments of what this worker steps: in ZeRO 3 flat pieces of all parameters, which the optimizer is
+        handed for the moment of a step only."""
+        group = self.optimizer.param_groups[0]
+        held = group["params"]
+        if self.stage == 3:
+            group["params"] = list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        self.optimizer.allocate()
+        group["params"] = held
 
     def advance(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = self._engine(**inputs)
@@ -336,6 +331,23 @@ class DeepSpeedEngine:
         """ZeRO 1 and 2 connect parameters with their moments after the first step; a checkpoint may come before."""
         if self.stage < 3:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _deepspeed() -> Any:
+    """The library, in the process group that is there, without its chatter."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel("WARNING")
+    # A CPU op for inference that DeepSpeed compiles at start: 24 s, and a worker killed meanwhile leaves a lock
+    # for which every later one waits without end. Training does not use it; DeepSpeed goes on where it is None.
+    # (By import_module: `deepspeed.comm.torch` as an attribute is torch itself.)
+    backend: Any = import_module("deepspeed.comm.torch")
+    backend.build_shm_op = lambda: None
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+    return deepspeed
 
 
 def _mean_over_workers(value: Tensor) -> Tensor:

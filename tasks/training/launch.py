@@ -169,9 +169,7 @@ def _fitted(recipe: Recipe, stage: str, device: torch.device) -> TrainCompute:
 
 
 def _precisions(context: Context) -> tuple[str, ...]:
-    """Of the networks that a training runs: its own and the frozen one that it learns from."""
-    section = trained_stage(context.job.stage).section(context.recipe)
-    return section.precision, getattr(section, "foundation_precision", section.precision)
+    return trained_stage(context.job.stage).section(context.recipe).precisions
 
 
 def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, curves: Curves) -> None:

@@ -15,7 +15,7 @@ from infra.attention import fastest_attention
 from infra.compiled import keep_compiled
 from infra.metrics import count
 from infra.storage import Storage
-from models.execution import prepare
+from models.execution import has_blocks, prepare
 from tasks.loading.loader import Loader
 from tasks.training.adversary import AdversarialTraining
 from tasks.training.callbacks import Asked, Callback, KeptAverages, Pictures, Scores, Snapshots, StepSpan
@@ -97,7 +97,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
         trainee.network,
         tell=logs.say if rank == 0 else lambda _line: None,
         compile=compute.compile,
-        checkpoint_activations=compute.recompute and hasattr(trainee.network, "blocks"),
+        checkpoint_activations=compute.recompute and has_blocks(trainee.network),
         channels_last=compute.channels_last and (compute.compile or device.type != "cuda"),
     )
     engine = build_engine(module, section, compute, device)
