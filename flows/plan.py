@@ -6,7 +6,7 @@ Imports nothing that computes (no torch, no Ray), so that a plan of any size pri
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +74,8 @@ def command(
     for line in render(plan, flow):
         console.print(line, soft_wrap=isinstance(line, str))
     if found:
-        console.print(compared(plan, found))
+        for each in compared(plan, found):
+            console.print(each)
 
 
 def make_plan(
@@ -187,26 +188,26 @@ def _raised(number: int) -> str:
     return str(number).translate(_RAISED)
 
 
-def compared(plan: Plan, found: Mapping[str, Actual]) -> Table:
-    """Plan against actual, for every stage that has finished."""
-    columns = ("planned", "actual", "off by") * 3
-    table = Table("stage", *columns, "actual from", title="rows, bytes and wall time: plan against actual")
-    for stage in plan.stages:
-        actual = found.get(stage.work.stage)
-        if actual is None:
-            continue
-        pairs = [
-            (stage.work.rows.value, actual.rows, lambda rows: f"{rows:,.0f}"),
-            (stage.work.written.value, actual.bytes, size),
-            (stage.seconds.value, actual.seconds, duration),
-        ]
-        row: list[str] = []
-        for planned, real, show in pairs:
-            row += [show(planned), "unknown" if real is None else show(real), _off(planned, real)]
-        if actual.source in stage.seconds.source:
-            row[-1] = "its own rate"  # measured on this very run: equal by construction
-        table.add_row(stage.work.stage, *row, actual.source)
-    return table
+def compared(plan: Plan, found: Mapping[str, Actual]) -> list[Table | str]:
+    """Plan against actual, for every stage that has finished, and where the actual figures are from."""
+    done = [(stage, found[stage.work.stage]) for stage in plan.stages if stage.work.stage in found]
+    rows, written, seconds = (
+        _table(f"{what}: plan against actual", "planned", "actual", "off by") for what in ("rows", "bytes", "wall time")
+    )
+    for stage, actual in done:
+        name, work = stage.work.stage, stage.work
+        rows.add_row(name, *_against(work.rows.value, actual.rows, lambda value: f"{value:,.0f}"))
+        written.add_row(name, *_against(work.written.value, actual.bytes, size))
+        planned, real, off = _against(stage.seconds.value, actual.seconds, duration)
+        # Measured on this very run: equal by construction.
+        own = actual.source in stage.seconds.source
+        seconds.add_row(name, planned, real, "its own rate" if own else off)
+    sources = [f"{stage.work.stage} is from {actual.source}" for stage, actual in done]
+    return [rows, written, seconds, *sources]
+
+
+def _against(planned: float, real: float | None, show: Callable[[float], str]) -> tuple[str, str, str]:
+    return show(planned), "unknown" if real is None else show(real), _off(planned, real)
 
 
 def plain(plan: Plan, found: Mapping[str, Actual]) -> dict[str, Any]:

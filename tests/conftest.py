@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -57,6 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n`, begin with what takes longest: the other files fill the time that is left beside it."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: [*_SHARED, ""].index(_shared(item.path)))
+
+
+# Started in the background of a script, one ignores Ctrl-C, and so would the commands that tests stop with it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish() -> None:

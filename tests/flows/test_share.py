@@ -189,6 +189,7 @@ def test_a_push_is_private_unless_it_is_said(tmp_path: Path, monkeypatch: pytest
             return f"https://hub/{repo_id}"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(share.hubs, "refusal", lambda: None)
     assert share.export(run, "hf://us/clothes", "demo") == "https://hub/us/clothes"
     share.export(run, "hf://us/clothes", "demo", public=True)
     assert [private for _, private, files in calls if not files] == [True, False]
