@@ -28,8 +28,20 @@ _LONGEST = 300
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number and dates as texts (YAML 1.2), refuses a key given twice, and
-    aliases that come to more values than anybody wrote."""
+    """Safe YAML that reads 1e-4 as a number and dates as texts (YAML 1.2), and refuses a key given twice, aliases that
+    come to more values than anybody wrote, and what is nested without end (its scanner takes time by the square)."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        self._check_depth(self.flow_level)
+        super().fetch_flow_collection_start(TokenClass)
+
+    def add_indent(self, column: int) -> bool:
+        self._check_depth(len(self.indents))
+        return bool(super().add_indent(column))
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > _DEEPEST:
+            raise yaml.YAMLError(f"it is nested deeper than {_DEEPEST}")
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
@@ -46,6 +58,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _MOST_VALUES = 100_000
+_DEEPEST = 100
 
 
 def _written_out(node: yaml.Node, known: dict[int, float]) -> float:

@@ -73,6 +73,9 @@ def test_aliases_that_come_to_a_billion_values_are_refused(tmp_path: Path) -> No
         load_recipe(str(path))  # aliases as such are fine
     with pytest.raises(UserError, match="is not a YAML value"):
         load_recipe("demo_tiny", [f"data.classes={'[' * 5000}"])
+    path.write_text("data:\n  " + "- " * 5000 + "x")
+    with pytest.raises(UserError, match="nested deeper than 100"):
+        load_recipe(str(path))
 
 
 def test_a_label_of_millions_makes_no_classes(tmp_path: Path) -> None:
