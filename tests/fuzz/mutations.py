@@ -120,7 +120,7 @@ def in_zip(data: bytes, rng: random.Random) -> bytes:
 
 def in_gzip(data: bytes, rng: random.Random) -> bytes:
     plain = gzip.decompress(data)
-    return gzip.compress(mutated(plain, [plain], rng), 1)
+    return gzip.compress(mutated(plain, [plain], rng), 1, mtime=0)
 
 
 def in_png(data: bytes, rng: random.Random) -> bytes:

@@ -128,7 +128,7 @@ def kits() -> list[bytes]:
     savemat(meta, {"synsets": synsets})
     truth = "ILSVRC2012_validation_ground_truth.txt"
     whole = tar(None, [("kit/data/meta.mat", meta.getvalue()), (f"kit/data/{truth}", b"1\n2\n")])
-    return [gzip.compress(whole, 1), whole]
+    return [gzip.compress(whole, 1, mtime=0), whole]
 
 
 @lru_cache
@@ -178,7 +178,7 @@ def latents() -> list[bytes]:
 @lru_cache
 def latent_tars() -> list[bytes]:
     plain = tar(None, [("a/latents_0.safetensors", latents()[0]), ("a/latents_1.safetensors", latents()[1])])
-    return [plain, gzip.compress(plain, 1)]
+    return [plain, gzip.compress(plain, 1, mtime=0)]
 
 
 @lru_cache
@@ -216,11 +216,11 @@ def npzs() -> list[bytes]:
 @lru_cache
 def idx_files() -> list[bytes]:
     head = (0x0803).to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in (2, 28, 28))
-    return [gzip.compress(head + bytes(2 * 28 * 28), 1)]
+    return [gzip.compress(head + bytes(2 * 28 * 28), 1, mtime=0)]
 
 
 def idx_labels() -> bytes:
-    return gzip.compress((0x0801).to_bytes(4, "big") + (2).to_bytes(4, "big") + bytes([3, 9]), 1)
+    return gzip.compress((0x0801).to_bytes(4, "big") + (2).to_bytes(4, "big") + bytes([3, 9]), 1, mtime=0)
 
 
 @lru_cache
