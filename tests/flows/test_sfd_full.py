@@ -122,6 +122,7 @@ def test_runs_are_tracked_and_compare(finished: Workplace) -> None:
     assert json.loads(whole[0].data.params["sample.guidance.scale"]) == load_recipe("demo_tiny").sample.guidance.scale
 
 
+@pytest.mark.slow  # stages on S3 have tests of their own
 def test_a_root_goes_on_on_s3_without_servers(finished: Workplace, alone: Workplace, s3_root: str) -> None:
     """Shards and tokenizers were copied there; what follows is made there, by one worker of training."""
     import s3fs
