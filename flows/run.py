@@ -329,7 +329,7 @@ def preflight(
         raise UserError("--from and --only exclude each other: choose one")
     storage = preflight_storage(root)
     jobs.check(loaded.compute.cluster)
-    from tasks.hubs import check_hubs
+    from tasks.foreign.hubs import check_hubs
     from tasks.networks import check_foundation
 
     made: dict[str, Artifact] = {}

@@ -36,10 +36,11 @@ from models.objectives import Objective, TimeDistribution, VelocityMatching
 from models.semantic_vae import SemanticVAE
 from models.sizes import SIZES
 from models.wide_head_dit import WideHeadDiT
-from tasks import own_code, snapshots
-from tasks.foundations import check_foundation as check_foundation
-from tasks.foundations import check_grid as check_grid
-from tasks.foundations import load_foundation as load_foundation
+from tasks import snapshots
+from tasks.foreign import own_code
+from tasks.foreign.foundations import check_foundation as check_foundation
+from tasks.foreign.foundations import check_grid as check_grid
+from tasks.foreign.foundations import load_foundation as load_foundation
 
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"

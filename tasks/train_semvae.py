@@ -19,7 +19,7 @@ from models.tokenizer_losses import TrainableSemanticVAE
 from tasks.data.crops import Crop
 from tasks.data.images import images
 from tasks.data.pixels import to_tensor
-from tasks.foundations import look
+from tasks.foreign.foundations import look
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_semantic_vae, load_foundation
 from tasks.randomness import ImageNumbers

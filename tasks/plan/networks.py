@@ -316,7 +316,7 @@ def foundation_values(section: Foundation) -> int:
 def _counted_values(section: Foundation) -> int:
     import torch
 
-    from tasks.foundations import build_foundation
+    from tasks.foreign.foundations import build_foundation
 
     with torch.device("meta"):
         return sum(value.numel() for value in build_foundation(section).parameters())
@@ -328,7 +328,7 @@ def _counted(section: Foundation) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tasks.foundations import build_foundation
+    from tasks.foreign.foundations import build_foundation
 
     with torch.device("meta"):
         network = build_foundation(section)

@@ -18,7 +18,7 @@ from flows import share
 from infra import environment, hubs, proxies, reach
 from infra.storage import Storage
 from infra.weights import fetch
-from tasks.hubs import check_hubs
+from tasks.foreign.hubs import check_hubs
 from tasks.sources import fashion_mnist
 from tests.helpers.web import web_server
 

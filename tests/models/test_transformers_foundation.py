@@ -14,7 +14,7 @@ from configs.data import Foundation
 from models.foundation import FoundationModel
 from models.tokenizer_kit import features_vary
 from models.transformers_foundation import FAMILIES, TransformersFoundation
-from tasks.foundations import check_foundation, load_foundation, look
+from tasks.foreign.foundations import check_foundation, load_foundation, look
 from tasks.plan import networks
 from tests.helpers.builders import small_recipe
 

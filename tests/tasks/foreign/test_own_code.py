@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from configs import Recipe, UserError
 from configs.autoencoders import PythonModel
 from infra import trust
-from tasks import own_code, train_vavae
+from tasks import train_vavae
+from tasks.foreign import own_code
 from tasks.networks import trained_autoencoder
 from tests.helpers.builders import at, put_shard, small_recipe
 from tests.helpers.piles import run_stage
