@@ -169,18 +169,8 @@ class Storage:
         target = self.locate(name)
         with self._explained("write", name):
             if self.local:
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                partial = f"{target}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
-                try:
-                    with open(partial, "wb") as file:
-                        file.write(data)
-                        file.flush()
-                        os.fsync(file.fileno())
+                with _beside(target, data) as partial:
                     os.replace(partial, target)
-                except BaseException:
-                    if os.path.exists(partial):
-                        os.unlink(partial)
-                    raise
             else:
                 self._retried(lambda: self.fs.pipe_file(target, data))
         return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), rows)
@@ -197,19 +187,11 @@ class Storage:
         target = self.locate(name)
         with self._explained("write", name):
             if self.local:
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                partial = f"{target}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
                 try:
-                    with open(partial, "wb") as file:
-                        file.write(data)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    os.link(partial, target)
+                    with _beside(target, data) as partial:
+                        os.link(partial, target)
                 except FileExistsError:
                     return False
-                finally:
-                    if os.path.exists(partial):
-                        os.unlink(partial)
                 return True
             try:
                 self._retried(lambda: self._pipe_new(target, data))
@@ -322,6 +304,22 @@ _answered: set[str] = set()
 _away: set[str] = set()
 """Of them, those that it has said to be out of reach."""
 _telling = threading.Lock()
+
+
+@contextmanager
+def _beside(target: str, data: bytes) -> Iterator[str]:
+    """A whole file on local disk, beside the one that it is to become; gone afterwards."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    partial = f"{target}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield partial
+    finally:
+        if os.path.exists(partial):  # not after a rename
+            os.unlink(partial)
 
 
 def _tell(place: str, message: str, level: str = "info") -> None:

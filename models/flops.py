@@ -14,8 +14,8 @@ from torch import nn
 from models.autoencoder import AutoencoderKL, Level, Middle
 from models.cascade_dit import CascadeDiT
 from models.lightningdit import LightningDiT
-from models.routing import kept_count
 from models.semantic_vae import SemanticVAE, TransformerBlock
+from models.sizes import kept_count
 from models.wide_head_dit import WideHeadDiT
 
 Routed = tuple[int, int, float]

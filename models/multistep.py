@@ -136,8 +136,7 @@ class _Step:
         """
         ratio = self._ratio(earlier)
         if ratio is None:
-            half = self.weight / 2
-            return (half, 0.0, half) if self.now != self.ahead else (0.0, 0.0, 0.0)
+            return self.weight / 2, 0.0, self.weight / 2
         h = log_ratio(self.ahead) - log_ratio(self.now)
         growth = math.expm1(-h)
         first = growth / -h - 1

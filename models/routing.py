@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.sizes import kept_count
+
 
 @dataclass(frozen=True)
 class Route:
@@ -33,11 +35,6 @@ class Route:
 
     def _index(self, x_BND: Tensor) -> Tensor:
         return self.kept_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1])
-
-
-def kept_count(tokens: int, drop: float) -> int:
-    """How many of an image's tokens are kept where a share `drop` is not; at least one."""
-    return max(1, round(tokens * (1 - drop)))
 
 
 def kept_tokens(draws_BN: Tensor, drop: float) -> Tensor:

@@ -14,3 +14,8 @@ SIZES: dict[str, dict[str, int]] = {
 AUGMENTATION_LABELS = 9
 """What a network is told of an augmented image (`models/augmentation.py`): two flips, scale, two of the rotation, two
 of the squeeze and two of the shift."""
+
+
+def kept_count(tokens: int, drop: float) -> int:
+    """How many of an image's tokens are kept where a share `drop` is not; at least one."""
+    return max(1, round(tokens * (1 - drop)))

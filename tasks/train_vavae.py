@@ -20,10 +20,10 @@ from infra.weights import check_pretrained, identities, load_tensors
 from models.diffusers_config import Described
 from models.discriminator import PatchDiscriminator, TrainableDiscriminator
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
-from tasks.foreign import own_code
 from tasks.data.crops import Crop
 from tasks.data.images import images
 from tasks.data.pixels import peak_signal_to_noise, to_pixels, to_tensor
+from tasks.foreign import own_code
 from tasks.foreign.foundations import look
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_autoencoder, check_diffusers, given_autoencoder, load_foundation

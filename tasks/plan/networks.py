@@ -16,7 +16,7 @@ from configs.recipe import Recipe
 from configs.scores import Classifier
 from configs.tokenizers import Discriminator, SemvaeModel
 from infra.transformers_files import of_transformers
-from models.sizes import AUGMENTATION_LABELS, SIZES
+from models.sizes import AUGMENTATION_LABELS, SIZES, kept_count
 from tasks.data.portions import CLASSIFIER_GRID
 from tasks.plan.parts import (
     Cost,
@@ -156,7 +156,7 @@ def routed_flops(recipe: Recipe, section: DiffusionModel, side: int | None = Non
     if routing is None or isinstance(section, UnetModel):
         return 0
     tokens = ((side or recipe.latent_size) // section.patch_size) ** 2
-    kept = max(1, round(tokens * (1 - routing.drop)))
+    kept = kept_count(tokens, routing.drop)
     saved = _block(section, tokens).flops - _block(section, kept).flops
     return (routing.last - routing.first + 1) * saved
 

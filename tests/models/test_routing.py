@@ -16,7 +16,8 @@ from models.flops import training_flops_per_image
 from models.groups import ChannelGroups, single_group
 from models.lightningdit import LightningDiT
 from models.objectives import TrainableVelocity, VelocityMatching, strangers
-from models.routing import Route, kept_count, kept_tokens
+from models.routing import Route, kept_tokens
+from models.sizes import kept_count
 
 PAIR = ChannelGroups(("texture", "semantic"), (3, 1))
 SMALL = {"hidden_size": 32, "depth": 4, "num_heads": 2, "num_classes": 10, "in_channels": 4}
