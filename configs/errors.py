@@ -8,12 +8,28 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+_LONGEST = 3000
+"""Characters of a line."""
+
+
+def _shown(line: str) -> str:
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 1000]} … {line[-999:]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
 class UserError(Exception):
     """A mistake that its reader can mend: the message says what, where, and what to do.
 
     The command line prints it as one line and exits with status 1; anything else is a defect of ours
     and keeps its traceback.
+
+    What it quotes is often of others' making: of a line without end the middle is left out, and what a terminal would
+    obey is spelled out.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("\n".join(map(_shown, str(message).split("\n"))))
 
 
 class Unreachable(UserError):

@@ -5,7 +5,8 @@ The highest one holds, and says so anew every few seconds. A claim that has not 
 whoever waits, is of a machine that died, and the next number is taken. One of the same home folder needs no wait:
 `infra/locks.py` lets one process of it through.
 
-A machine that was frozen for longer finds its claim passed when it wakes, and leaves the artifact to the other.
+A machine that was frozen for longer finds its claim passed when it wakes, and leaves the artifact to the other: each
+of its writes looks at the claim first (:meth:`Claim.check`), so that no part of the other's is overwritten.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ STALE = 120.0
 """Seconds without one after which a claim is of the dead: three times the outage of storage that a run survives."""
 
 
+class TakenOver(UserError):
+    """Another machine makes the artifact now."""
+
+
 @dataclass
 class Claim:
     """A right to make an artifact, while :meth:`held`."""
@@ -48,8 +53,17 @@ class Claim:
 
     def held(self) -> bool:
         """Whether nobody took the artifact over meanwhile. Raises UserError where the storage cannot be read."""
-        newest = _newest(self.storage)
-        return newest == self.number and json.loads(self.storage.read_bytes(self.name))["token"] == self.token
+        if _newest(self.storage) != self.number:
+            return False
+        try:  # numbers begin again once an artifact is complete
+            return bool(json.loads(self.storage.read_bytes(self.name))["token"] == self.token)
+        except FileNotFoundError:
+            return False
+
+    def check(self) -> None:
+        """Raises TakenOver where what is written from now on would be among another machine's files."""
+        if not self.held():
+            raise TakenOver(f"{self.storage.url} was taken over by another machine, for this one was silent")
 
     def keep(self, until: threading.Event) -> None:
         """Say every few seconds that its holder lives."""

@@ -74,7 +74,7 @@ def _config(location: str) -> Any:
 def _parsed(path: Path, _time: int) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON ({error})") from None
 
 

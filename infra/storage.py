@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,6 +50,8 @@ class Storage:
     """A place for files, addressed by a URL that fsspec understands. Picklable; opens lazily in each process."""
 
     url: str
+    guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    """Called before each file is written; raises UserError where nothing may be written any more."""
 
     @classmethod
     def at(cls, root: str) -> Storage:
@@ -78,7 +80,7 @@ class Storage:
         return fs, path
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}
+        return {"url": self.url, "guard": self.guard}
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
@@ -166,13 +168,14 @@ class Storage:
 
     def write_bytes(self, name: str, data: bytes, rows: int | None = None) -> FileEntry:
         """Write a whole file that appears only when complete (rename, or one object upload)."""
-        target = self.locate(name)
+        target, allowed = self.locate(name), self.guard or (lambda: None)
         with self._explained("write", name):
             if self.local:
                 with _beside(target, data) as partial:
+                    allowed()
                     os.replace(partial, target)
             else:
-                self._retried(lambda: self.fs.pipe_file(target, data))
+                self._retried(lambda: (allowed(), self.fs.pipe_file(target, data)))
         return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), rows)
 
     def create_bytes(self, name: str, data: bytes) -> bool:

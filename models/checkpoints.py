@@ -41,6 +41,7 @@ TENSORS_ONLY = {"kind", "made"}
 """What such a file says of itself."""
 NESTED = ("ema", "model", "state_dict", "model_state_dict")
 """Keys of state dicts in the authors' files."""
+_UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 _EXTRA = ("linear_proj.",)
 _STATED = ("input_dim", "bottleneck_dim", "num_heads")
 Which = Literal["ema", "raw"]
@@ -178,10 +179,10 @@ def facts_of(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError):
+        facts = json.loads(metadata["facts"]) if metadata.get("format") in (FORMAT, TENSORS) else {}
+    except _UNREADABLE:
         return {}
-    facts: dict[str, Any] = json.loads(metadata["facts"]) if metadata.get("format") in (FORMAT, TENSORS) else {}
-    return facts
+    return facts if isinstance(facts, dict) else {}
 
 
 def write_authors(path: Path, checkpoint: Checkpoint) -> None:
@@ -224,7 +225,7 @@ def travelling_statistics(path: Path) -> dict[str, Statistics]:
             names = [name for name in file.keys() if name.startswith("statistics.")]  # noqa: SIM118 - not a dict
             found = _statistics({name.partition(".")[2]: file.get_tensor(name) for name in names})
             return _said_statistics(json.loads(file.metadata()["facts"])) | found
-    except (SafetensorError, OSError):
+    except _UNREADABLE:
         return {}
 
 

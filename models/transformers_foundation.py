@@ -164,7 +164,7 @@ def _normalisation(folder: Path, family: Family) -> tuple[Any, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as a configuration ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: is no configuration: expected an object")

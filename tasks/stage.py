@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ from configs.errors import Unreachable, UserError
 from configs.load import validate
 from configs.recipe import Recipe
 from infra.artifacts import Artifact, Manifest, fingerprint, library_versions, timestamp
-from infra.claims import Claim, claimed
+from infra.claims import Claim, TakenOver, claimed
 from infra.locks import alone
 from infra.logs import say
 from infra.storage import FileEntry, Storage
@@ -41,6 +42,8 @@ class Job:
     """`uri` and `run` of the stage's MLflow run, `prefect_flow_run`; empty runs untracked."""
     replaces: str = ""
     """The :meth:`Artifact.mark` of a complete artifact that is made anew; empty where nothing is replaced."""
+    claim: dict[str, Any] = field(default_factory=dict)
+    """Number and token of the :class:`Claim` under which the artifact is made; actors write under it too."""
 
 
 @dataclass
@@ -70,10 +73,11 @@ class Context:
     def artifact(self) -> Artifact:
         return Artifact(self.job.root, self.job.stage, self.job.fingerprint)
 
-    @property
+    @cached_property
     def out(self) -> Storage:
-        """Where the stage writes; partial output of an interrupted run may lie here."""
-        return self.artifact.beside if self.job.replaces else self.artifact.storage
+        """Where the stage writes, while its claim is held; partial output of an interrupted run may lie here."""
+        place = self.artifact.beside if self.job.replaces else self.artifact.storage
+        return replace(place, guard=Claim(self.artifact.storage, **self.job.claim).check) if self.job.claim else place
 
     @property
     def is_done(self) -> bool:
@@ -173,7 +177,7 @@ def perform(stage: Stage, job: Job) -> Artifact:
                 break
             context.artifact.settle()  # what a killed process had made whole
             if not context.is_done:
-                _make(stage, context, claim)
+                _make(stage, Context(replace(job, claim={"number": claim.number, "token": claim.token})), claim)
     return context.artifact
 
 
@@ -183,6 +187,9 @@ def _make(stage: Stage, context: Context, claim: Claim) -> None:
     try:
         outcome = stage.run(context)
     except Exception as error:
+        with suppress(Unreachable):
+            if _lost(claim):  # what it met may be the other's
+                return
         mistake = next((cause for cause in causes(error) if type(cause) in (UserError, Unreachable)), None)
         if mistake is None:
             raise
@@ -204,17 +211,23 @@ def _make(stage: Stage, context: Context, claim: Claim) -> None:
         libraries=library_versions(),
         runs={key: value for key, value in job.tracking.items() if key != "uri"},
     )
-    if not claim.held():
-        say(
-            f"{context.artifact.uri} was taken over by another machine, for this one was silent: waiting for it",
-            "warning",
-        )
+    if _lost(claim):
         return
     if job.replaces:
         context.artifact.replace(manifest)
     elif not context.artifact.complete(manifest):
         return
     context.tracker.metrics(manifest.figures)
+
+
+def _lost(claim: Claim) -> bool:
+    """Whether another machine has taken the artifact over, which is said. Raises as :meth:`Claim.held`."""
+    try:
+        claim.check()
+    except TakenOver as taken:
+        say(f"{taken}: waiting for it", "warning")
+        return True
+    return False
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

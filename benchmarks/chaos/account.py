@@ -84,7 +84,8 @@ def _seconds(time: Any) -> float:
 def charge(faults: list[Fault], done: list[Done]) -> None:
     """Write at each fault how long it took until work went on, and the work done again before the next one."""
     ordered = sorted(done, key=lambda each: each.at)
-    for fault, end in zip(faults, [*(each.at for each in faults[1:]), float("inf")], strict=True):
+    ends = [*(each.at for each in faults[1:]), float("inf")]
+    for fault, end in zip(faults, ends, strict=False):  # without faults there is an end too many
         after = [each for each in ordered if each.at > fault.at]
         fault.recovered = round(after[0].at - fault.at, 1) if after else None
         fault.repeated = sum(each.again for each in after if each.at <= end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ KINDS = (
     "mlflow_away", "prefect_away",
 )  # fmt: skip
 _WEATHERS = {"storage_cut": "cut", "short_reads": "short", "slow_answers": "slow", "disk_full": "full"}
+_NO_WORK = ("ray::IDLE", "ray::_", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Titles of processes that wait, and of those that are Ray's own on each node."""
 _PATIENCE = 30.0
 """Seconds to wait for somebody to kill."""
 
@@ -74,6 +77,7 @@ class Gremlin:
             fault = Fault(kind, time.monotonic() - began)
             if self._strike(fault, drawn, ended):
                 self.faults.append(fault)
+                print(f"{fault.at:6.0f} s  {kind}  {fault.whom}", file=sys.stderr, flush=True)
 
     def _strike(self, fault: Fault, drawn: random.Random, ended: threading.Event) -> bool:
         """Whether the fault came about; there may be nobody to kill."""
@@ -120,7 +124,7 @@ class Gremlin:
             with suppress(psutil.Error):
                 said = " ".join(child.cmdline())
                 training = "TrainWorker" in said
-                busy = said.startswith("ray::") and not said.startswith("ray::IDLE")
+                busy = said.startswith("ray::") and not said.startswith(_NO_WORK)
                 if {"worker": busy and training, "actor": busy and not training, "driver": "tasks.job" in said}[kind]:
                     found.append(child)
         return found

@@ -38,8 +38,10 @@ class Proxy:
         try:
             yield f"127.0.0.1:{self.port}"
         finally:
+            asyncio.run_coroutine_threadsafe(_end_others(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
+            loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.weather == "cut":
@@ -90,6 +92,14 @@ class Proxy:
                     return
                 client.write(data)
                 await client.drain()
+
+
+async def _end_others() -> None:
+    """End what still passes bytes, so that a loop without work is stopped."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for each in others:
+        each.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _middle(data: bytes) -> int:

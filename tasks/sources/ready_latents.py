@@ -100,7 +100,10 @@ class LatentShard:
         if NAMES["z"] not in self.tensors or LABELS not in self.tensors:
             seen = ", ".join(list(self.tensors)[:6]) or "nothing"
             raise UserError(f"{self.name}: expected tensors latents and labels, found {seen}")
-        return int(self.tensors[NAMES["z"]]["shape"][0])
+        shape = self.tensors[NAMES["z"]]["shape"]
+        if not shape:
+            raise UserError(f"{self.name}: tensor {NAMES['z']} is one number; fetch it again")
+        return int(shape[0])
 
     def values(self, name: str, start: int, count: int) -> Tensor:
         """Rows `start` to `start + count` of a tensor, as they are stored."""
@@ -124,8 +127,8 @@ class LatentShard:
 def _check(entry: dict[str, Any]) -> None:
     """Raises ValueError, TypeError or LookupError on what describes no tensor."""
     begin, end = entry["data_offsets"]
-    numbers = [*entry["shape"], begin, end]
-    if type(entry["dtype"]) is not str or any(type(number) is not int for number in numbers):
+    numbers, kinds = [*entry["shape"], begin, end], (type(entry["shape"]), type(entry["dtype"]))
+    if kinds != (list, str) or any(type(number) is not int for number in numbers):
         raise TypeError("no description of a tensor")
     if min(numbers) < 0 or begin > end or max(numbers) >= 1 << 48:
         raise ValueError("no description of a tensor")

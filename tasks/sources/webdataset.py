@@ -158,7 +158,7 @@ def _json(sample: _Sample) -> dict[str, Any]:
     member = sample.parts.get("json")
     try:
         values = json.loads(member.text) if member is not None and member.text is not None else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -99,6 +99,7 @@ def _latents(path: Path) -> None:
 
 
 def _weights(path: Path) -> None:
+    checkpoints.facts_of(path), checkpoints.travelling_statistics(path)
     plain(read_content(path).values)
     checkpoint = checkpoints.read(path)
     checkpoints.check_whole(checkpoint)

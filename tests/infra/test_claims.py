@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,9 @@ import pytest
 from configs import load_recipe
 from infra import claims
 from infra.artifacts import MANIFEST, Artifact, Manifest
-from infra.claims import Claim, claimed
+from infra.claims import Claim, TakenOver, claimed
 from infra.storage import Storage
-from tasks.stage import Context, Outcome, Stage, perform
+from tasks.stage import Context, Job, Outcome, Stage, perform
 
 REPOSITORY = Path(__file__).parents[2]
 FINGERPRINT = "0" * 16
@@ -153,3 +155,38 @@ def test_who_was_frozen_leaves_it_to_the_other(root: str, quick: None, capsys: p
     artifact = perform(stage, stage.job(load_recipe("demo_tiny"), root, {}))
     assert artifact.manifest.rows == 7 and made == ["frozen"]
     assert "was taken over" in capsys.readouterr().out
+
+
+def test_who_wakes_late_overwrites_no_part_of_the_other(root: str, quick: None) -> None:
+    """Neither while the other is at work nor once it has finished and its claims are gone."""
+    told: list[str] = []
+
+    def run(context: Context) -> Outcome:
+        place = context.artifact.storage
+        actor = Context(Job(**json.loads(json.dumps(asdict(context.job)))))
+        task: Storage = pickle.loads(pickle.dumps(context.out))
+        actor.out.write_bytes("part-0", b"ours")
+        assert place.create_bytes(Claim(place, 2).name, b'{"home": "another", "token": "x", "beats": 0}')
+        files = [place.write_bytes(f"part-{number}", b"the other's", rows=1) for number in range(2)]
+        for late in (actor.out, task):
+            with pytest.raises(TakenOver, match="taken over by another machine"):
+                late.write_bytes("part-0", b"ours, too late")
+        job = context.job
+        assert context.artifact.complete(Manifest(job.stage, 1, job.fingerprint, {}, {}, {}, tuple(files), 2))
+        place.delete("claims")
+        told.append("woken")
+        task.write_bytes("part-1", b"ours, much too late")
+        raise AssertionError("it was written")
+
+    stage = Stage("toy", 1, (), (), run)
+    artifact = perform(stage, stage.job(load_recipe("demo_tiny"), root, {}))
+    assert told and [artifact.read(f"part-{number}") for number in range(2)] == [b"the other's"] * 2
+
+
+def test_a_number_that_began_again_is_another_machines(root: str) -> None:
+    storage = _whole(root, "demo").storage
+    first, second = Claim(storage, 1), Claim(storage, 1)
+    assert storage.create_bytes(first.name, first.text()) and first.held()
+    storage.delete("claims")
+    assert not first.held()
+    assert storage.create_bytes(second.name, second.text()) and second.held() and not first.held()
