@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 BENCHMARKS := $(filter-out s3_server,$(notdir $(basename $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-all check serve bench gpu clean
+.PHONY: help demo quick test test-all check serve studio bench gpu clean
 
 help:
 	@echo "make demo      the main job on Fashion-MNIST: images to scored samples and a report"
@@ -23,6 +23,7 @@ help:
 	@echo "make test      the tests (make test-all adds the slow ones)"
 	@echo "make check     ruff and mypy"
 	@echo "make serve     Prefect server and worker, MLflow UI, on loopback"
+	@echo "make studio    data, reconstructions, samples and runs on one local page"
 	@echo "make gpu       what one GPU reaches (benchmarks/gpu.md); ARGS=--smoke tries it on a CPU"
 	@echo "make bench     the benchmarks, one JSON line each"
 	@echo "make clean     forget local artifacts, runs and servers' databases"
@@ -36,7 +37,7 @@ quick: $(VENV)/.ready
 test: $(VENV)/.ready check
 	$(PYTEST) $(ARGS)
 
-test-all: $(VENV)/.ready check
+test-all: $(VENV)/.studio check
 	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 check: $(VENV)/.ready
@@ -46,6 +47,9 @@ check: $(VENV)/.ready
 
 serve: $(VENV)/.ready
 	$(BIN)/latentforge serve $(ARGS)
+
+studio: $(VENV)/.studio
+	$(BIN)/latentforge studio $(ARGS)
 
 gpu: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
@@ -62,4 +66,10 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	touch $@
+
+# The page's library is an extra: constrained by the lock, so that it changes nothing of what is there.
+$(VENV)/.studio: $(VENV)/.ready requirements-studio.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements-studio.lock \
+		-c requirements.lock
 	touch $@

@@ -212,6 +212,21 @@ def serve(
 
 
 @app.command()
+def studio(
+    root: Root = None,
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 8090,
+    listen: Annotated[
+        str, typer.Option(help="Another address of this machine; needs a token in LATENTFORGE_STUDIO_TOKEN.")
+    ] = servers.LOOPBACK,
+) -> None:
+    """Look at data, reconstructions and runs and sample from models, on one page over a root of artifacts."""
+    from flows.studio.serve import serve
+
+    _check_environment("home")
+    serve(root, port, listen)
+
+
+@app.command()
 def doctor() -> None:
     """Look at this machine and what its environment names; paste what this prints into a bug report."""
     from flows.doctor import report

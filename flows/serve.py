@@ -61,7 +61,7 @@ def running(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iter
     """
     folder = home()
     for what, address, port in (("prefect", LOOPBACK, prefect_port), ("mlflow", listen, mlflow_port)):
-        _check_free(address, port, f"--{what}-port")
+        check_free(address, port, f"--{what}-port")
     environment = {
         **os.environ,
         "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
@@ -95,7 +95,7 @@ def running(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iter
         yield environment
 
 
-def _check_free(address: str, port: int, option: str) -> None:
+def check_free(address: str, port: int, option: str) -> None:
     """Else whoever answers there would be taken for the server that is started here."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

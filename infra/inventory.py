@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -60,14 +61,14 @@ class Choice:
     """Reason by name."""
 
 
-def read(root: str) -> dict[str, Entry]:
+def read(root: str, stage: str = "") -> dict[str, Entry]:
     """Everything under a root by `stage/fingerprint`, the stages in alphabetical order and the oldest first.
 
-    One listing, and one read for each artifact, side by side.
+    stage: only its artifacts. One listing, and one read for each artifact, side by side.
     """
     storage = Storage.at(root)
     folders: dict[tuple[str, str], dict[str, tuple[int, float]]] = {}
-    for path, told in storage.listed().items():
+    for path, told in storage.listed(stage).items():
         place = _PLACE.fullmatch(path)
         if place is not None:
             files = folders.setdefault((place["stage"], place["fingerprint"]), {})
@@ -181,8 +182,9 @@ def _entry(
         except UserError as error:
             fault = str(error)
     elif RUN_FILE in files:
-        inputs = json.loads(artifact.storage.read_bytes(RUN_FILE)).get("inputs", {})
-        made_from = [f"{stage}/{fingerprint}" for stage, fingerprint in inputs.items()]
+        with suppress(FileNotFoundError, ValueError):  # finished, deleted or half written since the listing
+            inputs = json.loads(artifact.storage.read_bytes(RUN_FILE)).get("inputs", {})
+            made_from = [f"{stage}/{fingerprint}" for stage, fingerprint in inputs.items()]
     unique = tuple(name for name in dict.fromkeys(made_from) if name != "/".join(place))
     written = max(when for _, when in files.values())
     return Entry(artifact, manifest, fault, sum(size for size, _ in files.values()), written, unique)
