@@ -178,18 +178,16 @@ def summary(uri: str) -> None:
     show(uri)
 
 
-_INDENT = 26
-"""Columns before what a name stands for."""
-
-
 @app.command()
 def recipes() -> None:
     """List the recipes, races and clusters that come with the project, and what each is for."""
-    for title, folder in (("Recipes", RECIPES), ("Races", RACES), ("Clusters", CLUSTERS)):
+    found = {"Recipes": described(RECIPES), "Races": described(RACES), "Clusters": described(CLUSTERS)}
+    indent = 4 + max(len(name) for each in found.values() for name in each)
+    for title, entries in found.items():
         print(title)
-        for name, said in described(folder).items():
-            lines = textwrap.wrap(said, shutil.get_terminal_size((80, 24)).columns - _INDENT)
-            print(f"  {name:<{_INDENT - 2}}" + f"\n{' ' * _INDENT}".join(lines))
+        for name, said in entries.items():
+            lines = textwrap.wrap(said, shutil.get_terminal_size((80, 24)).columns - indent)
+            print(f"  {name:<{indent - 2}}" + f"\n{' ' * indent}".join(lines))
 
 
 @app.command()
@@ -259,7 +257,8 @@ def _running() -> Iterator[None]:
         if needed := stopping.options():  # without it what was there before would be reused
             without = f" with {needed}"
         place = stopping.where() or progress.where()
-        os.write(2, f"stopped{f' at {place}' if place else ''}; the same command{without} goes on\n".encode())
+        said = f"stopped{f' at {place}' if place else ''}; the same command{without} goes on\n"
+        os.write(sys.stderr.fileno(), said.encode())
 
     stopping.take_signals(farewell)
     try:

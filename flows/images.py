@@ -70,7 +70,8 @@ def sample(
         bool, typer.Option("--reproduction", help="From what the authors released, as `reproduce` took it.")
     ] = False,
     exported: Annotated[
-        str | None, typer.Option("--from", help="Of a folder or hf://organisation/name that `export` wrote instead.")
+        str | None,
+        typer.Option("--from", help="Of a folder, hf://organisation/name or models:/NAME that `export` wrote."),
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     root: Root = None,
@@ -100,7 +101,7 @@ def export(
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="A finished run, as `compare` takes it; or give --recipe.")
     ] = None,
-    target: Annotated[str, typer.Option("--to", help="A folder, or hf://organisation/name to push.")] = "",
+    target: Annotated[str, typer.Option("--to", help="A folder, hf://organisation/name, or models:/NAME.")] = "",
     recipe: RecipeName = "demo",
     overrides: Overrides = [],  # noqa: B006
     root: Root = None,
@@ -108,7 +109,7 @@ def export(
 ) -> None:
     """Write a trained model as others use it: a folder that diffusers loads alone, with a model card.
 
-    Pushing needs HF_TOKEN, or what `hf auth login` left.
+    hf:// takes HF_TOKEN, or what `hf auth login` left; models:/ is MLflow's registry.
     """
     if not target:
         raise UserError("export: say where to, with --to FOLDER or --to hf://organisation/name")

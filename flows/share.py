@@ -15,7 +15,7 @@ from configs.autoencoders import DiffusersModel
 from flows.finding import evaluation_of
 from flows.inputs import sample_job
 from flows.options import labels
-from infra import hubs
+from infra import hubs, registry
 from infra.artifacts import MANIFEST, Artifact, Manifest
 from infra.storage import Storage
 from tasks.drawing import pictures
@@ -35,7 +35,8 @@ def export(
     root: str | None = None,
     public: bool = False,
 ) -> str:
-    """Write a model to a folder, or push it to `hf://organisation/name`; returns where it is.
+    """Write a model to a folder, push it to `hf://organisation/name`, or register it as a version of
+    `models:/NAME` in MLflow; returns where it is.
 
     run: a finished run (as :func:`flows.finding.evaluation_of` takes it); None is the recipe's model.
 
@@ -54,6 +55,12 @@ def export(
         with tempfile.TemporaryDirectory(prefix="latentforge-export-") as folder:
             _write(context, evaluated, Path(folder))
             return _push(Path(folder), target, public)
+    if target.startswith(registry.SCHEME):
+        name = registry.name_of("--to", target)
+        found = registry.run_of("--to", target, None if evaluated is None else evaluated.fingerprint)
+        with tempfile.TemporaryDirectory(prefix="latentforge-export-") as folder:
+            _write(context, evaluated, Path(folder))
+            return registry.register(name, found, Path(folder))
     place = Path(target).expanduser()
     if place.exists() and any(place.iterdir()) and not (place / "model_index.json").is_file():
         raise UserError(f"--to {target}: the folder holds other things; name an empty or a new one")
@@ -89,7 +96,15 @@ def draw(source: str, classes: str, seed: int, output: Path, rows: int = 1) -> P
 
 
 def load(source: str) -> Any:
-    """The pipeline of an exported folder or of `hf://organisation/name[@revision]`, by this project's own code."""
+    """The pipeline of an exported folder, of `hf://organisation/name[@revision]` or of `models:/NAME[/VERSION]`, by
+    this project's own code."""
+    with tempfile.TemporaryDirectory(prefix="latentforge-registered-") as copied:
+        if source.startswith(registry.SCHEME):
+            return _loaded(source, registry.fetch("--from", source, Path(copied)))
+        return _loaded(source, _fetched(source))
+
+
+def _loaded(source: str, folder: Path) -> Any:
     import diffusers
 
     from tasks.sharing.code.network import LatentforgeNetwork
@@ -97,16 +112,17 @@ def load(source: str) -> Any:
     from tasks.sharing.code.scheduler import LatentforgeScheduler
     from tasks.sharing.code.tokenizer import LatentforgeTokenizer
 
-    folder = _fetched(source)
     try:
         index = json.loads((folder / "model_index.json").read_bytes())
         kinds = {each.__name__: each for each in (LatentforgeNetwork, LatentforgeScheduler, LatentforgeTokenizer)}
         kinds |= {
             name: getattr(diffusers, name) for name in get_args(DiffusersModel.model_fields["class_name"].annotation)
         }
-        parts = {
-            name: kinds[index[name][1]].from_pretrained(str(folder / name)) for name in _COMPONENTS if index[name][1]
-        }
+        parts = {}
+        for name in (each for each in _COMPONENTS if index[each][1]):
+            kind = kinds[index[name][1]]
+            network = issubclass(kind, diffusers.ModelMixin)  # which else asks for a library that nothing here needs
+            parts[name] = kind.from_pretrained(str(folder / name), **{"low_cpu_mem_usage": False} if network else {})
     except (OSError, KeyError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())[:160]
         raise UserError(f"--from {source}: no folder that `export` wrote, or a damaged one ({said})") from None

@@ -37,6 +37,7 @@ class Bar:
     def __init__(self, what: str, total: int | None, unit: str = "images") -> None:
         self._what, self._total, self._unit = what, total, unit
         self._done, self._started, self._said = 0, time.monotonic(), time.monotonic()
+        self._line = -1  # of which amount the last one told
         self._told, self._skipped, self._measured = 0, 0, self._started
         self._rich: Progress | None = None
         if sys.stderr.isatty():  # what measures a GPU elsewhere goes without this library
@@ -84,7 +85,7 @@ class Bar:
         self.advance(done - self._done, note)
 
     def _say(self, note: str = "") -> None:
-        self._said = time.monotonic()
+        self._said, self._line = time.monotonic(), self._done
         seconds = self._said - self._started
         share = f" of {self._total:,} ({100 * self._done / self._total:.0f} %)" if self._total else ""
         rate = (self._done - self._skipped) / seconds if seconds > 0 else 0.0
@@ -115,7 +116,7 @@ class Bar:
             _bars.remove(self)
         if self._rich is not None:
             self._rich.stop()
-        elif time.monotonic() - self._started > _SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self._started > _SECONDS_BETWEEN_LINES and self._line != self._done:
             self._say()
 
 

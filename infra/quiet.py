@@ -4,10 +4,13 @@ Ray brings lines of its processes to the console of the command that started it,
 stage's own workers say are marked (`infra/logs.py`) and appear without the prefix. Controllers, daemons, logging in
 their own forms and tracebacks of processes that come and go are not for people: an error that matters ends the command
 and is told there. Workers of a cluster that was there before do not know of marks; there, lines are told by their form.
+What is written past Python (Ray's `core_worker.cc` in this process) or by processes that start meanwhile goes to the
+descriptor 2, which leads to the file as long as the command works.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -21,6 +24,7 @@ from infra.home import home
 from infra.logs import MARK, MARKED, in_json
 
 _KEPT_FILES = 20
+_ERRORS = 2
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\((?P<who>.*?)(?: pid=\d+(?:, ip=[^)]*)?)\) ?")
 _DAEMON = re.compile(r"^\((?:raylet|autoscaler|gcs_server|pid=\d+)[^)]*\)")
@@ -56,22 +60,34 @@ def shown(line: str, marked: bool = False) -> str | None:
 
 
 class Log:
-    """The file of one command, made when there is something to write."""
+    """The file of one command, named at its end where there is something in it."""
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
         self.path: Path | None = None
 
-    def write(self, line: str) -> None:
+    def open(self) -> TextIO:
         if self._file is None:
             folder = home() / "logs"
             folder.mkdir(parents=True, exist_ok=True)
             for old in sorted(folder.glob("*.log"))[:-_KEPT_FILES]:
                 old.unlink(missing_ok=True)
-            self.path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}.log"
+            self.path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(_COLOUR.sub("", line) + "\n")
-        self._file.flush()
+        return self._file
+
+    def write(self, line: str) -> None:
+        file = self.open()
+        file.write(_COLOUR.sub("", line) + "\n")
+        file.flush()
+
+    def close(self) -> None:
+        """Leave the file where something is in it."""
+        if self._file is not None and self.path is not None:
+            self._file.close()
+            if not self.path.stat().st_size:
+                self.path.unlink()
+                self.path = None
 
 
 class Console:
@@ -105,13 +121,44 @@ def console() -> Iterator[Log]:
     """While a command works. The log's path is named at the end, where there is something in it."""
     log, before = Log(), (sys.stdout, sys.stderr)
     marked = not os.environ.get("RAY_ADDRESS") and not in_json()
-    sys.stdout, sys.stderr = (Console(each, log, marked) for each in before)  # type: ignore[assignment]
-    if marked:
-        os.environ[MARKED] = "1"
     try:
-        yield log
+        with _past_python_to(log) as errors:
+            sys.stdout, sys.stderr = (Console(each, log, marked) for each in (before[0], errors))  # type: ignore[assignment]
+            if marked:
+                os.environ[MARKED] = "1"
+            yield log
     finally:
         os.environ.pop(MARKED, None)
         sys.stdout, sys.stderr = before
+        log.close()
         if log.path is not None:
             print(f"what libraries said beside this is in {log.path}", file=sys.stderr)
+
+
+@contextmanager
+def _past_python_to(log: Log) -> Iterator[TextIO]:
+    """Descriptor 2 leads to the log; gives a stream that leads where it led before."""
+    ours = sys.stderr
+    if ours is not sys.__stderr__ or ours.fileno() != _ERRORS:  # somebody else's, who has his reasons
+        yield ours
+        return
+    ours.flush()
+    kept = os.dup(_ERRORS)
+    with open(kept, "w", buffering=1, encoding=ours.encoding, errors=ours.errors) as stream:
+        os.dup2(log.open().fileno(), _ERRORS)
+        _lead(ours, stream)
+        try:
+            yield stream
+        finally:
+            _lead(stream, ours)
+            os.dup2(kept, _ERRORS)
+
+
+def _lead(before: TextIO, now: TextIO) -> None:
+    """Handlers of loggers from one stream to another; Prefect's write by a console of its own."""
+    for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
+        for handler in getattr(logger, "handlers", ()):
+            if getattr(handler, "stream", None) is before:
+                handler.setStream(now)
+                if hasattr(handler, "console"):
+                    handler.console.file = now

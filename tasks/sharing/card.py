@@ -15,6 +15,7 @@ from tasks.stage import Context
 GRID = "grid.png"
 _FLOOR = "floor_"
 _CLASSES_SHOWN = 20
+_PUBLIC = ("hf://", "https://")
 
 
 def shards_beside(context: Context) -> Artifact | None:
@@ -127,7 +128,17 @@ def _shown(recipe: Recipe) -> Mapping[str, Any]:
     """What made the model and its images: neither where things lie nor how many machines there were."""
     names = ("image", "foundation", "train_vavae", "train_semvae", "train_dit", "sample")
     sections = {name: recipe.section(name) for name in names if getattr(recipe, name, None) is not None}
-    return {"name": recipe.name, **sections}
+    return {"name": recipe.name, **_placeless(sections)}
+
+
+def _placeless(value: Any) -> Any:
+    """Of files that only their owner reaches (a guide's weights on this machine, a bucket) the name alone."""
+    if isinstance(value, Mapping):
+        return {name: _placeless(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_placeless(each) for each in value]
+    private = isinstance(value, str) and (value.startswith(("/", "~", ".")) or "://" in value)
+    return value.rstrip("/").rpartition("/")[2] if private and not value.startswith(_PUBLIC) else value
 
 
 def _grid(context: Context) -> bool:

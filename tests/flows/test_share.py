@@ -6,19 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from packaging.requirements import Requirement
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from configs import UserError, load_recipe
 from flows import share
 from flows.__main__ import app
+from infra import tracking
 from infra.artifacts import Artifact
 from models.autoencoder import AutoencoderKL
 from tasks.drawing import pictures
+from tasks.networks import build_network
 from tasks.sampling.sampler import Sampler
 from tasks.sharing import autoencoder_kl
 from tasks.sharing.bundle import bundle
@@ -29,8 +35,9 @@ from tests.tasks.test_diffusers_stages import taken
 LABELS, ROWS, SEED = [1, 3, 5], 2, 3
 _ALONE = """
 import sys
-sys.path = [p for p in sys.path if p != {repository!r}]  # the installed project is not to be found
-sys.modules.update(dict.fromkeys(("models", "tasks", "configs", "flows", "infra")))
+from importlib.util import find_spec
+sys.path.append({site!r})
+assert not any(map(find_spec, ("models", "tasks", "configs", "flows", "infra", "pydantic", "ray"))), "nothing of ours"
 import numpy as np
 from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained({folder!r}, trust_remote_code=True)
@@ -123,18 +130,62 @@ def test_a_tokenizer_of_diffusers_leaves_as_it_came(class_name: str, tmp_path: P
     assert np.array_equal(found[: len(pixels)], pixels)
 
 
-def test_diffusers_loads_the_folder_without_this_project(exported: tuple[Path, Any], tmp_path: Path) -> None:
+def installed(folder: Path, *names: str) -> Path:
+    """A folder of links to these distributions and all that they require, as `pip install` leaves them."""
+    folder.mkdir()
+    waiting, seen = list(names), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or not any(distributions(name=name)):  # not for this system
+            continue
+        seen.add(name)
+        found = distribution(name)
+        for top in {path.parts[0] for path in found.files or ()} - {".."}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(found.locate_file(top))
+        asked = [Requirement(text) for text in found.requires or ()]
+        waiting += [each.name for each in asked if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return folder
+
+
+def test_diffusers_loads_the_folder_where_pip_installed_what_the_card_says(
+    exported: tuple[Path, Any], tmp_path: Path
+) -> None:
     folder, pixels = exported
-    target = tmp_path / "pixels.npy"
-    told = {"repository": str(Path(__file__).parents[2]), "folder": str(folder), "target": str(target)}
+    assert "pip install diffusers torch`" in (folder / "README.md").read_text()
+    site, target = installed(tmp_path / "site", "diffusers", "torch"), tmp_path / "pixels.npy"
+    told = {"site": str(site), "folder": str(folder), "target": str(target)}
     program = _ALONE.format(**told, labels=LABELS, rows=ROWS, seed=SEED)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-S", "-c", program],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert np.array_equal(np.load(target), pixels)
+
+
+def test_a_weak_guide_leaves_with_the_model(tmp_path: Path) -> None:
+    recipe = load_recipe("demo_tiny", ["train_dit.model.depth=2", "train_dit.model.align_depth=1"])
+    weak, weights = build_network(recipe, recipe.train_dit.model), tmp_path / "weak.safetensors"
+    for parameter in weak.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    save_file(weak.state_dict(), weights)
+    model = recipe.train_dit.model.model_dump(mode="json", exclude_none=True)
+    asked = {"method": "autoguidance", "scale": 3.0, "semantic_scale": 2.0, "weights": str(weights), "model": model}
+    run, pixels = made(tmp_path, "demo_tiny", f"sample.guidance={json.dumps(asked)}")
+    folder = Path(share.export(run, str(tmp_path / "model"), "demo"))
+    weights.unlink()
+    pipeline = share.load(str(folder))
+    assert np.array_equal(pipeline(LABELS, ROWS, SEED, output_type="np").images, pixels)
+    unlike = pipeline(LABELS, ROWS, SEED, guidance_scale=1.0, output_type="np").images
+    assert not np.array_equal(unlike, pixels), "the guide has its say"
+    assert str(tmp_path) not in (folder / "README.md").read_text(), "no place of this machine"
 
 
 def test_code_in_the_folder_stands_alone() -> None:
@@ -174,6 +225,28 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match="the code of a shared folder does not know it"):
         share.export(run, str(tmp_path / "new"), "demo")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_is_a_version_in_the_registry_and_sampled_from_there(tmp_path: Path, home: Path) -> None:
+    from mlflow import MlflowClient
+
+    evaluated, pixels = made(tmp_path, "demo_tiny")
+    with pytest.raises(UserError, match="a version belongs to a run with scores"):
+        share.export(evaluated, "models:/clothes", "demo")
+    tags = {"root": at(tmp_path), "stage.evaluate": "made evaluate", "recipe": "demo_tiny", "overrides": ""}
+    runs = [tracking.start_run("latentforge", name, {**tags, "mlflow.note.content": name}) for name in ("a", "b")]
+    with pytest.raises(UserError, match="expected models:/NAME"):
+        share.export(evaluated, "models:/clothes/1", "demo")
+    assert share.export(evaluated, "models:/clothes", "demo") == "models:/clothes/1"
+    assert share.export(evaluated, "models:/clothes", "demo") == "models:/clothes/1", "a run is one version"
+    client = MlflowClient(tracking.tracking_uri())
+    version = client.get_model_version("clothes", "1")
+    assert version.run_id == runs[1].run and version.description == "b" and version.tags == {"recipe": "demo_tiny"}
+    client.set_registered_model_alias("clothes", "best", "1")
+    for address in ("models:/clothes", "models:/clothes/1", "models:/clothes@best"):
+        assert np.array_equal(share.load(address)(LABELS, ROWS, SEED, output_type="np").images, pixels)
+    with pytest.raises(UserError, match="models:/hats: not in the registry of MLflow at sqlite"):
+        share.load("models:/hats")
 
 
 def test_a_push_is_private_unless_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,3 +78,27 @@ def test_the_path_is_named_once_and_only_where_something_is_in_it(
         print("(raylet) a worker died", file=sys.stderr)
         raise RuntimeError
     assert capsys.readouterr() == ("", f"what libraries said beside this is in {log.path}\n")
+
+
+_LOUD = """
+import logging, os, subprocess, sys
+handler = logging.StreamHandler()
+logging.root.addHandler(handler)
+from infra.quiet import console
+with console():
+    os.write(2, b"[2026-11-26 10:00:00,123 E 7 7] core_worker.cc:2465: Actor\\n")
+    subprocess.run(["sh", "-c", "echo a daemon >&2"])
+    print("one bar", file=sys.stderr)
+    logging.warning("made shard")
+    os.write(sys.stderr.fileno(), b"stopped\\n")
+os.write(2, b"after\\n")
+logging.warning("later")
+"""
+
+
+def test_what_is_written_past_python_is_not_on_the_console(home: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _LOUD], capture_output=True, text=True, check=True)
+    (log,) = (home / "logs").iterdir()
+    told = f"what libraries said beside this is in {log}"
+    assert done.stderr.splitlines() == ["one bar", "made shard", "stopped", told, "after", "later"]
+    assert log.read_text().splitlines()[1:] == ["a daemon"] and "core_worker.cc" in log.read_text()

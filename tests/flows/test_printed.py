@@ -1,0 +1,46 @@
+"""What light commands print fits a terminal of 80 columns, and reads well in a file."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from configs.load import RECIPES, described
+from flows.__main__ import app
+
+
+def printed(*command: str) -> list[str]:
+    shown = CliRunner().invoke(app, [*command], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}, catch_exceptions=False)
+    assert shown.exit_code == 0
+    return [line.rstrip() for line in shown.output.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("--help",),
+        ("recipes",),
+        *((name, "--help") for name in ("run", "look", "init", "sample", "export", "compare", "sweep", "serve")),
+    ],
+    ids=" ".join,
+)
+def test_80_columns_hold_it(command: tuple[str, ...]) -> None:
+    assert [line for line in printed(*command) if len(line) > 80] == []
+
+
+def test_recipes_say_what_each_is_for_beside_its_name() -> None:
+    lines = printed("recipes")
+    first = {line.split()[0]: line for line in lines if re.match(r"  \S", line)}
+    named = described(RECIPES)
+    assert set(named) <= set(first) and {"fashion_mnist", "aws"} <= set(first)
+    beside = {name: re.match(rf"  {name}  +(\S+)", first[name]) for name in named}
+    assert {name: found and found[1] for name, found in beside.items()} == {
+        name: said.split()[0] for name, said in named.items()
+    }
+
+
+def test_help_names_the_environment_and_the_page_that_lists_it() -> None:
+    text = " ".join(printed("--help"))
+    assert all(name in text for name in ("LATENTFORGE_ROOT", "MLFLOW_TRACKING_URI", "HF_TOKEN", "docs/environment.md"))
