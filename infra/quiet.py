@@ -123,7 +123,8 @@ def console() -> Iterator[Log]:
     marked = not os.environ.get("RAY_ADDRESS") and not in_json()
     try:
         with _past_python_to(log) as errors:
-            sys.stdout, sys.stderr = (Console(each, log, marked) for each in (before[0], errors))  # type: ignore[assignment]
+            both = (Console(each, log, marked) for each in (before[0], errors))
+            sys.stdout, sys.stderr = both  # type: ignore[assignment]
             if marked:
                 os.environ[MARKED] = "1"
             yield log
@@ -138,20 +139,20 @@ def console() -> Iterator[Log]:
 @contextmanager
 def _past_python_to(log: Log) -> Iterator[TextIO]:
     """Descriptor 2 leads to the log; gives a stream that leads where it led before."""
-    ours = sys.stderr
-    if ours is not sys.__stderr__ or ours.fileno() != _ERRORS:  # somebody else's, who has his reasons
-        yield ours
+    ours = sys.__stderr__
+    if ours is None or ours is not sys.stderr or ours.fileno() != _ERRORS:  # somebody redirected it
+        yield sys.stderr
         return
     ours.flush()
-    kept = os.dup(_ERRORS)
-    with open(kept, "w", buffering=1, encoding=ours.encoding, errors=ours.errors) as stream:
-        os.dup2(log.open().fileno(), _ERRORS)
-        _lead(ours, stream)
-        try:
-            yield stream
-        finally:
-            _lead(stream, ours)
-            os.dup2(kept, _ERRORS)
+    kept = os.dup(_ERRORS)  # for good: what begins to log meanwhile may have a last word
+    stream = open(kept, "w", buffering=1, encoding=ours.encoding, errors=ours.errors)  # noqa: SIM115
+    os.dup2(log.open().fileno(), _ERRORS)
+    _lead(ours, stream)
+    try:
+        yield stream
+    finally:
+        _lead(stream, ours)
+        os.dup2(kept, _ERRORS)
 
 
 def _lead(before: TextIO, now: TextIO) -> None:
