@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from configs.recipe import Recipe
 
 TRAINED = ("train_vavae", "train_semvae", "train_dit")
+"""Sections of what is trained on images of the recipe's source."""
 _LPIPS_SIDE = 16
 """VGG16 halves its input four times."""
 
@@ -75,7 +76,7 @@ def _pairs(recipe: Recipe) -> None:
 
 
 def _optimizers(recipe: Recipe) -> None:
-    for name in TRAINED:
+    for name in (*TRAINED, "tune_fewstep"):
         section = getattr(recipe, name)
         if section is None or section.optimizer != "muon" or not section.images:
             continue
@@ -196,6 +197,54 @@ def _label_dropout(recipe: Recipe) -> None:
             )
 
 
+def _fewstep(recipe: Recipe) -> None:
+    section, trained = recipe.tune_fewstep, recipe.train_dit
+    if section is None:
+        return
+    if not isinstance(trained.model, DitModel) or trained.model.head is not None or trained.cascade is not None:
+        raise ValueError(
+            "tune_fewstep makes a flow map of a LightningDiT at one resolution: leave it out, or train_dit.cascade, "
+            "train_dit.model.head and a UNet"
+        )
+    if isinstance(section.guidance, ClassifierFree) and trained.images and not trained.objective.label_dropout:
+        raise ValueError(
+            "tune_fewstep.guidance.method is classifier_free but train_dit.objective.label_dropout is 0, so the "
+            "teacher never learns to do without a label: raise it (0.1 is usual), or use method: none"
+        )
+    channels = getattr(section.guidance, "channels", None)
+    if channels is not None and channels > recipe.latent_channels:
+        raise ValueError(
+            f"tune_fewstep.guidance.channels is {channels} but the latent has {recipe.latent_channels} channels"
+        )
+    if isinstance(section.guidance, ClassifierFree) and section.guidance.groups != "both" and not recipe.train_semvae:
+        raise ValueError(
+            "tune_fewstep.guidance.groups names one of two groups but there are no semantic channels "
+            "(train_semvae): use both"
+        )
+
+
+def _sampled_by_map(recipe: Recipe) -> None:
+    section, sample = recipe.tune_fewstep, recipe.sample
+    if section is None:
+        return
+    if sample.steps not in section.evaluations:
+        raise ValueError(
+            f"sample.steps is {sample.steps} but tune_fewstep.evaluations are {list(section.evaluations)}: sample in "
+            "as many passes as the map has learnt"
+        )
+    if sample.guidance.method != "none":
+        raise ValueError(
+            f"sample.guidance.method is {sample.guidance.method} but a flow map brings its guidance along: set it to "
+            "none here, and tune_fewstep.guidance to what it is to learn"
+        )
+    bent = sample.shift or sample.shift_base or sample.times or sample.off_by_one or sample.ema_sigma
+    if sample.solver != "euler" or bent or sample.labels == "unconditional":
+        raise ValueError(
+            "sample of a flow map (tune_fewstep) takes even steps of labelled images: use solver euler, and leave "
+            "shift, shift_base, times, off_by_one, ema_sigma and labels: unconditional out"
+        )
+
+
 def _limit(recipe: Recipe) -> None:
     limit, classes = recipe.shard.limit, recipe.data.classes
     if limit is None:
@@ -285,6 +334,8 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _widths: (),
     _aligned_tokens: ("train_dit",),
     _label_dropout: ("train_dit", "sample"),
+    _fewstep: ("train_dit",),
+    _sampled_by_map: ("train_dit", "sample"),
     _limit: (),
     _steps: ("train_dit", "sample"),
     _critics: (),

@@ -63,6 +63,10 @@ class Race(Section):
         """
         plain = load_recipe(self.recipe, overrides, [self.common, self.variants[variant]], self._origin(variant))
         plain.require(("train_dit", "sample", "evaluate"), f"race {self.name}")
+        if plain.tune_fewstep is not None:
+            raise UserError(
+                f"{self._origin(variant)}: tune_fewstep is set, but a race scores what train_dit makes: leave it out"
+            )
         images, batch = plain.train_dit.images, plain.train_dit.batch
         if images % (self.points * batch):
             whole = self.points * batch

@@ -12,6 +12,7 @@ from configs.compute import Compute, Tracking
 from configs.data import Data, Encode, Foundation, Image, ReadyLatents, Shard
 from configs.diffusion import TrainDit
 from configs.errors import UserError
+from configs.fewstep import TuneFewstep
 from configs.fits import RULES as FITS
 from configs.published import Published
 from configs.rules import RULES, check
@@ -39,6 +40,7 @@ class Recipe(Section):
     train_semvae: TrainSemvae | None = None
     encode: Encode = Encode()
     train_dit: LeftOut[TrainDit] = NOTHING
+    tune_fewstep: TuneFewstep | None = None
     sample: LeftOut[Sample] = NOTHING
     evaluate: LeftOut[Evaluate] = NOTHING
     evaluate_tokenizer: EvaluateTokenizer = EvaluateTokenizer()

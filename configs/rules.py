@@ -351,7 +351,7 @@ def _averages(recipe: Recipe) -> None:
 
 def _batches(recipe: Recipe) -> None:
     compute = recipe.compute.train
-    for field in ("train_vavae", "train_semvae", "train_dit"):
+    for field in ("train_vavae", "train_semvae", "train_dit", "tune_fewstep"):
         section = getattr(recipe, field)
         if section is None or section.images == 0:
             continue

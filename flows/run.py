@@ -88,7 +88,7 @@ def _made(stage: Stage, context: Context) -> str:
 
 
 def _trains(stage: Stage) -> bool:
-    return stage.name.startswith("train_")
+    return stage.name.startswith(("train_", "tune_"))
 
 
 class _Teller:

@@ -16,6 +16,7 @@ from flows.stages import (
     train_dit,
     train_semvae,
     train_vavae,
+    tune_fewstep,
 )
 from flows.titles import title
 
@@ -55,7 +56,8 @@ def dag(run: Run) -> str:
     semantics = run(train_semvae, shards)
     latents = run(encode, shards, tokenizer, semantics)
     model = run(train_dit, latents)
-    images = run(sample, tokenizer, latents, model)
+    fewstep = run(tune_fewstep, model)
+    images = run(sample, tokenizer, latents, model, fewstep)
     scores = run(evaluate, shards, tokenizer, images)
-    run(report, shards, tokenizer, semantics, latents, model, images, scores)
+    run(report, shards, tokenizer, semantics, latents, model, fewstep, images, scores)
     return run.uri

@@ -9,7 +9,7 @@ from tasks.dag import StageName, stages_of
 from tasks.stage import Stage
 
 STAGES: tuple[Stage, ...] = stages_of("sfd-full")
-shard, train_vavae, train_semvae, encode, train_dit, sample, evaluate, report = STAGES
+shard, train_vavae, train_semvae, encode, train_dit, tune_fewstep, sample, evaluate, report = STAGES
 
 
 @flow(name="stage", flow_run_name="{stage}/{recipe}")

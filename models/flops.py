@@ -19,6 +19,7 @@ from models.sizes import kept_count
 from models.wide_head_dit import WideHeadDiT
 
 Routed = tuple[int, int, float]
+_EMBEDDERS = ("t_embedder", "level_embedder", "step_embedders")
 
 
 def forward_flops(network: nn.Module, *, side: int | None = None, alignment: bool = False) -> int:
@@ -139,7 +140,7 @@ def _trunk_and_head(network: WideHeadDiT, side: int | None) -> int:
 
 def _around_blocks(network: LightningDiT, alignment: bool, side: int | None) -> int:
     tokens = _tokens(network, side)
-    embedders = [part for name, part in network.named_children() if name.startswith(("t_embedder", "level_embedder"))]
+    embedders = [part for name, part in network.named_children() if name.startswith(_EMBEDDERS)]
     final: Any = network.final_layer
     if isinstance(network, WideHeadDiT):
         inward = nn.ModuleList([network.x_embedder, network.s_embedder])

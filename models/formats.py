@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderKL
 from models.cascade_dit import CascadeDiT
+from models.flow_map import FlowMapDiT
 from models.groups import SFD, ChannelGroups
 from models.kinds import Kind
 from models.lightningdit import LightningDiT
@@ -69,6 +70,8 @@ def build(kind: Kind, arguments: Mapping[str, Any]) -> nn.Module:
             return _unet(given)
         if "head_hidden" in given:
             return WideHeadDiT(**given)
+        if given.pop("flow_map", False):
+            return FlowMapDiT(**given)
         return (CascadeDiT if "resolutions" in given else _NETWORKS[kind])(**given)
     except TypeError as error:
         raise ValueError(f"{kind}: {error}; check the argument names") from error

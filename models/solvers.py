@@ -60,6 +60,7 @@ def sample(
     step_noise: StepNoise | None = None,
     noise_scale: float = 1.0,
     times: Sequence[float] | None = None,
+    seen: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Normalised latents x1_BCHW from noise_BCHW and labels y_B, in the noise's dtype.
 
@@ -71,6 +72,7 @@ def sample(
     step_noise, noise_scale: for "sde": the Gaussian noise of step i (shape of x), and a factor on the
         diffusion (0 makes it Euler).
     times: a grid of one's own instead of `steps` and `shift`, as `time_grid` takes it.
+    seen: is shown x after each step (not of dopri5, which has steps of its own).
     Raises ValueError on an unknown solver, too few steps, groups that do not fit, or missing step_noise.
     """
     if solver not in get_args(Solver):
@@ -113,9 +115,7 @@ def sample(
     def at(g: Tensor, x_BCHW: Tensor) -> Tensor:
         # Time, phases and guidance are decided on the host, which then never waits: it queues one step after the other.
         t_G, _ = clock.at(g)
-        times = [torch.full((len(x_BCHW),), t, dtype=t_G.dtype, device=x_BCHW.device) for t in t_G.tolist()]
-        t_BG = torch.stack(times, dim=1)
-        return moment(velocity, t_G)(x_BCHW, t_BG, y_B).to(x_BCHW.dtype)
+        return moment(velocity, t_G)(x_BCHW, everywhere(t_G, x_BCHW), y_B).to(x_BCHW.dtype)
 
     def known(g: Tensor, x_BCHW: Tensor) -> Tensor:
         return groups.weighted(at(g, x_BCHW), clock.at(g)[1].tolist())
@@ -123,7 +123,7 @@ def sample(
     x = noise_BCHW
     grid = time_grid(steps, clock.span, shift, times)
     if solver in MULTISTEP:
-        return _multistep(at, x, grid, clock, MultistepSolver(solver, groups))
+        return _multistep(at, x, grid, clock, MultistepSolver(solver, groups), seen)
     for i in range(len(grid) - 1):
         g, dt = grid[i], grid[i + 1] - grid[i]
         v = known(g, x)
@@ -134,7 +134,15 @@ def sample(
             x = _sde_step(x, v, clock.at(g), dt, groups, noise_scale, step_noise(i).to(x))
         else:
             x = x + dt * v
+        if seen is not None:
+            seen(x)
     return x
+
+
+def everywhere(t_G: Tensor, x_BCHW: Tensor) -> Tensor:
+    """Times (B, G) of a whole batch from the host, which does not wait for the batch's device."""
+    times = [torch.full((len(x_BCHW),), t, dtype=t_G.dtype, device=x_BCHW.device) for t in t_G.tolist()]
+    return torch.stack(times, dim=1)
 
 
 def _multistep(
@@ -143,6 +151,7 @@ def _multistep(
     grid: Tensor,
     clock: Clock,
     solver: MultistepSolver,
+    seen: Callable[[Tensor], None] | None,
 ) -> Tensor:
     """Along the grid by predicted data x + (1 - t) v. A group's steps are those of its own clock, so that one
     whose phase begins between two points of the grid loses nothing of its way."""
@@ -153,6 +162,8 @@ def _multistep(
         rest = solver.groups.weighted(velocity(grid[i], x_BCHW), [1.0 - t for t in now])
         points = [[(t, 1.0 - t) for t in each] for each in (now, ahead)]
         x_BCHW = solver.step(x_BCHW, x_BCHW + rest, *points)
+        if seen is not None:
+            seen(x_BCHW)
     return x_BCHW
 
 

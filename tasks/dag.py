@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from configs import Recipe
     from tasks.stage import Stage
 
-StageName = Literal["shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate", "report"]
+StageName = Literal[
+    "shard", "train_vavae", "train_semvae", "encode", "train_dit", "tune_fewstep", "sample", "evaluate", "report"
+]
 """The stages from images to a report, in order."""
 PIPELINE: tuple[str, ...] = get_args(StageName)
 TOKENIZERS: tuple[str, ...] = ("shard", "train_vavae", "train_semvae", "evaluate_tokenizer")
@@ -53,4 +55,6 @@ def in_pipeline(name: str, recipe: Recipe) -> bool:
         return recipe.needs_images
     if name == "train_semvae":
         return recipe.train_semvae is not None and recipe.needs_latents and not recipe.ready_latents
+    if name == "tune_fewstep":
+        return recipe.tune_fewstep is not None
     return recipe.needs_latents if name == "encode" else True

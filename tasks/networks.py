@@ -28,6 +28,7 @@ from models.clocks import Clock, SemanticFirst, Synchronous
 from models.diffusers_config import Described, describe
 from models.edm import DenoisingMatching, Preconditioning
 from models.execution import halve, prepare
+from models.flow_map import FlowMapDiT
 from models.groups import ChannelGroups
 from models.image_autoencoder import ImageAutoencoder
 from models.kinds import Kind
@@ -234,6 +235,16 @@ def _dit_arguments(recipe: Recipe, section: DitModel) -> dict[str, Any]:
     return arguments if recipe.train_dit.cascade is None else arguments | {"resolutions": recipe.sides}
 
 
+def build_flow_map(recipe: Recipe) -> FlowMapDiT:
+    """What `tune_fewstep` trains: the recipe's diffusion transformer as a map, without an alignment head."""
+    return FlowMapDiT(**_flow_map_arguments(recipe))
+
+
+def _flow_map_arguments(recipe: Recipe) -> dict[str, Any]:
+    assert isinstance(recipe.train_dit.model, DitModel)  # the recipe's rules
+    return _dit_arguments(recipe, recipe.train_dit.model) | {"align_depth": None, "align_dim": None}
+
+
 def kind_and_arguments(recipe: Recipe, stage: str, model: DiffusionModel | None = None) -> tuple[Kind, dict[str, Any]]:
     """Kind and constructor arguments of the network that a stage trains, as `models.formats.build` takes them: plain
     JSON values.
@@ -247,6 +258,8 @@ def kind_and_arguments(recipe: Recipe, stage: str, model: DiffusionModel | None 
         assert recipe.train_semvae is not None and recipe.foundation is not None  # the recipe has this stage
         found = _semantic_vae_arguments(recipe.train_semvae.model, recipe.foundation.feature_dim)
         kind, arguments = "semantic_vae", found
+    elif stage == "tune_fewstep":
+        kind, arguments = "lightningdit", _flow_map_arguments(recipe) | {"flow_map": True}
     else:
         section = model or recipe.train_dit.model
         if isinstance(section, UnetModel):
@@ -282,7 +295,8 @@ def trained_semantic_vae(artifact: Artifact) -> SemanticVAE:
 def trained_dit(
     artifact: Artifact, ema: bool, sigma_rel: float | None = None, images_seen: int | None = None
 ) -> DiffusionNetwork:
-    """The diffusion network of a `train_dit` artifact, frozen; averaged weights where `ema`.
+    """The diffusion network of a `train_dit` artifact, or the map of a `tune_fewstep` one, frozen; averaged weights
+    where `ema`.
 
     sigma_rel: of the average that is put together from the artifact's snapshots instead.
     images_seen: where that average ends; None is the end of training.
@@ -292,9 +306,9 @@ def trained_dit(
     """
     recipe = read_recorded(artifact.manifest.recipe)
     has_ema = bool(artifact.files(EMA_WEIGHTS))
-    network = _frozen(
-        build_network(recipe, recipe.train_dit.model), artifact, EMA_WEIGHTS if ema and has_ema else WEIGHTS
-    )
+    mapped = artifact.stage == "tune_fewstep"
+    fresh = build_flow_map(recipe) if mapped else build_network(recipe, recipe.train_dit.model)
+    network = _frozen(fresh, artifact, EMA_WEIGHTS if ema and has_ema else WEIGHTS)
     if sigma_rel is not None:
         network.load_state_dict(snapshots.average(artifact, sigma_rel, images_seen), strict=False)
     return network

@@ -26,7 +26,7 @@ from tasks.scoring.distances import score_name
 from tasks.stage import Context, Outcome, Stage
 
 PAGE = "report.html"
-_STAGES = ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate")
+_STAGES = ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "tune_fewstep", "sample", "evaluate")
 _FEW_IMAGES = 300
 """Below which scores say little (our choice: there a Fréchet distance of a few hundred features is mostly bias)."""
 _LOOKED_THROUGH = 20_000
@@ -218,9 +218,7 @@ def _stage_row(name: str, manifest: Manifest, total: float) -> dict[str, Any]:
         "seconds": _duration(manifest.seconds),
         "share": manifest.seconds / total if total else 0.0,
         "rows": f"{manifest.rows:,}",
-        "unit": {"train_vavae": "images seen", "train_semvae": "images seen", "train_dit": "images seen"}.get(
-            name, "images"
-        ),
+        "unit": "images seen" if name.startswith(("train_", "tune_")) else "images",
         "bytes": _size(manifest.size),
         "fingerprint": manifest.fingerprint,
         "created": _timestamp(manifest.created),

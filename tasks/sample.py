@@ -24,7 +24,7 @@ from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
 from tasks.networks import build_network
 from tasks.sampling.per_image import image_labels, shown_per_class
-from tasks.sampling.sampler import Sampler
+from tasks.sampling.sampler import Sampler, model_of
 from tasks.stage import Context, Job, Outcome, Stage
 
 GRID = "grid.png"
@@ -71,7 +71,7 @@ def check_statistics(context: Context) -> None:
     Raises:
         UserError: it was given none and was trained on other latents.
     """
-    model, latents = context.input("train_dit"), context.optional("encode")
+    model, latents = model_of(context), context.optional("encode")
     if latents is None:
         return
     facts, own = model.manifest.facts, LatentStatistics.from_facts(latents.manifest.facts, latents.uri)
@@ -112,7 +112,7 @@ STAGE = Stage(
     name="sample",
     version=2,
     sections=("sample",),
-    inputs=("train_vavae", "encode", "train_dit"),
+    inputs=("train_vavae", "encode", "train_dit", "tune_fewstep"),
     run=run,
     external=external,
     check=check,

@@ -27,7 +27,7 @@ from tasks.drawing import pictures
 from tasks.networks import DiffusionNetwork, ready, trained_dit
 from tasks.sample import check_statistics, external
 from tasks.sampling.per_image import shown_per_class
-from tasks.sampling.sampler import Decoder, Sampler
+from tasks.sampling.sampler import Decoder, Sampler, model_of
 from tasks.scoring import reference as references
 from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageFeatures, PerImageFeatures
 from tasks.scoring.real_images import RealImages, on_record, scored, with_statistics
@@ -39,7 +39,7 @@ T = TypeVar("T")
 SHEET = "sheet.png"
 _VERSION = 1
 _COLUMNS, _ROWS = 10, 4
-_INPUTS = ("train_vavae", "encode", "train_dit")
+_INPUTS = ("train_vavae", "encode", "train_dit", "tune_fewstep")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def trial_job(recipe: Recipe, root: str, inputs: Mapping[str, Artifact], real: R
     """The job of one trial.
 
     recipe: `sample` and `evaluate` say what is made and how it is scored; no intervals where `evaluate.bootstrap` is 0.
-    inputs: the artifacts of `train_vavae`, `encode` (where latents were made) and `train_dit`.
+    inputs: the artifacts of `train_vavae`, `encode` (where latents were made), `train_dit` and `tune_fewstep` (where
+        there is one).
     at: None takes the weights that `sample.ema` says, at the end of training.
     """
     sections = {name: recipe.section(name) for name in ("image", "sample", "evaluate")}
@@ -99,7 +100,7 @@ def run(context: Context) -> Outcome:
     if device.type == "cpu":
         torch.set_num_threads(threads)
     check_statistics(context)
-    trained = context.input("train_dit")
+    trained = model_of(context)
     decoder = _decoder(context.input("train_vavae"), trained, recipe.compute.actors.compile)
     at = None if context.job.sections["trial"] is None else Snapshot(**context.job.sections["trial"])
     model = _model(trained, recipe.sample.ema, at, recipe.compute.actors.compile, recipe.sample.precision)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from configs.autoencoders import Tokenizer
 from configs.compute import TrainCompute
-from configs.diffusion import DitModel, TrainDit, UnetModel
+from configs.diffusion import DitModel, UnetModel
 from configs.recipe import Recipe
 from configs.training import Training
 from tasks.plan import networks
@@ -111,8 +111,12 @@ def _parts(recipe: Recipe, stage: str) -> tuple[int, int, float, str]:
         backbone, head = networks.diffusion(recipe, section.model)
         if section.online:
             frozen = _foundation_values(recipe)
-        image, source = _diffusion_image(recipe, section, half)
+        image, source = _diffusion_image(recipe, half)
         return backbone.values + head.values, frozen, image, source
+    if stage == "tune_fewstep":
+        teacher = sum(networks.diffusion(recipe, recipe.train_dit.model), networks.Cost())
+        image, source = _diffusion_image(recipe, half)
+        return networks.flow_map(recipe).values, teacher.values, len(section.evaluations) * image, source
     if stage == "train_semvae":
         assert recipe.foundation is not None  # the recipe's rules
         encoder, decoder = networks.semantic_vae(section.model, recipe.foundation.feature_dim, recipe.latent_size**2)
@@ -133,8 +137,8 @@ def _parts(recipe: Recipe, stage: str) -> tuple[int, int, float, str]:
     return own, frozen, image, COUNTED
 
 
-def _diffusion_image(recipe: Recipe, section: TrainDit, half: bool) -> tuple[float, str]:
-    compute, model = recipe.compute.train, section.model
+def _diffusion_image(recipe: Recipe, half: bool) -> tuple[float, str]:
+    compute, model = recipe.compute.train, recipe.train_dit.model
     if isinstance(model, UnetModel):
         side, values = max(recipe.sides), 0
         for level, multiplier in enumerate(model.multipliers):

@@ -141,6 +141,21 @@ def dit(recipe: Recipe, section: DitModel, side: int | None = None) -> tuple[Cos
     )
 
 
+def flow_map(recipe: Recipe) -> Cost:
+    """The diffusion transformer with what tells it how far to go (`models/flow_map.py`)."""
+    assert isinstance(recipe.train_dit.model, DitModel)  # the recipe's rules
+    width = dimensions(recipe.train_dit.model)[0]
+    told = linear(_TIME_FREQUENCIES, width) + linear(width, width)
+    return dit(recipe, recipe.train_dit.model)[0] + told.times(len(recipe.channel_groups))
+
+
+def sampled(recipe: Recipe, side: int | None = None) -> tuple[Cost, Cost]:
+    """The network that `sample` asks, and its alignment head. `side` as for :func:`dit`."""
+    return (
+        diffusion(recipe, recipe.train_dit.model, side) if recipe.tune_fewstep is None else (flow_map(recipe), Cost())
+    )
+
+
 def blocks_flops(recipe: Recipe, section: DiffusionModel, side: int | None = None) -> int:
     """Of all blocks, which a training with `recompute` runs once more. `side` as for :func:`dit`."""
     if isinstance(section, UnetModel):

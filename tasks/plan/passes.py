@@ -54,7 +54,7 @@ def encoding(recipe: Recipe) -> Memory | None:
 def sampling(recipe: Recipe) -> Memory:
     """Of an actor of `sample`: one batch is decoded beside the next one's passes."""
     section, half = recipe.sample, recipe.sample.precision in ("bf16", "fp16")
-    backbone, head = networks.diffusion(recipe, recipe.train_dit.model)
+    backbone, head = networks.sampled(recipe)
     encoder, decoder = autoencoder(recipe.train_vavae.model, recipe.image.size)
     values = backbone.values + head.values + encoder.values + decoder.values
     passes = [_denoised(recipe, recipe.train_dit.model, half)]

@@ -119,12 +119,12 @@ def sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
     )
     full, rest = divmod(section.images, length)
     made = full * length + section.batch * -(-rest // section.batch)  # batches are static: the last is filled up
-    backbone, head = networks.diffusion(recipe, recipe.train_dit.model)
+    backbone, head = networks.sampled(recipe)
     encoder, decoder = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
     flops, hows, guides = float(decoder.flops), list[str](), dict[str, Cost]()
     for stage in recipe.sampled_resolutions:
         own = section.at(stage)
-        main = guide = networks.diffusion(recipe, recipe.train_dit.model, stage.side)[0].flops
+        main = guide = networks.sampled(recipe, stage.side)[0].flops
         if isinstance(own.guidance, AutoGuidance):
             weak, weak_head = networks.diffusion(recipe, own.guidance.model, stage.side)
             guides[own.guidance.weights], guide = weak + weak_head, weak.flops
@@ -184,6 +184,7 @@ _WORKS: dict[str, Callable[[Recipe, Images], Work]] = {
     "train_semvae": trainings.semantics,
     "encode": encode,
     "train_dit": trainings.diffusion,
+    "tune_fewstep": trainings.fewstep,
     "evaluate": scoring.evaluate,
     "evaluate_tokenizer": scoring.evaluate_tokenizer,
     "report": scoring.report,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from configs import Recipe
 from configs.compute import TrainCompute
+from configs.sampling import Sample
 from configs.tokenizers import VavaeObjective
 from configs.training import Training
 from tasks.data.portions import SHARD_ROWS_PER_GROUP
@@ -15,6 +16,7 @@ from tasks.plan.data import Images
 from tasks.plan.memory import memory_of
 from tasks.plan.networks import Cost
 from tasks.plan.passes import examining
+from tasks.plan.solvers import solver_evaluations
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Figure, Work
 
 SCORED = {"train_vavae": 10_000, "train_semvae": 2_000}
@@ -130,6 +132,32 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
             split_parts=_train_parts(images, recipe),
             decodes=decodes,
             image_bytes=images.mean_bytes if decodes else 0.0,
+        ),
+    )
+
+
+def fewstep(recipe: Recipe, images: Images) -> Work:
+    section = recipe.tune_fewstep
+    assert section is not None  # the recipe's rules
+    network = networks.flow_map(recipe)
+    # A teacher's way is asked for as a sample of so many steps would be.
+    way = Sample(images=1, guidance=section.guidance, solver=section.solver, steps=section.steps)
+    asked, guided, how = solver_evaluations(recipe, way, 0)
+    frozen = (asked + guided) * networks.diffusion(recipe, recipe.train_dit.model)[0].flops
+    again = networks.blocks_flops(recipe, recipe.train_dit.model) if recipe.compute.train.recompute else 0
+    trained = len(section.evaluations) * (3 * network.flops + again)
+    return _trained(
+        "tune_fewstep",
+        recipe,
+        section,
+        _Training(
+            network=network,
+            flops=section.images * (trained + frozen),
+            source=f"{NETWORKS}; the teacher's {how}",
+            row_bytes=0.0,
+            groups_per_image=0.0,
+            split_bytes=0.0,
+            split_parts=0,
         ),
     )
 

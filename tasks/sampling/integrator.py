@@ -15,6 +15,7 @@ from configs.diffusion import UnetModel
 from configs.recipe import Recipe
 from configs.sampling import AutoGuidance as AutoGuidanceSection
 from configs.sampling import ClassifierFree as ClassifierFreeSection
+from configs.sampling import Guidance as GuidanceSection
 from configs.sampling import NoGuidance as NoGuidanceSection
 from configs.sampling import Sample
 from infra.weights import load_pretrained
@@ -22,6 +23,7 @@ from models.cascade import Cascade, Conditioned
 from models.edm import sample as denoise
 from models.edm import sigma_grid
 from models.flops import forward_flops
+from models.flow_map import FlowMapDiT, walk
 from models.groups import ChannelGroups
 from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance, Velocity
 from models.solvers import sample as solve
@@ -98,6 +100,9 @@ class Integrator:
             def step_noise(step: int, shape: tuple[int, ...] = shape, first: int = first) -> Tensor:
                 return noise(shape, first + step + 1)
 
+            if isinstance(self.model, FlowMapDiT):
+                latents = self._walked(stage, labels_B, noise(shape, first))
+                continue
             velocity = self._velocity(stage, latents, condition_noise)
             if self.sigmas is not None:
                 grid = self.sigmas(stage.section.steps)
@@ -119,6 +124,11 @@ class Integrator:
         self._batches += 1
         assert latents is not None  # a recipe has at least one stage
         return latents
+
+    def _walked(self, stage: _Resolution, labels_B: Tensor, noise_BCHW: Tensor) -> Tensor:
+        stage.passes["main"] += stage.section.steps
+        run, steps = self._runs[id(self.model)], stage.section.steps
+        return walk(run, noise_BCHW, labels_B, clock=self.clock, groups=self.groups, evaluations=steps)
 
     def evaluations(self) -> dict[str, float]:
         """Network evaluations per image so far, in units of one of the model at full resolution (papers.md 3.2).
@@ -161,12 +171,13 @@ class Integrator:
 
         main = counted("main", self.model)
         guide = None if stage.weak is None else counted("guide", stage.weak)
-        return build_guidance(stage.section, self.groups, self.model.null_label, guide)(main)
+        return build_guidance(stage.section.guidance, self.groups, self.model.null_label, guide)(main)
 
 
-def build_guidance(section: Sample, groups: ChannelGroups, null_label: int, guide: Velocity | None) -> Guidance:
-    """The guidance that a sample section names; `guide` is the weak network's velocity where there is one."""
-    asked = section.guidance
+def build_guidance(
+    asked: GuidanceSection, groups: ChannelGroups, null_label: int, guide: Velocity | None = None
+) -> Guidance:
+    """The guidance that a section asks for; `guide` is the weak network's velocity where there is one."""
     if isinstance(asked, NoGuidanceSection):
         return NoGuidance()
     if isinstance(asked, ClassifierFreeSection):

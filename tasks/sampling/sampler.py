@@ -41,7 +41,7 @@ class Decoder:
 
     @classmethod
     def of(cls, tokenizer: Artifact, model: Artifact, device: torch.device, compiled: bool = False) -> Decoder:
-        """Of a `train_vavae` and a `train_dit` artifact, which records what its latents were standardised by."""
+        """Of the artifacts of a tokenizer and of a diffusion network, which records its latents' statistics."""
         statistics = LatentStatistics.from_facts(model.manifest.facts, model.uri)
         return cls(ready(trained_autoencoder(tokenizer).to(device), compiled), statistics)
 
@@ -56,6 +56,11 @@ class Decoder:
 def _at_once(images: int) -> int:
     """The largest divisor that a decoder takes at once: equal pieces have one graph."""
     return next(count for count in range(min(images, DECODED_AT_ONCE), 0, -1) if images % count == 0)
+
+
+def model_of(context: Context) -> Artifact:
+    """The artifact whose network is sampled: `train_dit`'s, or the map that `tune_fewstep` made of it."""
+    return context.optional("tune_fewstep") or context.input("train_dit")
 
 
 class Sampler:
@@ -81,8 +86,9 @@ class Sampler:
         if device.type == "cpu":
             torch.set_num_threads(recipe.compute.actors.cpus_per_actor)
         compiled = recipe.compute.actors.compile
-        decoder = Decoder.of(context.input("train_vavae"), context.input("train_dit"), device, compiled)
-        model = trained_dit(context.input("train_dit"), recipe.sample.ema, recipe.sample.ema_sigma).to(device)
+        trained = model_of(context)
+        decoder = Decoder.of(context.input("train_vavae"), trained, device, compiled)
+        model = trained_dit(trained, recipe.sample.ema, recipe.sample.ema_sigma).to(device)
         return cls(recipe, ready(model, compiled, recipe.sample.precision), decoder, device)
 
     def images(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], Pixels]:

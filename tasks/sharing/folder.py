@@ -82,6 +82,8 @@ def write_folder(context: Context, folder: Path) -> None:
 def _refuse_own_parts(recipe: Recipe) -> None:
     """Raises UserError where a part has no place in a folder that others run."""
     model = recipe.train_dit.model
+    if recipe.tune_fewstep is not None:
+        raise UserError("tune_fewstep is set: the shared code knows no flow map; share the artifact itself")
     if getattr(model, "head", None) is not None:
         raise UserError("train_dit.model.head is set: the shared code knows no wide head; share the artifact itself")
     if isinstance(recipe.train_vavae.model, PythonModel):

@@ -6,7 +6,7 @@ import torch
 
 from configs import Recipe
 from models.flops import Routed, training_flops_per_image
-from tasks.networks import build_autoencoder, build_network, build_semantic_vae
+from tasks.networks import build_autoencoder, build_flow_map, build_network, build_semantic_vae
 
 
 def flops_per_image(recipe: Recipe, stage: str) -> float | None:
@@ -29,6 +29,9 @@ def flops_per_image(recipe: Recipe, stage: str) -> float | None:
                     for side, share in zip(recipe.sides, shares, strict=True)
                     for routed, routed_share in _routed(recipe)
                 )
+            case "tune_fewstep" if recipe.tune_fewstep is not None:
+                steps = len(recipe.tune_fewstep.evaluations)
+                return steps * training_flops_per_image(build_flow_map(recipe))
             case "train_vavae":
                 return training_flops_per_image(build_autoencoder(recipe.train_vavae.model), side=recipe.image.size)
             case "train_semvae" if recipe.train_semvae is not None and recipe.foundation is not None:

@@ -262,7 +262,7 @@ def test_evaluations_are_those_that_the_solver_makes(changes: list[str]) -> None
     def weak(x_BCHW: torch.Tensor, t_BG: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
         return network(x_BCHW, t_BG, torch.ones_like(y_B))
 
-    guidance = build_guidance(section, groups, null_label=1, guide=weak)
+    guidance = build_guidance(section.guidance, groups, null_label=1, guide=weak)
     solve(
         guidance(network),
         torch.zeros(1, groups.channels, 4, 4),

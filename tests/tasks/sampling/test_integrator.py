@@ -267,7 +267,7 @@ def test_a_weak_network_guides_some_channels_for_some_of_the_time(fields: str, s
     def always(value: float) -> Velocity:
         return lambda x_BCHW, t_BG, y_B: torch.full_like(x_BCHW, value)
 
-    guided = build_guidance(recipe.sample, groups, null_label=10, guide=always(0.0))(always(1.0))
+    guided = build_guidance(recipe.sample.guidance, groups, null_label=10, guide=always(0.0))(always(1.0))
     at = torch.tensor([[0.3, 0.6]])  # texture, semantics
     found = guided(torch.zeros(1, groups.channels, 2, 2), at, torch.zeros(1, dtype=torch.long))
     texture, semantics = (found[0, part].unique().tolist() for part in groups.slices)
