@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from benchmarks.tokenizers.data import put_shards
 from benchmarks.train_step import Clock
 from configs import Recipe, load_recipe
-from infra.device import default_device
+from infra.device import default_device, group_of_one
 from infra.storage import Storage
 from models.execution import prepare
 from tasks.stage import Context, Job
@@ -104,7 +104,7 @@ def main() -> None:
         "compute.train.engine=plain", "compute.train.zero_stage=0", "compute.train.micro_batch=null",
     ]  # fmt: skip
     ways = {EAGER: [], **{name: [change] for name, change in SETTINGS.items()}, ALL: list(SETTINGS.values())}
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group_of_one(torch.device("cpu"))
     sides: dict[str, Side] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Storage.at(str(Path(folder).absolute())).url

@@ -40,7 +40,7 @@ from torch import nn
 from configs import Recipe, load_recipe
 from configs.load import recipe_names
 from infra.artifacts import Artifact, Manifest
-from infra.device import HALVES, default_device
+from infra.device import HALVES, default_device, group_of_one
 from infra.storage import Storage
 from infra.tracking import Tracker
 from models.execution import prepare
@@ -322,8 +322,7 @@ def main() -> None:
         "compute.train.micro_batch=null",
     ]  # fmt: skip
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    group_of_one(device)
     table: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as root:
         inputs = latents(base, root, max(4 * batch, 256))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 
 from infra.attention import fastest_attention
 
@@ -22,6 +23,16 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def default_device() -> torch.device:
     """An accelerator if this process has one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def group_of_one(device: torch.device) -> None:
+    """Make this process a process group of its own. NCCL is told which device is meant, which it would guess else."""
+    store = dist.HashStore()
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        dist.init_process_group("nccl", store=store, rank=0, world_size=1, device_id=torch.device("cuda", index))
+    else:
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 def set_precision(*wanted: str) -> None:

@@ -74,14 +74,14 @@ printf 'extends: one_gpu\npools: {head: {cpus: %s, %s%s}}\n' "$cpus" "$peak" "${
 here_only=(--set compute.train.workers=1 --set compute.train.gpus_per_worker=1
   --set "compute.train.cpus_per_worker=$((cpus < 8 ? cpus : 8))" --set compute.actors.actors=1
   --set compute.actors.gpus_per_actor=1 --set compute.actors.cpus_per_actor=1)
-.venv/bin/python -m flows plan "$flow" "${here_only[@]}" "$@" --cluster "$work/here.yaml"
+.venv/bin/python -m latentforge plan "$flow" "${here_only[@]}" "$@" --cluster "$work/here.yaml"
 [ -z "${PLAN_ONLY:-}" ] || exit 0
 
 # ---- the run, which outlives this terminal
 rm -f "$work/status"
 : > "$work/run.log"    # there before anybody follows it
 setsid nohup bash -c '"$@"; echo $? > '"$work"'/status' run \
-  .venv/bin/python -m flows run "$flow" "${here_only[@]}" "$@" --root "$root" >> "$work/run.log" 2>&1 < /dev/null &
+  .venv/bin/python -m latentforge run "$flow" "${here_only[@]}" "$@" --root "$root" >> "$work/run.log" 2>&1 < /dev/null &
 echo $! > "$work/pid"
 echo "running as process $!: Ctrl-C ends only this view, $here/$work/run.log goes on"
 follow $!

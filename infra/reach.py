@@ -10,6 +10,8 @@ import base64
 import os
 import socket
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -60,6 +62,13 @@ def proxy_refusal(url: str) -> str | None:
         return f"{named}, and that proxy answers {status} when asked for {host}: {way_out}"
     _passed.add((os.environ[variable], host))
     return None
+
+
+def proxy_refusals(urls: Sequence[str]) -> dict[str, str]:
+    """Those of these web addresses that a proxy does not let pass, with the reason; all are asked at once."""
+    with ThreadPoolExecutor(len(urls)) as pool:
+        said = dict(zip(urls, pool.map(proxy_refusal, urls), strict=True))
+    return {url: reason for url, reason in said.items() if reason is not None}
 
 
 def proxy_silent(variable: str) -> str | None:

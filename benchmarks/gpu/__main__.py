@@ -28,6 +28,7 @@ from benchmarks.gpu.pack import pack
 from benchmarks.gpu.records import Records, eager_graphs
 from benchmarks.gpu.sections import SECTIONS
 from infra.compiled import keep_compiled
+from infra.device import group_of_one
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def main() -> None:
             sheet.write(found)
 
     records.watch(finish)
-    dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group_of_one(device)
     with tempfile.TemporaryDirectory(prefix="latentforge-gpu") as scratch:
         for name in given.only:
             section = SECTIONS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from configs import Recipe, UserError
@@ -26,14 +27,21 @@ def check_hubs(recipe: Recipe, stages: Collection[str]) -> None:
     Raises:
         UserError: naming every field, why its hub cannot be reached, and the way out.
     """
-    faults: list[str] = []
-    for check in _needed(recipe, stages):
-        try:
-            check()
-        except UserError as fault:
-            faults.append(str(fault))
+    needed = list(_needed(recipe, stages))
+    if not needed:
+        return
+    with ThreadPoolExecutor(len(needed)) as pool:  # each may wait for a proxy or a name server that says nothing
+        faults = [fault for fault in pool.map(_fault, needed) if fault is not None]
     if faults:
         raise UserError("; ".join(dict.fromkeys(faults)))
+
+
+def _fault(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except UserError as fault:
+        return str(fault)
+    return None
 
 
 def _needed(recipe: Recipe, stages: Collection[str]) -> Iterator[Callable[[], None]]:

@@ -34,7 +34,7 @@ def fetch_fashion_mnist(target: Path, trailers: Mapping[str, str]) -> None:
     Raises:
         UserError: no way worked; says what each met and what to do.
     """
-    refused = {url: said for url in (_APT_ASKS, *URLS) if (said := reach.proxy_refusal(url)) is not None}
+    refused = reach.proxy_refusals((_APT_ASKS, *URLS))
     if len(refused) == 1 + len(URLS):  # at once: each way would try again and again
         raise UserError(
             f"Fashion-MNIST is not on this machine and cannot be fetched: {next(iter(refused.values()))}; or name a "

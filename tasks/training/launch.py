@@ -21,7 +21,7 @@ from configs.errors import Unreachable, UserError
 from configs.training import Training
 from infra import logs, stopping
 from infra.cluster import connect, require_gpus
-from infra.device import default_device, set_determinism, set_precision
+from infra.device import default_device, group_of_one, set_determinism, set_precision
 from infra.storage import FileEntry, Storage
 from tasks.data.receipts import RECEIPTS, finished
 from tasks.plan.memory import memory_of
@@ -121,8 +121,7 @@ def work(config: dict[str, Any]) -> None:
 
 
 def _fit_alone(context: Context) -> None:
-    backend = "nccl" if default_device().type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    group_of_one(default_device())
     try:
         fit(lambda: build(context), _setting(context))
     except requests.Left as left:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from infra.device import computing, set_determinism, set_precision, uploaded
+from infra.device import computing, group_of_one, set_determinism, set_precision, uploaded
 
 CPU = torch.device("cpu")
 
@@ -74,3 +75,22 @@ def test_determinism_is_switched_for_the_process(monkeypatch: pytest.MonkeyPatch
     finally:
         set_determinism(False)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("cpu", ("gloo", None)), ("cuda", ("nccl", "cuda:3")), ("cuda:1", ("nccl", "cuda:1"))],
+)
+def test_a_group_names_its_device(
+    device: str, expected: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL guesses it else, from the rank, and warns at each barrier."""
+    asked: list[tuple[str, str | None]] = []
+
+    def init(backend: str, device_id: torch.device | None = None, **_: object) -> None:
+        asked.append((backend, None if device_id is None else str(device_id)))
+
+    monkeypatch.setattr(dist, "init_process_group", init)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    group_of_one(torch.device(device))
+    assert asked == [expected]

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +20,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from configs import UserError
-from infra import databases, environment, machine, prefect_server, proxies, servers
+from infra import databases, environment, machine, proxies, servers
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -306,69 +305,8 @@ def test_a_check_that_fails_itself_stands_in_nobodys_way() -> None:
     assert finding.level == "note" and "KeyError" in finding.text
 
 
-def _other_project(root: Path) -> Path:
-    """Packages with the names of ours, as research code often has them."""
-    for name in ("models", "configs", "tasks", "infra", "flows"):
-        (root / name).mkdir(parents=True)
-        (root / name / "__init__.py").write_text('raise ImportError("this is another project")')
-    return root
-
-
-def _console_script(*arguments: str) -> list[str]:
-    """The command as pip's script starts it: PYTHONPATH comes first, and what is installed last."""
-    with (REPOSITORY / "pyproject.toml").open("rb") as file:
-        module, _, function = tomllib.load(file)["project"]["scripts"]["latentforge"].partition(":")
-    code = f"import sys; sys.path.append({str(REPOSITORY)!r}); sys.argv = ['latentforge', *{list(arguments)!r}]\n"
-    return [sys.executable, "-P", "-c", code + f"from {module} import {function}; {function}()"]
-
-
-@pytest.mark.parametrize("where", ["on PYTHONPATH", "in the current folder"])
-def test_another_projects_packages_are_not_ours(where: str, tmp_path: Path) -> None:
-    other = _other_project(tmp_path / "other")
-    given = {**os.environ, "PYTHONPATH": str(other) if where == "on PYTHONPATH" else ""}
-    command = _console_script("show", "--recipe", "demo_tiny")
-    done = subprocess.run(command, cwd=other, env=given, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "name: demo_tiny" in done.stdout and not done.stderr
-
-
-@pytest.mark.parametrize("where", ["on PYTHONPATH", "in the current folder"])
-def test_a_temporary_server_finds_our_packages(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its process is another Python, which looks in the current folder first unless it is told not to."""
-    other = _other_project(tmp_path / "other")
-    monkeypatch.chdir(other)
-    monkeypatch.setenv("PYTHONPATH", str(other) if where == "on PYTHONPATH" else "")
-    found = prefect_server.command(0)
-    assert found[1] == "-P"
-    code = "import infra.prefect_server; print(infra.prefect_server.__file__)"
-    done = subprocess.run(
-        [found[0], "-P", "-c", code], env=prefect_server.environment(), capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == prefect_server.__file__
-
-
-def test_rays_workers_look_for_our_packages_first(local_ray: None) -> None:
-    """Ray puts each path of a job's configuration before those in front of it."""
-    import ray
-    from ray.core.generated.common_pb2 import JobConfig
-
-    from infra.cluster import job_config
-
-    config = job_config()
-    config._py_driver_sys_path.extend(["/scripts", "/current/folder"])  # as ray.init does it
-    sent = JobConfig.FromString(config._serialize())
-    assert list(sent.py_driver_sys_path) == ["/scripts", "/current/folder", str(REPOSITORY)]
-
-    @ray.remote
-    def path() -> str:
-        return sys.path[0]
-
-    assert ray.get(path.remote()) == str(REPOSITORY)
-
-
 def test_doctor_tells_all_and_keeps_secrets(dead: str, tmp_path: Path) -> None:
-    """The command itself, in an environment with everything wrong, and another project first on PYTHONPATH."""
-    _other_project(tmp_path)
+    """The command itself, in an environment with everything wrong."""
     given = {
         **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
         "LATENTFORGE_HOME": str(tmp_path / "home"),
@@ -377,11 +315,9 @@ def test_doctor_tells_all_and_keeps_secrets(dead: str, tmp_path: Path) -> None:
         "MLFLOW_TRACKING_URI": f"http://{dead}",
         "https_proxy": f"http://me:geheim@{dead}",
         "AWS_SECRET_ACCESS_KEY": "geheim",
-        "PYTHONPATH": str(tmp_path),
     }
-    done = subprocess.run(
-        _console_script("doctor"), cwd=tmp_path / "models", env=given, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "latentforge", "doctor"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert not done.stderr
     wrong = [line for line in done.stdout.splitlines() if ": WRONG" in line]

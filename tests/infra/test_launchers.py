@@ -91,7 +91,7 @@ def test_the_head_brings_servers_and_what_starts_other_nodes(name: str, operator
     config = _prepared(name, operator)
     provider, machines = Rented(config["provider"], "latentforge"), Machines({"10.0.0.1"} if name == "ssh" else set())
     head = start_head(config, provider, machines)
-    (serve,) = [each for each in machines.started(head) if "flows serve" in each]
+    (serve,) = [each for each in machines.started(head) if "latentforge serve" in each]
     assert "--listen" in serve and serve.endswith("&") and "RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265" in serve
     copied = [each.split()[-1] for each in machines.to(head) if each.startswith("rsync ")]
     assert [each for each in copied if each.endswith("/home/ray/.ray/auth_token")]

@@ -99,11 +99,11 @@ def test_from_a_bare_machine_to_a_run(tmp_path: Path) -> None:
     kinds = [each.split()[0:4] for each in machine.calls if each.startswith("python -m")]
     assert kinds == [
         ["python", "-m", "infra.gpus", "1"],
-        ["python", "-m", "flows", "plan"],
-        ["python", "-m", "flows", "run"],
+        ["python", "-m", "latentforge", "plan"],
+        ["python", "-m", "latentforge", "run"],
     ]
     assert "PYTHON=" + str(machine.programs / "python3.11") in machine.call("make")
-    run, plan = machine.call("python -m flows run"), machine.call("python -m flows plan")
+    run, plan = machine.call("python -m latentforge run"), machine.call("python -m latentforge plan")
     assert run[-2:] == ["--root", "s3://bucket/prefix"] and run[4:-2] == plan[4:-2], "the plan is the run's"
     compute = load_recipe("sfd_xl_80ep", [run[n + 1] for n, word in enumerate(run) if word == "--set"]).compute
     assert (compute.train.workers, compute.train.gpus_per_worker, compute.train.cpus_per_worker) == (1, 1, 8)
@@ -119,7 +119,7 @@ def test_an_unknown_gpu_is_told_and_planned_as_an_h100(tmp_path: Path) -> None:
     assert ended.returncode == 0 and "the plan's times are an H100's" in ended.stdout
     head = load_cluster(str(tmp_path / ".latentforge" / "one_gpu" / "here.yaml")).pools["head"]
     assert (head.machine, head.bf16_tflops, head.dollars_per_hour) == ("NVIDIA B999", 989.0, 2.5)
-    assert not [each for each in machine.calls if each.startswith("python -m flows run")]
+    assert not [each for each in machine.calls if each.startswith("python -m latentforge run")]
 
 
 def test_a_failed_run_ends_with_its_status_and_its_words(tmp_path: Path) -> None:

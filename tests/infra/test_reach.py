@@ -27,9 +27,15 @@ _SECONDS = 10.0
 
 
 @contextmanager
-def proxy(answer: bytes = b"", tunnel: tuple[str, int] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """A real proxy: answers every request with these bytes, or opens a tunnel there; its address and its requests."""
+def proxy(
+    answer: bytes = b"", tunnel: tuple[str, int] | None = None, together: int = 1
+) -> Iterator[tuple[str, list[str]]]:
+    """A real proxy: answers every request with these bytes, or opens a tunnel there; its address and its requests.
+
+    together: it stays silent until so many ask at the same time.
+    """
     asked: list[str] = []
+    gate = threading.Barrier(together)
 
     def pump(source: socket.socket, sink: socket.socket) -> None:
         try:
@@ -42,6 +48,7 @@ def proxy(answer: bytes = b"", tunnel: tuple[str, int] | None = None) -> Iterato
         with connection:
             request = connection.recv(65536)
             asked.append(request.split(b"\r\n")[0].decode())
+            gate.wait()
             if tunnel is None:
                 connection.sendall(answer)
                 return
@@ -192,6 +199,21 @@ def test_what_stages_take_from_hubs_is_looked_for_first(dead: str, monkeypatch: 
     check_hubs(recipe, ["shard", "sample", "report"])  # need none of them
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # whose machines will fetch
     check_hubs(recipe, ["train_vavae", "evaluate"])
+
+
+def test_all_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that says nothing costs a command a few seconds, however much the recipe fetches."""
+    with proxy(b"HTTP/1.1 403 No\r\n\r\n", together=3) as (place, _):
+        _set(monkeypatch, place)
+        urls = [f"https://{name}.example.com" for name in "abc"]
+        said = reach.proxy_refusals(urls)
+        assert list(said) == urls and all("answers 403" in reason for reason in said.values())
+    perceptual = ["train_vavae.objective.perceptual_weight=1.0", "evaluate_tokenizer.lpips_weights=hub"]
+    with proxy(b"HTTP/1.1 403 No\r\n\r\n", together=3) as (place, asked):
+        _set(monkeypatch, place)
+        with pytest.raises(UserError, match="answers 403") as told:
+            check_hubs(load_recipe("demo_tiny", [DINO, *perceptual]), ["train_vavae", "evaluate_tokenizer"])
+        assert "no answer" not in str(told.value) and len(asked) == 3
 
 
 def test_weights_that_lie_here_need_no_hub(home: Path, dead: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,16 @@ def test_squares_are_cut_anywhere_in_training_and_from_the_centre_in_validation(
     assert plain.loader.crop == Crop(32)
 
 
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("stage", [train_vavae, train_semvae])
+def test_batches_lie_where_an_accelerator_copies_them_from(
+    stage: Any, there: bool, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    built: Any = build(job(root, small_recipe(*STAGES), stage))
+    assert built.loader.pin is there and built.held_out().pin is there
+
+
 def test_every_stage_has_its_weights_and_its_start(whole: tuple[Context, list[dict[str, Any]]]) -> None:
     _, seen = whole
     assert [each["images_seen"] for each in seen] == list(range(BATCH, 97, BATCH))
