@@ -23,7 +23,9 @@ PUBLISHED = [
 def test_every_recipe_is_valid() -> None:
     assert set(PUBLISHED) <= set(recipe_names())
     for name in recipe_names():
-        assert load_recipe(name).name == name
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert recipe.data.revision is None, "a name for what a source holds is its owner's to give"
 
 
 def test_a_recipe_extends_another() -> None:
