@@ -24,6 +24,7 @@ from flows import artifacts, images, weights
 from flows import plan as planning
 from flows import serve as servers
 from flows.options import Overrides, RecipeName, Root, numbers
+from infra import prefect_server
 from tasks.dag import FLOWS, REPRODUCE, reproducing, stages_of
 
 app = typer.Typer(
@@ -246,7 +247,7 @@ def _check_environment(*names: str) -> None:
 @contextmanager
 def _running() -> Iterator[None]:
     """What a flow needs around it: Prefect's server, quiet libraries, and an end in one line when it is stopped."""
-    from infra import prefect_server, progress, quiet, stopping
+    from infra import progress, quiet, stopping
 
     def farewell(number: int) -> None:
         from infra import open_runs
@@ -289,20 +290,19 @@ class _OneLine(logging.Filter):
 
 
 class _NotHere(logging.Filter):
-    """Keeps a mistake off the console, where the command's last line tells it, and that a stage ended, which its own
-    line says; Prefect's log of the run has both."""
+    """Keeps a mistake off the console, where the command's last line tells it, that a stage ended, which its own line
+    says, and pages of a server that has none; Prefect's log of the run has the others."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
         return not (
-            text.startswith(
-                ("stopped: ", "Finished in state Completed", "Finished in state Cached", "Beginning flow run")
-            )
+            text.startswith(_SAID_OTHERWISE)
             or (text.startswith("Finished in state Failed") and "UserError" in text)
+            or (text.startswith("View at ") and prefect_server.is_temporary())
         )
 
 
-_SAID_OTHERWISE = ("Finished in state Completed", "Finished in state Cached", "Beginning flow run")
+_SAID_OTHERWISE = ("stopped: ", "Finished in state Completed", "Finished in state Cached", "Beginning flow run")
 
 _CHATTER = (
     "mlflow.store.db.utils",

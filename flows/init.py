@@ -29,6 +29,8 @@ _BUDGETS = {
 }
 """Images that a training sees: so often each one of the pile, but at least and at most so many. Our choice: the demo's
 trainings for a pile of about a hundred, twice as long for a thousand and more."""
+_LOGGED = 640
+"""Images between two lines of a training; the demo's trainings see more."""
 _BATCHES = {"train_vavae": 16, "train_semvae": 64, "train_dit": 64}
 """Of the demo; a batch is at most a quarter of the images to learn from."""
 
@@ -70,6 +72,7 @@ def init(path: str, output: Path, test_path: str | None = None, overrides: Seque
     return [
         *account.lines(data, recipe.shard),
         *(f"note      {note}" for note in found.notes),
+        f"learnt    at {recipe.image.size} × {recipe.image.size} pixels; more takes a GPU: docs/one_gpu.md",
         f"recipe    {output}",
         f"run it    latentforge run sfd-full --recipe {output}",
     ]
@@ -94,6 +97,7 @@ def propose(data: Data, account: Account, name: str) -> Proposal:
         images = min(most, max(least, times * learnt))
         values[stage] = {"images": images // batch * batch, "batch": batch}
         values[stage]["warmup_images"] = min(1_000, images // 16)
+    values["compute"] = {"train": {"log_every": _LOGGED}}
     values["sample"] = {"images": max(1, round(_SAMPLED / classes)) * classes, "batch": min(100, classes * 10)}
     judged = classes > 1 and tested >= _FEW_TO_JUDGE * classes
     if not judged:

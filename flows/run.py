@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import TaskRunContext
 from prefect.states import Cancelled
@@ -24,7 +22,7 @@ from configs import Recipe, UserError, load_recipe
 from configs.naming import run_name
 from flows import shown
 from flows.tracked import STOPS, flow_run_id, tracked
-from infra import jobs, stopping, tracking
+from infra import jobs, progress, stopping, tracking
 from infra.artifacts import Artifact
 from infra.home import default_root
 from infra.integrity import require_unchanged, require_whole
@@ -35,8 +33,6 @@ from infra.progress import Bytes
 from infra.storage import Storage
 from tasks.sources import one_look
 from tasks.stage import Context, Job, Stage, anew, perform
-
-_SECONDS_BETWEEN_MOVES = 5.0
 
 
 def _fingerprint_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
@@ -79,11 +75,14 @@ def _made(stage: Stage, context: Context) -> str:
     artifact, cluster = context.artifact, context.recipe.compute.cluster
     if context.is_done:
         return perform(stage, context.job).fingerprint
-    if jobs.address(cluster) is None:
-        section = getattr(context.recipe, stage.name, None)
-        with shown.moving(stage.name, context.tracker, getattr(section, "images", None) if _trains(stage) else None):
+    teller = _Teller()
+    share = progress.share if jobs.address(cluster) is None else teller.share
+    if _trains(stage):
+        share = shown.seen(context.tracker, getattr(context.recipe, stage.name).images)
+    with shown.moving(stage.name, share):
+        if jobs.address(cluster) is None:
             return perform(stage, context.job).fingerprint
-    jobs.run(artifact, json.dumps(asdict(context.job)).encode(), cluster, _Teller())
+        jobs.run(artifact, json.dumps(asdict(context.job)).encode(), cluster, teller)
     return artifact.manifest.fingerprint
 
 
@@ -92,25 +91,21 @@ def _trains(stage: Stage) -> bool:
 
 
 class _Teller:
-    """Lines of a job into Prefect's log of the stage, and its progress as a bar beside them."""
+    """Lines of a job into Prefect's log of the stage; how far they say that it is."""
 
     def __init__(self) -> None:
         self._logger = get_run_logger()
-        self._bar: Any = None
-        self._moved = 0.0
+        self._share: float | None = None
+
+    def share(self) -> float | None:
+        return self._share
 
     def __call__(self, line: Line) -> None:
         level = logging.getLevelNamesMapping().get(line.level.upper(), logging.INFO)
         self._logger.log(level, "%s", line.message)
         images, total = line.fields.get("images"), line.fields.get("total")
-        if images and total and time.monotonic() - self._moved > _SECONDS_BETWEEN_MOVES:
-            self._moved = time.monotonic()
-            share = min(100.0, 100.0 * images / total)
-            with suppress(Exception):  # a server that is away for a while loses a bar's step, not the run
-                if self._bar is None:
-                    self._bar = create_progress_artifact(share, description=line.message)
-                else:
-                    update_progress_artifact(self._bar, share, description=line.message)
+        if images and total:
+            self._share = images / total
 
 
 @dataclass
@@ -291,10 +286,11 @@ def open_run(
             redone |= set(names[names.index(start) :])
         name = run_name(recipe, overrides)
         tags = {"flow": flow, "recipe": loaded.name, "root": storage.url, "overrides": " ".join(overrides)}
-        tags |= shown.differing(recipe, list(overrides))
+        changed = shown.differing(recipe, list(overrides))
+        tags |= {f"changed.{field}": value for field, value in changed.items()}  # to search by
         on_cluster = jobs.address(loaded.compute.cluster) is not None
         with tracked(loaded.tracking.experiment, name, tags, on_cluster) as parent:
-            parent.params(loaded.model_dump(mode="json"))
+            parent.params(loaded.model_dump(mode="json"), first=changed)
             run = Run(loaded, storage.url, stages, start, only, frozenset(redone), parent, flow_run_id())
             yield run
             if run.uri:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from infra.home import home
+from infra.tracking import front_page
 
 POOL = "latentforge"
 _REPOSITORY = Path(__file__).parents[1]
@@ -33,8 +34,9 @@ def serve(prefect_port: int = 4200, mlflow_port: int = 5000, listen: str = LOOPB
         if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(ending, lambda *_: sys.exit(0))
     with running(prefect_port, mlflow_port, listen) as environment:
+        pages = front_page(environment["MLFLOW_TRACKING_URI"])
         print(
-            f"\nPrefect   http://127.0.0.1:{prefect_port}\nMLflow    {environment['MLFLOW_TRACKING_URI']}\n\n"
+            f"\nPrefect   http://127.0.0.1:{prefect_port}\nMLflow    {pages}\n\n"
             "In another shell:\n"
             f"  export PREFECT_API_URL={environment['PREFECT_API_URL']}\n"
             f"  {_BIN / 'prefect'} deployment run sfd-full/demo\n\nCtrl-C stops all.",

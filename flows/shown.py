@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import cast
+from uuid import UUID
 
 from configs import naming
-from infra import progress
 from infra.artifacts import Artifact, Manifest
 from infra.storage import Storage
 from infra.tracking import Tracker
@@ -21,43 +21,56 @@ _SHEETS = ("generated.png", "report.html")
 
 
 @contextmanager
-def moving(stage: str, tracker: Tracker, images: int | None = None) -> Iterator[None]:
-    """Keep a bar in Prefect while a stage works in this process or in its workers.
+def moving(stage: str, share: Callable[[], float | None]) -> Iterator[None]:
+    """Keep a bar in Prefect while a stage works, wherever it does. It comes to its end if the stage does.
 
-    images: that a training sees in all; its workers tell MLflow how far they are. Other stages show a bar here.
+    share: of the work that is done, 0 to 1; None where that is not known (yet).
     """
-    ended, context = threading.Event(), contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(_move, ended, stage, tracker, images), daemon=True)
+    bar, ended, context = _Bar(stage), threading.Event(), contextvars.copy_context()
+
+    def follow() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            with suppress(Exception):  # a server that is away for a while loses a bar's step, not the run
+                if (found := share()) is not None:
+                    bar.move(found)
+
+    thread = threading.Thread(target=context.run, args=(follow,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join(_SECONDS_BETWEEN_LOOKS)
+    with suppress(Exception):
+        bar.move(1.0)
 
 
-def _move(ended: threading.Event, stage: str, tracker: Tracker, images: int | None) -> None:
-    from prefect.artifacts import create_progress_artifact, update_progress_artifact
+class _Bar:
+    """A progress artifact of the task under way, made at its first move."""
 
-    bar: Any = None
-    while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-        with suppress(Exception):  # a server that is away for a while loses a bar's step, not the run
-            share = _trained(tracker, images) if images else progress.share()
-            if share is None:
-                continue
-            told = f"{stage}: {100 * share:.0f} %"
-            if bar is None:
-                bar = create_progress_artifact(100 * share, description=told)
-            else:
-                update_progress_artifact(bar, 100 * share, description=told)
-    if bar is not None:
-        with suppress(Exception):
-            update_progress_artifact(bar, 100.0, description=f"{stage}: done")
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._artifact: UUID | None = None
+
+    def move(self, share: float) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        percent = 100 * min(1.0, share)
+        told = f"{self._stage}: {percent:.0f} %"
+        if self._artifact is None:
+            self._artifact = cast(UUID, create_progress_artifact(percent, description=told))
+        else:
+            update_progress_artifact(self._artifact, percent, description=told)
 
 
-def _trained(tracker: Tracker, images: int) -> float | None:
-    seen = tracker.last_step("images_per_second")
-    return None if seen is None else min(1.0, seen / images)
+def seen(tracker: Tracker, images: int) -> Callable[[], float | None]:
+    """The share of a training's images that its workers told MLflow of."""
+
+    def share() -> float | None:
+        step = tracker.last_step("images_per_second")
+        return None if step is None else step / images
+
+    return share
 
 
 def conclude(uri: str, name: str, tracker: Tracker, flow_run: str) -> None:
@@ -93,21 +106,22 @@ def note(name: str, scored: Manifest, report: str, tracker: Tracker) -> str:
 
 
 def counting(stage: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """The scores of a stage that belong on the whole run's page; all of them are on the stage's own."""
-    if stage in _SCORED:
-        return {f"{stage}/{name}": value for name, value in scores.items()}
-    return {f"{stage}/{name}": scores[name] for name in ("images_per_second",) if name in scores}
+    """The scores that belong on the whole run's page, those of real images last; a stage's own page has all of it."""
+    if stage not in _SCORED:
+        return {}
+    ordered = sorted(scores, key=lambda name: name.startswith(_FLOOR))
+    return {f"{stage}/{name}": scores[name] for name in ordered}
 
 
 def differing(recipe: str, overrides: list[str]) -> dict[str, str]:
-    """Tags to search by: the run's name, and each changed field."""
+    """Each field that the options changed, and what it is now."""
     from configs import load_recipe
 
     if not overrides:
         return {}
     before, now = (naming.flat(load_recipe(recipe, each).model_dump(mode="json")) for each in ([], overrides))
     changed = {name: value for name, value in now.items() if before.get(name) != value}
-    return {f"changed.{name}": str(value) for name, value in changed.items()}
+    return {name: str(value) for name, value in changed.items()}
 
 
 def _found(uri: str) -> tuple[Artifact, Manifest | None]:

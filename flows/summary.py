@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from flows.plan import duration
 from infra.artifacts import Artifact, Manifest
 from infra.storage import Storage
 from infra.tracking import own_run, tracking_uri
@@ -101,7 +102,9 @@ def _places(artifact: Artifact, manifest: Manifest) -> list[tuple[str, str]]:
     places += [("picture", place(name)) for name in shown]
     run = own_run()
     if run is not None and run.run:
-        places.append(("run", f"{run.run[:8]}, which compare and export take"))
+        places.append(("run", run.run[:8]))
+        places.append(("further", f"latentforge compare; latentforge export {run.run[:8]} --to FOLDER"))
+        places.append(("time", duration(run.seconds)))
     return [*places, ("MLflow", _run_page())]
 
 

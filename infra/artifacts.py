@@ -25,6 +25,8 @@ from configs.errors import UserError
 from infra.storage import FileEntry, Storage
 
 MANIFEST = "manifest.json"
+FINAL = "final/"
+"""How scores begin that are the last points of a training's curves."""
 SIDE = ".new"
 """Ends the name of the folder beside an artifact in which its replacement grows."""
 CLAIMS = "claims/"
@@ -79,8 +81,9 @@ class Manifest:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What a tracker is told of it."""
-        return {**self.scores, "seconds": self.seconds, "rows": float(self.rows)}
+        """What a tracker is told of it. The last point of a curve is on that curve already."""
+        scores = {name: value for name, value in self.scores.items() if not name.startswith(FINAL)}
+        return {**scores, "seconds": self.seconds, "rows": float(self.rows)}
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,13 +67,14 @@ class Tracker:
         for start in range(0, len(entries), 1000):
             self._client.log_batch(self.run, metrics=entries[start : start + 1000])
 
-    def params(self, values: Mapping[str, Any], prefix: str = "") -> None:
-        """Log nested plain values as flat `section.field` parameters."""
+    def params(self, values: Mapping[str, Any], first: Collection[str] = ()) -> None:
+        """Log nested plain values as flat `section.field` parameters, in an order that pages keep."""
         if not self.run:
             return
         from mlflow.entities import Param
 
-        entries = [Param(name, text[:6000]) for name, text in _flatten(values, prefix)]
+        entries = [Param(name, text[:6000]) for name, text in _flatten(values, "")]
+        entries.sort(key=lambda each: each.key not in first)
         for start in range(0, len(entries), 100):
             self._client.log_batch(self.run, params=entries[start : start + 100])
 
@@ -126,10 +127,15 @@ class Tracker:
         return [Tracker(self.uri, found.info.run_id) for found in self._client.search_runs([experiment], mine)]
 
     @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.time() - self._client.get_run(self.run).info.start_time / 1000
+
+    @property
     def page(self) -> str:
         """Where MLflow's pages show the run, below the address of their server; as a training, not as an agent's."""
         experiment = self._client.get_run(self.run).info.experiment_id
-        return f"#/experiments/{experiment}/runs/{self.run}?workflowType=machine_learning"
+        return f"#/experiments/{experiment}/runs/{self.run}?{_READ}"
 
     def finish(self, status: str = "FINISHED") -> None:
         if self.run:
@@ -161,9 +167,19 @@ def own_run() -> Tracker | None:
     return _of_this_process[-1] if _of_this_process else None
 
 
-_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""What kind of work an experiment is of. Whether MLflow's pages first show trainings or traces is its reader's switch,
-or the `workflowType` of an address."""
+_READ = "workflowType=machine_learning"
+"""Part of an address at which MLflow's pages show trainings. Without it they show what their reader's switch says,
+which stands on traces of agents at first."""
+_TRAINING = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "Trainings: turn the switch above from GenAI to **Model training**.",
+}
+"""What an experiment is of, and how to find it."""
+
+
+def front_page(server: str) -> str:
+    """Where a server's pages begin, as for trainings."""
+    return f"{server.rstrip('/')}/#/experiments?{_READ}"
 
 
 def _experiment(client: Any, name: str, uri: str) -> str:

@@ -20,6 +20,7 @@ from configs.compute import TrainCompute
 from configs.errors import Unreachable, UserError
 from configs.training import Training
 from infra import logs, stopping
+from infra.artifacts import FINAL
 from infra.cluster import connect, require_gpus
 from infra.device import default_device, group_of_one, set_determinism, set_precision
 from infra.storage import FileEntry, Storage
@@ -197,7 +198,7 @@ def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, cu
     trainee.network.to(device).eval()
     with torch.no_grad():
         scores = trainee.scores(trainee.network, device)
-    scores |= {f"final/{name}": points[-1][1] for name, points in curves.items() if points}
+    scores |= {f"{FINAL}{name}": points[-1][1] for name, points in curves.items() if points}
     facts: dict[str, Any] = {**trainee.facts, "curves": curves}
     images_seen = 0 if end is None else end.images_seen
     if best is not None:

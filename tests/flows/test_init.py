@@ -22,7 +22,14 @@ def test_sixty_photographs_get_a_recipe_that_fits_them(tmp_path: Path) -> None:
     assert recipe.sample.images % 3 == 0 and recipe.report.columns == 3 and recipe.report.title == "mine"
     assert recipe.evaluate.classifier is None
     told = "\n".join(lines)
-    for text in ("18 images are kept", "class consistency is left out", "6 to 30 images", f"--recipe {target}"):
+    assert recipe.compute.train.log_every <= recipe.train_semvae.images / 8, "a person sees that it goes on"
+    for text in (
+        "18 images are kept",
+        "at 32 × 32 pixels",
+        "class consistency is left out",
+        "6 to 30 images",
+        f"--recipe {target}",
+    ):
         assert text in told, text
 
 
