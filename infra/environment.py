@@ -25,7 +25,7 @@ from configs.errors import UserError
 from infra import databases, machine, proxies, reach, servers
 from infra.home import HOME, home
 
-SECONDS = 12.0
+SECONDS = 11.0
 """How long all checks together may take."""
 _SOCKET = len("/ray/session_2026-11-26_16-38-44_123456_1234567/sockets/plasma_store")
 _SOCKET_MOST = 107 if os.uname().sysname == "Linux" else 103

@@ -44,6 +44,8 @@ _PATIENCE_SECONDS = 300.0
 """How long the Jobs API may be out of reach before whoever waits gives up; the job goes on."""
 _ANSWER_SECONDS = 60.0
 """How long one request to the Jobs API may stay without an answer."""
+_CHECK_SECONDS = 5.0
+"""The same before a run, of whoever waits for its first word."""
 _FAREWELL_SECONDS = 20.0
 """How long to wait for a stopped job; below the 30 s that Prefect gives a cancelled flow."""
 _HURRIED_FAREWELL_SECONDS = 5.0
@@ -72,7 +74,7 @@ def check(compute: ClusterCompute) -> None:
         return
     refuse_credentials(ADDRESS, place)  # a recipe's own address has none, by its form
     _variables(compute)
-    _client(compute)
+    _client(compute, _CHECK_SECONDS)
 
 
 def run(artifact: Artifact, description: bytes, compute: ClusterCompute, say: Say) -> None:
@@ -94,7 +96,7 @@ def run(artifact: Artifact, description: bytes, compute: ClusterCompute, say: Sa
     """
     import requests
 
-    client = _client(compute)
+    client = _client(compute, _ANSWER_SECONDS)
     try:
         job = _running(client, artifact)
         if job is None:
@@ -124,7 +126,7 @@ def submission_id(artifact: Artifact, attempt: int) -> str:
 # ------------------------------------------------------------------------------------------------------ submitting
 
 
-def _client(compute: ClusterCompute) -> Any:
+def _client(compute: ClusterCompute, seconds: float) -> Any:
     import ray
     import requests
     from ray.exceptions import AuthenticationError
@@ -133,7 +135,7 @@ def _client(compute: ClusterCompute) -> Any:
     class Client(JobSubmissionClient):
         """Whose requests end: on a connection that went silent Ray's own wait for ever."""
 
-        patience = _ANSWER_SECONDS
+        patience = seconds
 
         def _do_request(self, method: str, endpoint: str, **given: Any) -> Any:
             return super()._do_request(method, endpoint, **{"timeout": self.patience, **given})

@@ -136,7 +136,7 @@ class _Silent:
 
 
 def test_a_jobs_api_that_goes_away_is_worth_another_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_client", lambda compute: _Silent())
+    monkeypatch.setattr(jobs, "_client", lambda *_: _Silent())
     artifact, said = Artifact(str(tmp_path), "encode", "0" * 16), list[Line]()
     with pytest.raises(jobs.JobLost, match=r"does not answer any more: connection refused"):
         jobs.run(artifact, b"{}", ClusterCompute(jobs="http://127.0.0.1:1"), said.append)
@@ -153,7 +153,8 @@ def test_an_address_with_credentials_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_requests_to_a_silent_jobs_api_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_ANSWER_SECONDS", 0.2)
+    assert jobs._CHECK_SECONDS < 10 < jobs._ANSWER_SECONDS, "who starts a run waits less than who is in the midst of it"
+    monkeypatch.setattr(jobs, "_CHECK_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
         place = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(UserError, match=r"no Ray Jobs API answers .*timed out"):
