@@ -46,15 +46,9 @@ class AutoencoderModel(Section):
         return self
 
 
-class DiffusersModel(Section):
-    """An autoencoder of diffusers, from its own files (`docs/tokenizers.md`), in their own scale: their factors are
-    shown and not used, because statistics are measured here."""
+class _Theirs(Section):
+    """What others built: the recipe tells the sizes of its latents, which ours follow from its own."""
 
-    kind: Literal["diffusers"]
-    class_name: Literal["AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC", "AutoencoderRAE"]
-    location: str
-    """A folder with `config.json` and safetensors (in shards or not), or such a file beside its `config.json`: local,
-    any fsspec URL, or `hf://organisation/repository[/folder][@revision]`."""
     channels: Positive
     """Of its latents; with `downscale`, what every other section is told before any file is opened."""
     downscale: Positive
@@ -68,7 +62,18 @@ class DiffusersModel(Section):
         return self.channels
 
 
-class PythonModel(Section):
+class DiffusersModel(_Theirs):
+    """An autoencoder of diffusers, from its own files (`docs/tokenizers.md`), in their own scale: their factors are
+    shown and not used, because statistics are measured here."""
+
+    kind: Literal["diffusers"]
+    class_name: Literal["AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC", "AutoencoderRAE"]
+    location: str
+    """A folder with `config.json` and safetensors (in shards or not), or such a file beside its `config.json`: local,
+    any fsspec URL, or `hf://organisation/repository[/folder][@revision]`."""
+
+
+class PythonModel(_Theirs):
     """A class in a file of one's own (`docs/tokenizers.md`): a `torch.nn.Module` with `encode`, `decode` and
     `latent_shape`, used as it is. Its code runs, so only a recipe of one's own may name it."""
 
@@ -77,20 +82,10 @@ class PythonModel(Section):
     """Where it lies on every machine that runs a stage."""
     class_name: str
     trusted: Literal[True]
-    channels: Positive
-    downscale: Positive
     weights: str | None = None
     """Path, fsspec URL or hub name of safetensors under the module's own names; None has what the class makes."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What the class is built with."""
-
-    @property
-    def identity(self) -> bool:
-        return False
-
-    @property
-    def z_channels(self) -> int:
-        return self.channels
 
     @model_validator(mode="before")
     @classmethod

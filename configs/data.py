@@ -184,6 +184,9 @@ class Encode(Section):
     posterior: Literal["sample", "mean", "moments"] = "sample"
     """Store one posterior sample per image (seeded by its key), the mean, or the mean and the standard deviation
     (columns `z_std`, `s_std`), of which a reader draws a fresh sample every epoch."""
+    latents: Annotated[Literal["stored", "online"], Added(before="stored")] = "stored"
+    """Whether latents are stored, or made in training of the images themselves (those of many channels are a terabyte
+    of ImageNet); then this stage looks at every image once for their statistics and stores keys and labels alone."""
     align_features: bool = False
     """Store foundation features as the alignment target of `train_dit`; columns `f`, `f_flip`."""
     rows_per_group: Positive = 256

@@ -96,6 +96,11 @@ class Recipe(Section):
         return isinstance(self.data.source, ReadyLatents)
 
     @property
+    def online_latents(self) -> bool:
+        """Whether latents are made in training."""
+        return self.encode.latents == "online"
+
+    @property
     def needs_images(self) -> bool:
         """Whether labelled images have to be read at all."""
         if self.ready_latents:

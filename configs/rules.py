@@ -192,6 +192,27 @@ def _moments(recipe: Recipe) -> None:
         )
 
 
+def _online_latents(recipe: Recipe) -> None:
+    if not recipe.online_latents:
+        return
+    section = recipe.encode
+    if recipe.ready_latents:
+        raise ValueError(
+            "encode.latents is online but data.source.kind is latents, which brings no images to make them of: use "
+            "stored"
+        )
+    if section.align_features:
+        raise ValueError(
+            "encode.latents is online but encode.align_features is true, which stores more than latents are: set it "
+            "to false, and train_dit.objective.align: online where features are aligned with"
+        )
+    if section.posterior == "moments":
+        raise ValueError(
+            "encode.latents is online but encode.posterior is moments, which are stored for other trainers: use sample "
+            "or mean"
+        )
+
+
 def _semantics(recipe: Recipe) -> None:
     if recipe.train_semvae is not None and recipe.foundation is None:
         raise ValueError("train_semvae needs foundation: name the network whose features it compresses")
@@ -373,6 +394,7 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _stored: (),
     _nothing_to_train_on: (),
     _moments: ("train_dit",),
+    _online_latents: (),
     _semantics: (),
     _semantic_channels: ("train_dit",),
     _statistics: ("train_dit",),

@@ -151,7 +151,7 @@ def decoded(shards: Artifact, part: str, size: int) -> tuple[list[str], np.ndarr
 def _outcome(recipe: Recipe, receipts: list[Receipt], classes: list[str], splits: dict[str, int]) -> Outcome:
     train = [receipt for receipt in receipts if receipt.entry.path.startswith("train/")]
     shapes = receipts[0].facts["shapes"]
-    columns = [name for name in LATENTS if name in shapes]
+    columns = [name for name in LATENTS if name in receipts[0].facts["sums"]]
     statistics = {
         name: standards(ChannelSums.merged(ChannelSums(**receipt.facts["sums"][name]) for receipt in train), recipe)
         for name in columns
@@ -164,7 +164,7 @@ def _outcome(recipe: Recipe, receipts: list[Receipt], classes: list[str], splits
         "shapes": shapes,
         "rows_per_group": recipe.encode.rows_per_group,
         "posterior": recipe.encode.posterior,
-        "flips": any(name.endswith(FLIP) for name in shapes),
+        "flips": recipe.image.flips if recipe.online_latents else any(name.endswith(FLIP) for name in shapes),
         "classes": classes,
         "splits": splits,
     }

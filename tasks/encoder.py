@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from configs import UserError
+from configs import Recipe, UserError
 from configs.errors import attempt, checked
+from infra.artifacts import Artifact
 from infra.device import computing, default_device
 from models.posterior import DiagonalGaussian
 from tasks.data.pixels import to_tensor
@@ -44,7 +45,52 @@ class EncoderActor:
         return pa.table({name: [value] for name, value in done.items()})
 
 
-class Encoder:
+class LatentNetworks:
+    """The frozen networks that make latents of images: the tokenizer, and where the recipe has one the Semantic VAE, on
+    the foundation model's features.
+
+    made: gives the artifact of `train_vavae`, and of `train_semvae` where there is one.
+    compiled: their blocks are, for images of one size in batches of one size.
+
+    Raises UserError where one cannot be loaded, or features do not lie on the latents' grid.
+    """
+
+    def __init__(self, recipe: Recipe, made: Callable[[str], Artifact], device: torch.device, compiled: bool) -> None:
+        self.recipe, self.device, self._layout = recipe, device, layout(device, compiled)
+        self._compiled, precision = compiled, recipe.encode.precision
+        autoencoder = trained_autoencoder(made("train_vavae")).to(device).to(memory_format=self._layout)
+        self.autoencoder = ready(autoencoder, compiled, precision)
+        self.foundation: Any = None
+        self.semantic_vae: Any = None
+        if recipe.train_semvae is not None:
+            self.semantic_vae = ready(self._placed(trained_semantic_vae(made("train_semvae"))), compiled)
+        if recipe.foundation is not None and (self.semantic_vae or recipe.encode.align_features):
+            self.foundation = self._placed(load_foundation(recipe.foundation))
+            check_grid(self.foundation, recipe)
+            self.foundation = ready(self.foundation, compiled, precision)
+
+    def to(self, device: torch.device) -> Self:
+        """All of them on a device, which may be where they are."""
+        if device != self.device:
+            self.device, self._layout = device, layout(device, self._compiled)
+            self.autoencoder.to(device).to(memory_format=self._layout)
+            for network in filter(None, (self.foundation, self.semantic_vae)):
+                network.to(device)
+        return self
+
+    def posteriors(self, images_B3HW: Tensor) -> tuple[dict[str, DiagonalGaussian], Tensor | None]:
+        """float32 posteriors by column, of images in [-1, 1], and features where there is a foundation model."""
+        found = {"z": self.autoencoder.encode(images_B3HW.contiguous(memory_format=self._layout))}
+        features = None if self.foundation is None else self.foundation(images_B3HW)
+        if self.semantic_vae is not None:
+            found["s"] = self.semantic_vae.encode(features)
+        return {name: DiagonalGaussian(posterior.moments.float()) for name, posterior in found.items()}, features
+
+    def _placed(self, network: Any) -> Any:
+        return network.to(self.device, memory_format=torch.channels_last)
+
+
+class Encoder(LatentNetworks):
     """Loads the stage's networks once, then encodes one decoded shard after the other.
 
     Calls may come from several threads: one part at a time is on the device, while another is written to storage.
@@ -52,30 +98,16 @@ class Encoder:
 
     def __init__(self, job: Job) -> None:
         self.context = Context(job)
-        self.recipe = self.context.recipe
-        compute = self.recipe.compute.actors
+        compute = self.context.recipe.compute.actors
         torch.set_num_threads(compute.cpus_per_actor)
         self.batch = compute.batch
-        self.device = default_device() if compute.gpus_per_actor else torch.device("cpu")
+        device = default_device() if compute.gpus_per_actor else torch.device("cpu")
         self._turn = Lock()
         self.uploads: Any = None
-        if self.device.type == "cuda":
-            self.uploads = torch.cuda.Stream(self.device)
+        if device.type == "cuda":
+            self.uploads = torch.cuda.Stream(device)
             torch.backends.cudnn.deterministic = True  # a part is the same bytes whenever it is made
-        autoencoder = trained_autoencoder(self.context.input("train_vavae"))
-        self._layout = layout(self.device, compute.compile)
-        autoencoder.to(self.device).to(memory_format=self._layout)
-        precision = self.recipe.encode.precision
-        self.autoencoder = ready(autoencoder, compute.compile, precision)
-        self.foundation: Any = None
-        self.semantic_vae: Any = None
-        if self.recipe.train_semvae is not None:
-            semantic = self._placed(trained_semantic_vae(self.context.input("train_semvae")))
-            self.semantic_vae = ready(semantic, compute.compile)
-        if self.recipe.foundation is not None and (self.semantic_vae or self.recipe.encode.align_features):
-            self.foundation = self._placed(load_foundation(self.recipe.foundation))
-            check_grid(self.foundation, self.recipe)
-            self.foundation = ready(self.foundation, compute.compile, precision)
+        super().__init__(self.context.recipe, self.context.input, device, compute.compile)
 
     def write_part(self, row: dict[str, Any]) -> Receipt:
         """Encode one decoded shard and write its part.
@@ -91,13 +123,14 @@ class Encoder:
             started = time.perf_counter()
             tensors = self.encode(keys, pixels)
         out, part = self.context.out, row["part"].as_py()
+        stored = {} if self.recipe.online_latents else tensors
         entry = out.write_table(
-            part, latent_table(keys, labels, tensors), self.recipe.encode.rows_per_group, **WRITE_OPTIONS
+            part, latent_table(keys, labels, stored), self.recipe.encode.rows_per_group, **WRITE_OPTIONS
         )
         facts = {
             "sums": {name: vars(_sums(name, tensors)) for name in ("z", "s") if name in tensors},
             "averages": {name: _averages(name, tensors) for name in ("z", "s") if name in tensors},
-            "shapes": {name: list(values.shape[1:]) for name, values in tensors.items()},
+            "shapes": {name: list(values.shape[1:]) for name, values in stored.items()},
             "seconds": {"decode": row["seconds"].as_py(), "encode": time.perf_counter() - started},
         }
         receipt = Receipt(entry, row["made_from"].as_py(), facts)
@@ -105,12 +138,14 @@ class Encoder:
         return receipt
 
     def encode(self, keys: Sequence[str], pixels_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-        """float16 columns (N, C, h, w) by name, for the images as they are and, where the recipe allows, mirrored."""
+        """float16 columns (N, C, h, w) by name, for the images as they are and, where that is stored, mirrored."""
         columns: dict[str, Tensor] = {}
         for start, images_B3HW in self._batches(pixels_NHWC):
             batch_keys = keys[start : start + self.batch]
             rows = slice(start, start + len(batch_keys))
-            views = {"": images_B3HW, FLIP: images_B3HW.flip(-1)} if self.recipe.image.flips else {"": images_B3HW}
+            views = {"": images_B3HW}
+            if self.recipe.image.flips and not self.recipe.online_latents:  # statistics are of images as they are
+                views[FLIP] = images_B3HW.flip(-1)
             for suffix, view in views.items():
                 for name, values in self._networks(view, batch_keys, suffix).items():
                     if name + suffix not in columns:
@@ -134,20 +169,16 @@ class Encoder:
             return self._found(images_B3HW, keys, suffix)
 
     def _found(self, images_B3HW: Tensor, keys: Sequence[str], suffix: str) -> dict[str, Tensor]:
-        found = self._posterior(
-            "z", self.autoencoder.encode(images_B3HW.contiguous(memory_format=self._layout)), keys, suffix
-        )
-        if self.foundation is not None:
-            features = self.foundation(images_B3HW)
-            if self.semantic_vae is not None:
-                found |= self._posterior("s", self.semantic_vae.encode(features), keys, suffix)
-            if self.recipe.encode.align_features:
-                found["f"] = features
+        posteriors, features = self.posteriors(images_B3HW)
+        found: dict[str, Tensor] = {}
+        for name, posterior in posteriors.items():
+            found |= self._stored(name, posterior, keys, suffix)
+        if self.recipe.encode.align_features and features is not None:
+            found["f"] = features
         return found
 
-    def _posterior(self, name: str, posterior: DiagonalGaussian, keys: Sequence[str], suffix: str) -> dict[str, Tensor]:
-        """What `encode.posterior` asks to be stored of a batch's posteriors, which are float32 whatever made them."""
-        posterior = DiagonalGaussian(posterior.moments.float())
+    def _stored(self, name: str, posterior: DiagonalGaussian, keys: Sequence[str], suffix: str) -> dict[str, Tensor]:
+        """What `encode.posterior` asks to be stored of a batch's posteriors."""
         kind = self.recipe.encode.posterior
         if kind == "mean":
             return {name: posterior.mean}
@@ -176,9 +207,6 @@ class Encoder:
         compute.wait_stream(self.uploads)
         moved.record_stream(compute)
         return moved
-
-    def _placed(self, network: Any) -> Any:
-        return network.to(self.device, memory_format=torch.channels_last)
 
 
 def layout(device: torch.device, compiled: bool) -> torch.memory_format:

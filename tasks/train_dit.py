@@ -1,7 +1,10 @@
-"""Stage `train_dit`: LightningDiT, SFD or LowDiff by velocity matching on stored latents (papers.md 1.5, 2.5, 3.3)."""
+"""Stage `train_dit`: LightningDiT, SFD or LowDiff by velocity matching on latents that are stored or made of images
+beside the step (papers.md 1.5, 2.5, 3.3).
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from tasks.data.given_statistics import differences, given_statistics, tell_diff
 from tasks.data.given_statistics import external as given_external
 from tasks.data.pixels import to_tensor
 from tasks.data.statistics import LatentStatistics
+from tasks.encoder import LatentNetworks
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import build_network, build_objective, check_grid, load_foundation
 from tasks.randomness import ImageNumbers
@@ -57,6 +61,7 @@ def _tell_loss(context: Context, latents: Artifact) -> None:
     """Before given weights are trained further, say what their loss is on these latents."""
     section, begun = context.recipe.train_dit, context.out.names(checkpoints.FOLDER)
     plain = isinstance(section.model, DitModel) and section.cascade is None
+    plain = plain and not context.recipe.online_latents
     if section.pretrained is None or not section.images or begun or not plain:
         return
     found = probe(context.recipe, stored_latents(latents, _PROBED))
@@ -89,6 +94,7 @@ class Diffusion(Trainee):
         self.draws = ImageNumbers(self.section.seed, "augmentation")
         self.routes = ImageNumbers(self.section.seed, "routing")
         self.foundation: Any = None
+        self.encoder: LatentNetworks | None = None
         self.shards: Artifact | None = None
         if latents is None:
             return  # given weights of given statistics: nothing is trained
@@ -101,7 +107,12 @@ class Diffusion(Trainee):
             self.foundation = load_foundation(recipe.foundation)
             check_grid(self.foundation, recipe)
             self.target_shape = (recipe.foundation.feature_dim, recipe.latent_size, recipe.latent_size)
-            self.shards = _shards_of(latents)
+            self.shards = _made_of(latents, "train_dit.objective.align", "shard")
+        if recipe.online_latents and self.section.images:
+            self.shards = _made_of(latents, "encode.latents", "shard")
+            made = partial(_made_of, latents, "encode.latents")
+            self.encoder = LatentNetworks(recipe, made, torch.device("cpu"), compiled=False)
+            self.posteriors = ImageNumbers(self.section.seed, "posterior")
         self.side, self.flips, compute = recipe.image.size, recipe.image.flips, recipe.compute.train
         self.threads, self.cache_gib = compute.cpus_per_worker, compute.cache_gib
         self.loader = self._loader("train", self.section.seed, self.flips)
@@ -110,7 +121,8 @@ class Diffusion(Trainee):
         return self._loader(HELD_OUT, 0, False)
 
     def _loader(self, split: str, seed: int, flips: bool) -> Loader:
-        columns = [*self.statistics.columns, *([_ALIGN] if self.aligned and not self.section.online else [])]
+        columns = [] if self.encoder is not None else list(self.statistics.columns)
+        columns += [_ALIGN] if self.aligned and not self.section.online else []
         options: dict[str, Any] = {"flips": flips, "threads": self.threads, "cache_gib": self.cache_gib}
         options |= {"keys": False, "pin": torch.cuda.is_available()}
         if self.shards is not None:
@@ -118,8 +130,7 @@ class Diffusion(Trainee):
         return Loader(self.latents, split, columns, self.section.batch, seed, **options)
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:
-        stored = [torch.as_tensor(batch.arrays[name]).to(device, non_blocking=True) for name in self.statistics.columns]
-        latents = torch.cat(stored, dim=1)  # as float16 until normalised
+        latents = self._latents(batch, device)
         given: dict[str, Any] = {}
         if self.augmentation is not None and not is_held_out(batch):
             draws = self.draws.normal(batch.positions, (DRAWS,)).to(device)
@@ -149,6 +160,21 @@ class Diffusion(Trainee):
             given["align_target_BChw"] = features.float()
         return given
 
+    def _latents(self, batch: Batch, device: torch.device) -> Tensor:
+        """The batch's latents (B, C, h, w): as stored, in float16, or in float32 of its images, of which a posterior is
+        drawn anew in every epoch."""
+        if self.encoder is None:
+            names = self.statistics.columns
+            return torch.cat([torch.as_tensor(batch.arrays[n]).to(device, non_blocking=True) for n in names], dim=1)
+        recipe = self.encoder.recipe
+        with torch.no_grad(), autocast(recipe.encode.precision, device):
+            posteriors, _ = self.encoder.to(device).posteriors(to_tensor(batch.arrays[IMAGE], device))
+        means = torch.cat([posterior.mean for posterior in posteriors.values()], dim=1)
+        if recipe.encode.posterior == "mean":
+            return means
+        deviations = torch.cat([posterior.std for posterior in posteriors.values()], dim=1)
+        return means + deviations * self.posteriors.normal(batch.positions, means.shape[1:]).to(device)
+
     def _kept(self, batch: Batch, side: int) -> Tensor | None:
         """Tokens of each image that are not routed around the middle blocks; None where none are."""
         routing, model = self.section.routing, self.section.model
@@ -171,15 +197,15 @@ class Diffusion(Trainee):
         return features
 
 
-def _shards_of(latents: Artifact) -> Artifact:
-    """The images that latents were made of. Raises UserError where they were not made of a stage's shards."""
-    made_of = latents.manifest.inputs.get("shard")
+def _made_of(latents: Artifact, field: str, stage: str) -> Artifact:
+    """What `stage` made for latents: images or a network. Raises UserError where they were not made of that."""
+    made_of = latents.manifest.inputs.get(stage)
     if made_of is None:
         raise UserError(
-            f"train_dit.objective.align is online, but the latents in {latents.uri} come without images: "
-            "set align: stored and take their stored features"
+            f"{field} is online, but the latents in {latents.uri} come without images: set it to stored, and take what "
+            "is stored of them"
         )
-    return Artifact(latents.root, "shard", made_of)
+    return Artifact(latents.root, stage, made_of)
 
 
 def standard(recipe: Recipe, latents: Artifact | None) -> tuple[LatentStatistics, dict[str, Any]]:

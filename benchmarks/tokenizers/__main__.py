@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from benchmarks.tokenizers.data import SOURCES, photograph, put_shards
+from benchmarks.tokenizers.kept import alone, kept, trained, write_between_marks
 from benchmarks.tokenizers.tables import page
 from benchmarks.tokenizers.trials import (
     DIFFUSION,
@@ -41,7 +38,6 @@ from tasks.networks import trained_autoencoder
 from tasks.stage import Stage
 
 Rows = list[dict[str, Any]]
-BEGIN, END = "<!-- figures of benchmarks.tokenizers -->", "<!-- end of figures -->"
 
 
 class Experiment:
@@ -72,7 +68,9 @@ class Experiment:
                 def score(trial: Trial = trial, made: tuple[Artifact, ...] = (tokenizer, encoded, model)) -> Any:
                     return {"frechet": frechet(trial, examiner_of(trial), *made)}
 
-                rows.append(self._kept(f"diffusion-{model.fingerprint}", score) | {"variant": variant, "seed": seed})
+                rows.append(
+                    kept(self.folder, f"diffusion-{model.fingerprint}", score) | {"variant": variant, "seed": seed}
+                )
         return rows
 
     def seam(self) -> dict[str, float]:
@@ -94,7 +92,7 @@ class Experiment:
                 "latent_difference": float(gap),
             }
 
-        return self._kept(f"seam-{tokenizer.fingerprint}", score)
+        return kept(self.folder, f"seam-{tokenizer.fingerprint}", score)
 
     def _scores(self, data: str, variant: str, seed: int) -> dict[str, float]:
         trial = Trial(self.root, data, variant, seed, self.scale)
@@ -105,40 +103,10 @@ class Experiment:
             found = latent_scores(tokenizer, semantics, trial.recipe, self.memory[data])
             return {"psnr": tokenizer.manifest.scores["psnr"], **found}
 
-        return self._kept(f"latents-{tokenizer.fingerprint}", score)
+        return kept(self.folder, f"latents-{tokenizer.fingerprint}", score)
 
     def _trained(self, stage: Stage, trial: Trial, **inputs: str) -> Artifact:
-        began = time.process_time()
-        made = trial.train(stage, self.memory[trial.data], **inputs)
-        _say(f"{stage.name} {trial.data} {trial.variant} {trial.seed}", began)
-        return made
-
-    def _kept(self, name: str, score: Callable[[], dict[str, float]]) -> dict[str, float]:
-        file = self.folder / "scores" / f"{name}.json"
-        if not file.exists():
-            began = time.process_time()
-            found = score()
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(found))
-            _say(name, began)
-        kept: dict[str, float] = json.loads(file.read_text())
-        return kept
-
-
-def _say(what: str, began: float) -> None:
-    spent = time.process_time() - began
-    if spent > 1:
-        print(f"{what}: {spent:.0f} s", flush=True)
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """The process group of one that the loop asks for."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+        return trained(stage, trial, self.memory[trial.data], **inputs)
 
 
 def main() -> None:
@@ -161,9 +129,7 @@ def main() -> None:
     text = page(found)
     print(text)
     if arguments.write is not None:
-        old = arguments.write.read_text()
-        before, rest = old.split(BEGIN)
-        arguments.write.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}")
+        write_between_marks(arguments.write, "benchmarks.tokenizers", text)
     print(json.dumps(found))
 
 

@@ -51,10 +51,10 @@ def _alignment(rows: list[dict[str, Any]]) -> str:
             for variant in ("plain", "aligned")
         )
         for name, chosen in (("without", plain), ("aligned", aligned)):
-            lines.append([f"{title}, {name}", *(_spread([row[score] for row in chosen]) for score in _TOKENIZER)])
+            lines.append([f"{title}, {name}", *(spread([row[score] for row in chosen]) for score in _TOKENIZER)])
         gaps = {score: [b[score] - a[score] for a, b in zip(plain, aligned, strict=True)] for score in _TOKENIZER}
-        lines.append([f"{title}, difference", *(_spread(values, signed=True) for values in gaps.values())])
-    return _table(lines)
+        lines.append([f"{title}, difference", *(spread(values, signed=True) for values in gaps.values())])
+    return table(lines)
 
 
 def _semantics(rows: list[dict[str, Any]]) -> str:
@@ -66,30 +66,32 @@ def _semantics(rows: list[dict[str, Any]]) -> str:
     lines = [["", *(f"{name}, {who}" for name in scores for who in ("Semantic VAE", "PCA")), "probe, all features"]]
     for data, title in _NAMES.items():
         chosen = [row for row in rows if row["data"] == data and "feature_cosine" in row]
-        cells = [_spread([row[score] for row in chosen]) for pair in scores.values() for score in pair]
-        lines.append([title, *cells, _spread([row["feature_probe"] for row in chosen])])
-    return _table(lines)
+        cells = [spread([row[score] for row in chosen]) for pair in scores.values() for score in pair]
+        lines.append([title, *cells, spread([row["feature_probe"] for row in chosen])])
+    return table(lines)
 
 
 def _diffusion(rows: list[dict[str, Any]]) -> str:
     plain, aligned = ([row["frechet"] for row in rows if row["variant"] == variant] for variant in ("plain", "aligned"))
     gaps = [b - a for a, b in zip(plain, aligned, strict=True)]
-    return _table(
+    return table(
         [
             ["latents", "Fréchet distance (EfficientNet-Lite0)", "by seed"],
-            ["without alignment", _spread(plain), ", ".join(f"{value:.2f}" for value in plain)],
-            ["aligned", _spread(aligned), ", ".join(f"{value:.2f}" for value in aligned)],
-            ["difference", _spread(gaps, signed=True), ", ".join(f"{value:+.2f}" for value in gaps)],
+            ["without alignment", spread(plain), ", ".join(f"{value:.2f}" for value in plain)],
+            ["aligned", spread(aligned), ", ".join(f"{value:.2f}" for value in aligned)],
+            ["difference", spread(gaps, signed=True), ", ".join(f"{value:+.2f}" for value in gaps)],
         ]
     )
 
 
-def _spread(values: Sequence[float], signed: bool = False) -> str:
+def spread(values: Sequence[float], signed: bool = False) -> str:
+    """Mean ± standard deviation."""
     digits = 2 if max(abs(value) for value in values) >= 2 else 3
     deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):{'+' if signed else ''}.{digits}f}{deviation}"
 
 
-def _table(lines: list[list[str]]) -> str:
+def table(lines: list[list[str]]) -> str:
+    """Markdown; the first line is the head."""
     rows = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])

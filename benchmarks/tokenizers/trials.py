@@ -15,7 +15,7 @@ from benchmarks.tokenizers.data import SIDE, TEST
 from configs import Recipe, load_recipe
 from infra.artifacts import Artifact
 from tasks import encode
-from tasks.data.images import images
+from tasks.data.images import Images, images
 from tasks.data.receipts import Receipt
 from tasks.encoder import Encoder
 from tasks.sampling.sampler import Sampler
@@ -156,21 +156,25 @@ def latent_scores(tokenizer: Artifact, semantics: Artifact | None, recipe: Recip
     return scored(train, test, fitted, POINTS, seed=0)[0]
 
 
-def frechet(trial: Trial, examiner: FeatureExtractor, tokenizer: Artifact, encoded: Artifact, model: Artifact) -> float:
-    """Distance of generated images from the test split, by the features of `evaluate`."""
+def generated(trial: Trial, tokenizer: Artifact, encoded: Artifact, model: Artifact) -> list[Images]:
+    """The recipe's sample, in batches that scores take."""
     prints = {each.stage: each.fingerprint for each in (tokenizer, encoded, model)}
     sampler = Sampler.of(Context(Job("sample", "", trial.root, trial.recipe.model_dump(mode="json"), prints, {})))
     count, batch = trial.recipe.sample.images, trial.recipe.sample.batch
     made = [sampler.images(np.arange(start, start + batch)) for start in range(0, count, batch)]
-    pieces = [piece for labels, pixels in made for piece in _small(labels, pixels)]
+    return [piece for labels, pixels in made for piece in _small(labels, pixels)]
+
+
+def frechet(trial: Trial, examiner: FeatureExtractor, *made: Artifact) -> float:
+    """Distance of generated images from the test split, by the features of `evaluate`. made: as of `generated`."""
     shards = Artifact(trial.root, "shard", trial.data)
     return frechet_distance(
         _gaussian(examiner, images(shards, "test", SIDE)),
-        _gaussian(examiner, pieces),
+        _gaussian(examiner, generated(trial, *made)),
     )
 
 
-def _small(labels: Any, pixels: Any) -> list[tuple[Any, Any]]:
+def _small(labels: Any, pixels: Any) -> list[Images]:
     return [(labels[start : start + 50], pixels[start : start + 50]) for start in range(0, len(labels), 50)]
 
 

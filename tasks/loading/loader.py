@@ -110,7 +110,7 @@ class Loader:
         self._images_from = shards or artifact
         if not self.reader.index:
             raise UserError(f"{artifact.uri}: split {split!r} has no rows")
-        shuffled = _SHUFFLED_LATENTS if latents else _SHUFFLED_IMAGES
+        shuffled = _SHUFFLED_LATENTS if latents or shards else _SHUFFLED_IMAGES
         self.order = Order(self.reader.group_rows, seed, shuffled)
         self.rows = self.order.rows
         """Images of the split: the length of an epoch."""

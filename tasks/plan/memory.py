@@ -112,6 +112,11 @@ def _parts(recipe: Recipe, stage: str) -> tuple[int, int, float, str]:
         if section.online:
             frozen = _foundation_values(recipe)
         image, source = _diffusion_image(recipe, half)
+        if recipe.online_latents:
+            from tasks.plan.passes import making_latents  # which builds on this
+
+            making = making_latents(recipe)
+            frozen, image = frozen + making.values, image + making.image
         return backbone.values + head.values, frozen, image, source
     if stage == "tune_fewstep":
         teacher = sum(networks.diffusion(recipe, recipe.train_dit.model), networks.Cost())

@@ -6,9 +6,9 @@ torch's own allocations, of small networks on a CPU (tests/tasks/plan/test_passe
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from configs.autoencoders import Tokenizer
+from configs.autoencoders import DiffusersModel, Tokenizer
 from configs.data import Foundation
 from configs.diffusion import DiffusionModel, UnetModel
 from configs.recipe import Recipe
@@ -16,7 +16,9 @@ from configs.sampling import AutoGuidance
 from tasks.data.portions import DECODED_AT_ONCE, SCORING_BATCH
 from tasks.plan import networks
 from tasks.plan.memory import FLOAT32, Memory
+from tasks.plan.parts import Cost
 from tasks.plan.tokenizers import autoencoder, convolutional
+from tasks.plan.work import NETWORKS
 
 PASS = {True: 47.0, False: 64.0}
 """Bytes at most that a pass of a transformer takes for each number of its tokens (tokens × width), by half precision.
@@ -29,26 +31,49 @@ INCEPTION_VALUES = 23_900_000
 SOURCE = "counted by torch, not measured: tasks/plan/passes.py"
 
 
-def encoding(recipe: Recipe) -> Memory | None:
-    """Of an actor of `encode`; None where latents are given."""
-    if recipe.ready_latents:
-        return None
+@dataclass(frozen=True)
+class Making:
+    """Frozen networks that make latents of images, as stage `encode` does, or a training beside its steps."""
+
+    weights: Cost
+    """Of those that stages made."""
+    values: int
+    """Of all, the foundation model too."""
+    flops: float
+    """Of one view of an image."""
+    image: float
+    """Bytes at most that an image takes, on its way and as latents."""
+    source: str
+
+
+def making_latents(recipe: Recipe) -> Making:
     half = recipe.encode.precision in ("bf16", "fp16")
     encoder, decoder = autoencoder(recipe.train_vavae.model, recipe.image.size)
-    values, passes = encoder.values + decoder.values, [convolved(recipe.train_vavae.model, recipe.image.size, half)]
+    weights, features, flops, source = encoder + decoder, 0, float(encoder.flops), NETWORKS
+    passes = [_encoded(recipe.train_vavae.model, recipe.image.size, half)]
     stored, semantic = float(recipe.latent_channels), recipe.train_semvae is not None
     if recipe.foundation is not None and (semantic or recipe.encode.align_features):
-        values += networks.foundation_values(recipe.foundation)
+        given, how = networks.foundation_flops(recipe.foundation)
+        flops, source, features = flops + given, f"{NETWORKS}; {how}", networks.foundation_values(recipe.foundation)
         passes.append(looking(recipe.foundation, half))
         stored += recipe.foundation.feature_dim
     if recipe.train_semvae is not None and recipe.foundation is not None:
         model, cells = recipe.train_semvae.model, recipe.latent_size**2
         parts = networks.semantic_vae(model, recipe.foundation.feature_dim, cells)
-        values += parts[0].values + parts[1].values
+        weights, flops = weights + parts[0] + parts[1], flops + parts[0].flops
         passes.append(PASS[half] * cells * model.width)
-    pixels = 3 * recipe.image.size**2 * FLOAT32 * (1 + recipe.image.flips)
+    views = 1 + (recipe.image.flips and not recipe.online_latents)
+    pixels = 3 * recipe.image.size**2 * FLOAT32 * views
     image = pixels + max(passes) + stored * recipe.latent_size**2 * FLOAT32
-    return _memory(values, image, recipe.compute.actors.batch, "compute.actors.batch")
+    return Making(weights, weights.values + features, flops, image, source)
+
+
+def encoding(recipe: Recipe) -> Memory | None:
+    """Of an actor of `encode`; None where latents are given."""
+    if recipe.ready_latents:
+        return None
+    making = making_latents(recipe)
+    return _memory(making.values, making.image, recipe.compute.actors.batch, "compute.actors.batch")
 
 
 def sampling(recipe: Recipe) -> Memory:
@@ -98,6 +123,13 @@ def convolved(model: Tokenizer, size: int, half: bool) -> float:
     # In a decoder a level begins with the channels of the one below.
     widest = max((3 * own + 2 * below) / 5 * (size >> level) ** 2 for level, (own, below) in enumerate(levels))
     return PASS_CONVOLVED[half] * widest
+
+
+def _encoded(model: Tokenizer, size: int, half: bool) -> float:
+    """Bytes that a pass of a tokenizer's encoder takes; a representation's is a vision transformer."""
+    if isinstance(model, DiffusersModel) and model.class_name == "AutoencoderRAE":
+        return PASS[half] * (size // model.downscale) ** 2 * model.channels
+    return convolved(model, size, half)
 
 
 def looking(section: Foundation, half: bool) -> float:

@@ -39,7 +39,9 @@ def shard_bytes(images: Images, recipe: Recipe) -> float:
 
 
 def latent_columns(recipe: Recipe) -> dict[str, int]:
-    """Bytes of one row in each tensor column, without its mirrored twin."""
+    """Bytes of one row in each tensor column, without its mirrored twin; none where latents are made in training."""
+    if recipe.online_latents:
+        return {}
     cells = recipe.latent_size**2
     columns = {"z": recipe.train_vavae.model.z_channels * cells * _FLOAT16}
     if recipe.train_semvae is not None:

@@ -81,14 +81,7 @@ def encode(recipe: Recipe, images: Images) -> Work:
     if recipe.ready_latents:
         return _converted(recipe, images)
     compute, count = recipe.compute.actors, sizes.shard_parts(images, recipe)
-    tokenizer = networks.autoencoder(recipe.train_vavae.model, recipe.image.size)
-    flops, weights, source = tokenizer[0].flops, tokenizer[0] + tokenizer[1], NETWORKS
-    if recipe.foundation is not None and (recipe.train_semvae is not None or recipe.encode.align_features):
-        features, how = networks.foundation_flops(recipe.foundation)
-        flops, source = flops + features, f"{NETWORKS}; {how}"
-    if recipe.train_semvae is not None and recipe.foundation is not None:
-        both = networks.semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim, recipe.latent_size**2)
-        flops, weights = flops + both[0].flops, weights + both[0] + both[1]
+    making = passes.making_latents(recipe)
     actors = min(compute.actors, count)
     return Work(
         stage="encode",
@@ -98,8 +91,8 @@ def encode(recipe: Recipe, images: Images) -> Work:
         written=Figure(sizes.latent_bytes(images, recipe), SIZES),
         reads=Figure(count + 4 * actors, REQUESTS),
         writes=Figure(2 * count + MANIFEST_AND_RUN, REQUESTS),
-        flops=Figure(images.all * sizes.views(recipe) * flops, source),
-        read=sizes.shard_bytes(images, recipe) + actors * sizes.weights_bytes(weights),
+        flops=Figure(images.all * (1 if recipe.online_latents else sizes.views(recipe)) * making.flops, making.source),
+        read=sizes.shard_bytes(images, recipe) + actors * sizes.weights_bytes(making.weights),
         decodes=images.all,
         image_bytes=images.mean_bytes,
         workers=actors,

@@ -15,7 +15,7 @@ from tasks.plan import networks, sizes
 from tasks.plan.data import Images
 from tasks.plan.memory import memory_of
 from tasks.plan.networks import Cost
-from tasks.plan.passes import examining
+from tasks.plan.passes import examining, making_latents
 from tasks.plan.solvers import solver_evaluations
 from tasks.plan.work import MANIFEST_AND_RUN, NETWORKS, REQUESTS, REREAD, SIZES, Figure, Work
 
@@ -112,11 +112,16 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
     columns = sizes.latent_columns(recipe)
     stored = aligned and not section.online
     row: float = sum(size for name, size in columns.items() if name != "f" or stored) * sizes.views(recipe)
-    frozen, source, decodes = 0, NETWORKS, 0.0
-    if section.online and section.images and recipe.foundation is not None:
+    frozen, source, split = 0.0, NETWORKS, sizes.latent_bytes(images, recipe)
+    if section.online and recipe.foundation is not None:
         frozen, how = networks.foundation_flops(recipe.foundation)
-        source, decodes = f"{NETWORKS}; {how}", float(section.images)
-        row += images.mean_bytes
+        source = f"{NETWORKS}; {how}"
+    if recipe.online_latents:
+        making = making_latents(recipe)
+        frozen, source = frozen + making.flops, making.source if making.source != NETWORKS else source
+    decodes = float(section.images if section.online or recipe.online_latents else 0)
+    if decodes:
+        row, split = row + images.mean_bytes, split + sizes.shard_bytes(images, recipe)
     share = images.train / max(1, images.all)
     return _trained(
         "train_dit",
@@ -128,7 +133,7 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
             source=source,
             row_bytes=row,
             groups_per_image=sizes.parts(images.train, recipe.encode.rows_per_group) / max(1, images.train),
-            split_bytes=sizes.latent_bytes(images, recipe) * share,
+            split_bytes=split * share,
             split_parts=_train_parts(images, recipe),
             decodes=decodes,
             image_bytes=images.mean_bytes if decodes else 0.0,

@@ -169,7 +169,10 @@ def _fitted(recipe: Recipe, stage: str, device: torch.device) -> TrainCompute:
 
 
 def _precisions(context: Context) -> tuple[str, ...]:
-    return trained_stage(context.job.stage).section(context.recipe).precisions
+    """Of all that runs in a training, frozen networks that make latents of images too."""
+    recipe, stage = context.recipe, context.job.stage
+    beside = (recipe.encode.precision,) if stage == "train_dit" and recipe.online_latents else ()
+    return (*trained_stage(stage).section(recipe).precisions, *beside)
 
 
 def export(context: Context, end: Checkpoint | None, best: Checkpoint | None, curves: Curves) -> None:

@@ -96,7 +96,11 @@ class Probe:
 
 
 def stored_latents(artifact: Artifact, images: int) -> Latents:
-    """The first latents of an `encode` artifact."""
+    """The first latents of an `encode` artifact. Raises UserError where it stores none."""
+    if not artifact.manifest.facts["shapes"]:
+        raise UserError(
+            f"{artifact.uri} stores no latents (encode.latents: online): make some with encode.latents: stored"
+        )
     statistics = LatentStatistics.from_facts(artifact.manifest.facts, artifact.uri)
     wanted, tables, rows = [*statistics.columns, "label"], [], 0
     for entry in artifact.files("train/"):

@@ -139,6 +139,34 @@ def test_targets_made_in_training_cost_cores_and_no_terabyte() -> None:
     assert 1.05 < more < 1.07, "DinoV2-B forward beside XL forward and backward"
 
 
+def test_latents_made_in_training_cost_cores_and_an_encoder_and_no_terabyte(tmp_path: Path) -> None:
+    sizes = {"encoder_hidden_size": 768, "encoder_patch_size": 14, "encoder_input_size": 224, "patch_size": 16}
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderRAE", **sizes}))
+    online, stored = (
+        make_plan(
+            "ditdh_xl_rae",
+            [f"train_vavae.model.location={tmp_path}", f"encode.latents={latents}"],
+            cluster="aws",
+            images=1_331_167,
+            image_bytes=110_000.0,
+        )
+        for latents in ("online", "stored")
+    )
+    assert stage(online, "encode").work.written.value < 1e8 < 1e12 < stage(stored, "encode").work.written.value
+    looked, encoded = (stage(plan, "encode").work.flops.value for plan in (online, stored))
+    assert encoded == 2 * looked, "of both views"
+    beside, alone = (stage(plan, "train_dit").work for plan in (online, stored))
+    assert beside.decodes == beside.rows.value and not alone.decodes
+    made = beside.rows.value / 1_331_167  # times that every image is looked at
+    assert beside.flops.value - alone.flops.value == pytest.approx(made * looked, rel=1e-6)
+    assert 1.04 < beside.flops.value / alone.flops.value < 1.06, "DINOv2-B forward beside DiT-DH forward and backward"
+    assert beside.memory is not None and alone.memory is not None
+    weights = beside.memory.fixed - alone.memory.fixed
+    assert weights == pytest.approx(stage(online, "encode").work.memory.fixed), "the same networks"  # type: ignore[union-attr]
+    assert beside.memory.image > alone.memory.image
+    assert [note for note in online.notes if note.startswith("train_dit: decodes")]
+
+
 def test_given_weights_are_scored_by_the_driver_of_a_recipe_without_gpus() -> None:
     given = ["train_vavae.images=0", "train_vavae.pretrained=somewhere"]
     scored = stage(make_plan("demo", given), "train_vavae")

@@ -25,11 +25,13 @@ from infra.artifacts import Artifact
 from models.autoencoder import AutoencoderKL
 from tasks.drawing import pictures
 from tasks.networks import build_network
+from tasks.sample import STAGE as SAMPLE
 from tasks.sampling.sampler import Sampler
 from tasks.sharing import autoencoder_kl
 from tasks.sharing.bundle import bundle
+from tasks.sharing.folder import write_folder
 from tasks.stage import Context
-from tests.helpers.builders import at, put, put_networks, put_shard
+from tests.helpers.builders import at, context, put, put_networks, put_shard
 from tests.tasks.test_diffusers_stages import taken
 
 LABELS, ROWS, SEED = [1, 3, 5], 2, 3
@@ -128,6 +130,44 @@ def test_a_tokenizer_of_diffusers_leaves_as_it_came(class_name: str, tmp_path: P
     assert type(pipeline.vae).__name__ == class_name
     found = pipeline(range(recipe.data.classes), -(-len(pixels) // 10), recipe.sample.seed, output_type="np").images
     assert np.array_equal(found[: len(pixels)], pixels)
+
+
+_PLAIN = (
+    "train_semvae=null",
+    "train_dit.clock={kind: synchronous}",
+    "train_dit.objective={semantic_weight: 1.0, align_weight: 0.0}",
+    "train_dit.model.align_depth=null",
+    "sample.guidance={method: none}",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ("train_dit.model.head={hidden_size: 32, depth: 1, heads: 2}",),
+            r"train_dit.model.head is set: .* no wide head",
+        ),
+        (
+            (
+                "train_vavae.images=0",
+                "train_vavae.model={kind: python, file: /mine.py, class_name: Mine, trusted: true, channels: 4, "
+                "downscale: 8}",
+            ),
+            r"train_vavae.model.kind is python \(/mine.py\): code of your own is not shared",
+        ),
+    ],
+    ids=["wide head", "own code"],
+)
+def test_parts_that_the_shared_code_does_not_know_are_refused(
+    tmp_path: Path, overrides: tuple[str, ...], said: str
+) -> None:
+    """Before a network is built or a file is written."""
+    recipe = load_recipe("demo_tiny", [*_PLAIN, *overrides])
+    job = context(at(tmp_path), recipe, SAMPLE, "train_vavae", "encode", "train_dit")
+    with pytest.raises(UserError, match=said):
+        write_folder(job, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def installed(folder: Path, *names: str) -> Path:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from safetensors.torch import save
 
 from configs import Recipe
 from infra.artifacts import Artifact
 from infra.storage import Storage
-from tasks import shard
+from tasks import encode, shard
+from tasks.encoder import Encoder
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
-from tests.helpers.builders import put
+from tests.helpers.builders import context, put
 from tests.helpers.piles import folder_of_classes, folder_recipe, run_stage
 
 SMALL = (
@@ -51,3 +54,18 @@ def _foundation(folder: Path) -> str:
     path = folder / "lite0.safetensors"
     path.write_bytes(save(timm.create_model("tf_efficientnet_lite0").state_dict()))
     return str(path)
+
+
+def put_encoded(root: str, recipe: Recipe, name: str = "encode") -> Artifact:
+    """What the real encoder makes in this process of the shards and tokenizers named after their stages."""
+    stages = [stage for stage in ("shard", "train_vavae", "train_semvae") if Artifact(root, stage, stage).is_complete()]
+    job = replace(context(root, recipe, encode.STAGE, *stages).job, fingerprint=name)
+    encoder, shards, receipts = Encoder(job), Artifact(root, "shard", "shard"), []
+    for entry in shards.files(suffix=".parquet"):
+        one = pa.table({"part": [entry.path], "made_from": [entry.sha256]})
+        row = encode.decode_part(one, shards, recipe.image.size)
+        receipts.append(encoder.write_part({column: row[column][0] for column in row.column_names}))
+    facts = shards.manifest.facts
+    outcome = encode._outcome(recipe, receipts, facts["classes"], facts["splits"])
+    inputs = {stage: stage for stage in stages}
+    return put(root, recipe, "encode", outcome.files, name, inputs, facts=outcome.facts)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import timm
 import torch
@@ -20,13 +19,13 @@ from infra.artifacts import Artifact
 from tasks import encode, train_dit
 from tasks.data.crops import Crop
 from tasks.data.tensors import FLIP
-from tasks.encoder import Encoder
 from tasks.loading import loader as loading
 from tasks.loading.loader import IMAGE, Batch, Loader
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
 from tasks.train_dit import Diffusion
 from tasks.training.trainee import HELD_OUT_NUMBERS, pieces
 from tests.helpers.builders import at, context, put, put_shard, put_weights
+from tests.helpers.encoding import put_encoded
 
 CPU = torch.device("cpu")
 SETTINGS = (
@@ -49,24 +48,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), folder / "lite0.safetensors")
     recipe, root = recipe_of(folder), at(folder / "root")
     assert recipe.train_semvae is not None and recipe.foundation is not None
-    shards = put_shard(root, recipe)
+    put_shard(root, recipe)
     put_weights(root, recipe, "train_vavae", {WEIGHTS: build_autoencoder(recipe.train_vavae.model)})
     semantic = build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim)
     put_weights(root, recipe, "train_semvae", {WEIGHTS: semantic})
-    job = context(root, recipe, encode.STAGE, "shard", "train_vavae", "train_semvae").job
-    encoder, receipts = Encoder(job), []
-    for entry in shards.files(suffix=".parquet"):
-        one = pa.table({"part": [entry.path], "made_from": [entry.sha256]})
-        row = encode.decode_part(one, shards, recipe.image.size)
-        receipts.append(encoder.write_part({name: row[name][0] for name in row.column_names}))
-    facts = shards.manifest.facts
-    outcome = encode._outcome(recipe, receipts, facts["classes"], facts["splits"])
-    storage = Artifact(root, "encode", job.fingerprint).storage
-    target = Artifact(root, "encode", "encode").storage
-    files = [target.write_bytes(entry.path, storage.read_bytes(entry.path)) for entry in outcome.files]
-    rows = {entry.path: entry.rows for entry in outcome.files}
-    files = [type(entry)(**{**vars(entry), "rows": rows[entry.path]}) for entry in files]
-    put(root, recipe, "encode", files, inputs={"shard": "shard"}, facts=outcome.facts)
+    put_encoded(root, recipe)
     return folder
 
 
@@ -205,7 +191,7 @@ def test_latents_without_images_are_refused_by_name(place: Path) -> None:
     recipe = recipe_of(place, "train_dit.objective.align=online")
     put(root, recipe, "encode", list(latents.files), "ready", facts=latents.facts)
     with pytest.raises(
-        UserError, match=r"align is online, but the latents in .* come without images: set align: stored"
+        UserError, match=r"align is online, but the latents in .* come without images: set it to stored"
     ):
         Diffusion(context(root, recipe, train_dit.STAGE, encode="ready"))
 
