@@ -139,6 +139,29 @@ def test_targets_made_in_training_cost_cores_and_no_terabyte() -> None:
     assert 1.05 < more < 1.07, "DinoV2-B forward beside XL forward and backward"
 
 
+@pytest.mark.parametrize(
+    ("large", "small"),
+    [("lightningdit_xl_512", "lightningdit_xl_800ep"), ("sfd_xl_512", "sfd_xl_800ep")],
+)
+def test_512_pixels_cost_what_four_times_the_tokens_do(large: str, small: str) -> None:
+    """An image's FLOPs a little over four times (attention is quadratic), its bytes four times; and it fits, computed
+    again in the backward pass."""
+    plain = ["compute.train.recompute=false", "compute.train.micro_batch=8"]
+    plans = [make_plan(name, plain, cluster="aws") for name in (large, small)]
+    for name in ("encode", "train_dit"):
+        more, less = (stage(plan, name).work.flops.value / stage(plan, name).work.rows.value for plan in plans)
+        assert 4.0 < more / less < 4.6, name
+    latents = [stage(plan, "encode").work.written.value for plan in plans]
+    assert latents[0] == pytest.approx(4 * latents[1], rel=0.01)
+    kept = [stage(plan, "train_dit").work.memory for plan in plans]
+    assert kept[0] is not None and kept[1] is not None
+    assert kept[0].image == pytest.approx(4 * kept[1].image)
+    assert kept[0].fixed == pytest.approx(kept[1].fixed, rel=0.01), "only positions are more"
+    again = stage(make_plan(large, cluster="aws"), "train_dit")
+    assert again.work.memory is not None and again.work.memory.image < 0.2 * kept[0].image
+    assert again.work.memory.fitting(80e9) == again.work.memory.share
+
+
 def test_latents_made_in_training_cost_cores_and_an_encoder_and_no_terabyte(tmp_path: Path) -> None:
     sizes = {"encoder_hidden_size": 768, "encoder_patch_size": 14, "encoder_input_size": 224, "patch_size": 16}
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderRAE", **sizes}))

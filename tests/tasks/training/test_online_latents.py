@@ -214,7 +214,7 @@ def test_a_training_on_online_latents_resumes_in_every_bit(alone: None, place: P
     ("overrides", "said"),
     [
         (("encode.align_features=true",), r"encode.align_features is true.*train_dit.objective.align: online"),
-        (("encode.posterior=moments", "train_dit.images=0"), r"encode.posterior is moments"),
+        (("encode.posterior=moments",), r"encode.latents is online but encode.posterior is moments"),
     ],
 )
 def test_what_online_latents_cannot_be_is_refused_by_the_recipe(overrides: tuple[str, ...], said: str) -> None:
