@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 from configs.compute import ActorCompute
@@ -50,16 +53,37 @@ def connect() -> None:
                 "that cluster from this requirements.lock"
             ) from None
         return
-    ray.init(
-        address="local",
-        num_cpus=max(2, machine.cpus()),
-        include_dashboard=True,  # Ray Train asks its state interface whether a training is still alive
-        dashboard_host="127.0.0.1",
-        _node_ip_address="127.0.0.1",
-        logging_level=logging.WARNING,
-        log_to_driver=True,
-        job_config=job_config(),
-    )
+    with _known_to_its_workers():
+        ray.init(
+            address="local",
+            num_cpus=max(2, machine.cpus()),
+            include_dashboard=True,  # Ray Train asks its state interface whether a training is still alive
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            logging_level=logging.WARNING,
+            log_to_driver=True,
+            job_config=job_config(),
+        )
+
+
+@contextmanager
+def _known_to_its_workers() -> Iterator[None]:
+    """While a local Ray starts, the environment that its workers inherit says where it is.
+
+    Else they take any Ray of this machine for theirs: where two commands train at once, Ray Train's watcher of the one
+    asks the other's Ray whether its training lives, hears that it does not, and ends it.
+    """
+    kept = os.environ.pop("RAY_ADDRESS", None)
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    try:
+        yield
+    finally:
+        del os.environ["RAY_GCS_SERVER_PORT"], os.environ["RAY_ADDRESS"]
+        if kept is not None:
+            os.environ["RAY_ADDRESS"] = kept
 
 
 def job_config() -> Any:

@@ -106,7 +106,7 @@ def measured(place: Place, folder: Path, name: str, recipe: str, deadline: float
     command = [sys.executable, "-m", "flows", "run", "sfd-full", "--recipe", recipe, "--root", root]
     # Nodes of one machine share a folder for what is sent along: they take the code from here.
     command += ["--set", f"compute.cluster.code={REPOSITORY}", "--set", "compute.train.checkpoint_every=64"]
-    command += ["--set", "compute.train.max_failures=100"]
+    command += ["--set", "compute.train.max_failures=100", "--set", "compute.train.log_every=32"]
     run = Run(command, {**place.environment, **place.nodes.environment}, folder / f"{name}.log")
     before, began, epoch = set(place.nodes.jobs()), time.monotonic(), time.time()
     ended = threading.Event()

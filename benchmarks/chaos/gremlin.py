@@ -111,7 +111,7 @@ class Gremlin:
             if found := self._at_work(fault.kind):
                 process = drawn.choice(sorted(found, key=lambda each: each.pid))
                 with suppress(psutil.Error):
-                    fault.whom = " ".join(process.cmdline())[:60]
+                    fault.whom = " ".join(process.cmdline()).strip()[:60]
                     process.kill()
                     fault.at += time.monotonic() - began
                     return True

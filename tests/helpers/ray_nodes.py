@@ -9,6 +9,7 @@ machine.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from contextlib import suppress
@@ -28,6 +29,7 @@ class Nodes:
         self._common = {"temp_dir": str(folder), "object_store_memory": 80 << 20, "dashboard_agent_listen_port": None}
         self._cluster = Cluster(True, head_node_args={"num_cpus": cpus, **head, **self._common})
         (folder / "ray_current_cluster").write_text(self._cluster.gcs_address)  # where the head's jobs look for it
+        os.environ["RAY_ADDRESS"] = self._cluster.gcs_address  # and workers, which a machine of one Ray needs not tell
         self._nodes: dict[str, Any] = {}
 
     def add(self, arguments: dict[str, Any]) -> str:
