@@ -146,9 +146,9 @@ def _past_python_to(log: Log) -> Iterator[TextIO]:
     ours.flush()
     kept = os.dup(_ERRORS)  # for good: what begins to log meanwhile may have a last word
     stream = open(kept, "w", buffering=1, encoding=ours.encoding, errors=ours.errors)  # noqa: SIM115
-    os.dup2(log.open().fileno(), _ERRORS)
-    _lead(ours, stream)
     try:
+        os.dup2(log.open().fileno(), _ERRORS)
+        _lead(ours, stream)
         yield stream
     finally:
         _lead(stream, ours)
@@ -159,7 +159,7 @@ def _lead(before: TextIO, now: TextIO) -> None:
     """Handlers of loggers from one stream to another; Prefect's write by a console of its own."""
     for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
         for handler in getattr(logger, "handlers", ()):
-            if getattr(handler, "stream", None) is before:
+            if vars(handler).get("stream") is before:  # others ask for the stream of the moment
                 handler.setStream(now)
                 if hasattr(handler, "console"):
                     handler.console.file = now

@@ -82,8 +82,11 @@ def test_the_path_is_named_once_and_only_where_something_is_in_it(
 
 _LOUD = """
 import logging, os, subprocess, sys
-handler = logging.StreamHandler()
-logging.root.addHandler(handler)
+class Moment(logging.Handler):
+    stream = property(lambda self: sys.stderr)
+    emit = lambda self, record: print("of the moment", file=self.stream)
+for handler in (logging.StreamHandler(), Moment()):
+    logging.root.addHandler(handler)
 from infra.quiet import console
 with console():
     os.write(2, b"[2026-11-26 10:00:00,123 E 7 7] core_worker.cc:2465: Actor\\n")
@@ -99,6 +102,6 @@ logging.warning("later")
 def test_what_is_written_past_python_is_not_on_the_console(home: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _LOUD], capture_output=True, text=True, check=True)
     (log,) = (home / "logs").iterdir()
-    told = f"what libraries said beside this is in {log}"
-    assert done.stderr.splitlines() == ["one bar", "made shard", "stopped", told, "after", "later"]
+    told, warned = f"what libraries said beside this is in {log}", lambda text: (text, "of the moment")
+    assert done.stderr.splitlines() == ["one bar", *warned("made shard"), "stopped", told, "after", *warned("later")]
     assert log.read_text().splitlines()[1:] == ["a daemon"] and "core_worker.cc" in log.read_text()
