@@ -264,7 +264,7 @@ def _fit(context: Context) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from tasks.training.ray_parts import Mistakes, heedful_torch
+    from tasks.training.ray_parts import Mistakes, heedful_torch, meaning
 
     connect()
     compute = context.recipe.compute.train
@@ -296,9 +296,7 @@ def _fit(context: Context) -> None:
     except stopping.Stopped as stop:
         raise stopping.Stopped(stop.number, _saved_at(context)) from None
     except ray.train.ControllerError as error:
-        if isinstance(error.controller_failure, UserError):
-            raise error.controller_failure from None
-        raise
+        raise meaning(error.controller_failure) or error from None
     finally:
         context.out.delete(_RAY)
     if not context.out.exists(RESULT):

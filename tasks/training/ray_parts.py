@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
@@ -39,6 +40,22 @@ class Mistakes(UserCallback):
                 raise found
             if isinstance(found, Unreachable):  # its worker said so
                 _policy.addFilter(_skip_once)
+
+
+def meaning(failure: Exception) -> UserError | None:
+    """What is told of a failure that Ray Train's controller did not get over; None where that is a defect.
+
+    Workers that memory or a node leaves while they start are no failure of workers to it, and it would not try again.
+    """
+    if isinstance(failure, UserError):
+        return failure
+    if isinstance(failure, OutOfMemoryError | RayActorError | WorkerCrashedError | NodeDiedError):
+        why = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
+        return Unreachable(
+            f"training did not start ({why[:300]}): run again; if memory ran out, end what else takes it, or set fewer "
+            "compute.train.workers"
+        )
+    return None
 
 
 _policy = logging.getLogger("ray.train.v2._internal.execution.failure_handling.default")
