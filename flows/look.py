@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from configs.data import Data, Shard
 from configs.load import assign, checked
 from tasks.data.decode import Undecodable, decode
+from tasks.data.rows import Rows
 from tasks.sources import Account, Listing, ScannedSource, Source, listing_of, one_look, open_source
 from tasks.sources.guess import guess
 
@@ -58,7 +59,7 @@ def look(data: Data, images: int, seed: int, output: Path) -> list[str]:
     account = Account.of(data, listing, source.identity() if not listing.identity else "")
     lines = account.lines(data, Shard())
     lines += [f"to mend   {fault}" for fault in account.disagreements(data, Shard())]
-    if listing.images.num_rows:
+    if listing.rows.num_rows:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(_sheet(source, listing, images, seed))
         lines.append(f"picture   {output}")
@@ -72,7 +73,7 @@ def _sheet(source: Source, listing: Listing, count: int, seed: int) -> bytes:
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 10)  # most scripts
     tiles = [
         _tile(data, f"{row['label']} · {listing.classes[row['label']]}", font)
-        for row, data in _some(source, listing.images, count, seed)
+        for row, data in _some(source, listing.rows, count, seed)
     ]
     columns = min(_COLUMNS, len(tiles))
     width, height = _TILE + _GAP, _TILE + 2 * _LINE + _GAP
@@ -85,15 +86,16 @@ def _sheet(source: Source, listing: Listing, count: int, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def _some(source: Source, table: pa.Table, count: int, seed: int) -> list[tuple[dict[str, Any], bytes]]:
+def _some(source: Source, listed: Rows, count: int, seed: int) -> list[tuple[dict[str, Any], bytes]]:
     """Random rows in their order, with what is stored of them; nothing where it cannot be read."""
     random = np.random.default_rng(seed)
     if isinstance(source, ScannedSource):
-        files = sorted(set(table["file"].to_pylist()))
-        some = random.choice(files, min(_SCANNED_FILES, len(files)), replace=False).tolist()
-        table = table.filter(pyarrow.compute.is_in(table["file"], pa.array(some)))
-    chosen = np.sort(random.choice(table.num_rows, min(count, table.num_rows), replace=False))
-    rows = table.take(pa.array(chosen)).to_pylist()
+        files = sorted({file for chunk in listed.chunks() for file in chunk["file"].unique().to_pylist()})
+        some = pa.array(random.choice(files, min(_SCANNED_FILES, len(files)), replace=False).tolist())
+        chunks, listed = listed.chunks(), Rows(listed.schema)
+        for chunk in chunks:
+            listed.add(chunk.filter(pyarrow.compute.is_in(chunk["file"], some)))
+    rows = listed.take(np.sort(random.choice(listed.num_rows, min(count, listed.num_rows), replace=False)).tolist())
     if not isinstance(source, ScannedSource):
         return [(row, _read(source, row)) for row in rows]
     found = {}

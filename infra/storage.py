@@ -11,10 +11,12 @@ import hashlib
 import io
 import os
 import random
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -171,7 +173,7 @@ class Storage:
         target, allowed = self.locate(name), self.guard or (lambda: None)
         with self._explained("write", name):
             if self.local:
-                with _beside(target, data) as partial:
+                with _beside(target, [data]) as partial:
                     allowed()
                     os.replace(partial, target)
             else:
@@ -191,7 +193,7 @@ class Storage:
         with self._explained("write", name):
             if self.local:
                 try:
-                    with _beside(target, data) as partial:
+                    with _beside(target, [data]) as partial:
                         os.link(partial, target)
                 except FileExistsError:
                     return False
@@ -220,10 +222,44 @@ class Storage:
         pq.write_table(table, buffer, row_group_size=rows_per_group, **options)
         return self.write_bytes(name, buffer.getvalue().to_pybytes(), rows=table.num_rows)
 
-    def upload(self, local_path: str, name: str) -> FileEntry:
-        """Copy a local file here."""
-        with open(local_path, "rb") as file:
-            return self.write_bytes(name, file.read())
+    def write_tables(
+        self, name: str, tables: Iterable[pa.Table], schema: pa.Schema, rows_per_group: int, **options: Any
+    ) -> FileEntry:
+        """Write a Parquet file of tables that need not fit into memory together; each begins a row group."""
+        import pyarrow.parquet as pq
+
+        rows = 0
+        with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
+            with pq.ParquetWriter(file.name, schema, **options) as writer:
+                for table in tables:
+                    writer.write_table(table, row_group_size=rows_per_group)
+                    rows += table.num_rows
+                if not rows:
+                    writer.write_table(schema.empty_table())
+            return self.upload(file.name, name, rows)
+
+    def upload(self, local_path: str, name: str, rows: int | None = None) -> FileEntry:
+        """Copy a local file of any size here; it appears only when complete."""
+        digest, size, target = hashlib.sha256(), 0, self.locate(name)
+        allowed = self.guard or (lambda: None)
+
+        def pieces() -> Iterator[bytes]:
+            nonlocal size
+            with open(local_path, "rb") as file:
+                while piece := file.read(_READ_AHEAD):
+                    digest.update(piece)
+                    size += len(piece)
+                    yield piece
+
+        with self._explained("write", name):
+            if self.local:
+                with _beside(target, pieces()) as partial:
+                    allowed()
+                    os.replace(partial, target)
+            else:
+                deque(pieces(), maxlen=0)
+                self._retried(lambda: (allowed(), self.fs.put_file(local_path, target)))
+        return FileEntry(name, size, digest.hexdigest(), rows)
 
     def take(self, name: str, origin: Storage) -> None:
         """Move a file of this name here from another place on the same kind of storage, over what is here."""
@@ -310,13 +346,13 @@ _telling = threading.Lock()
 
 
 @contextmanager
-def _beside(target: str, data: bytes) -> Iterator[str]:
+def _beside(target: str, pieces: Iterable[bytes]) -> Iterator[str]:
     """A whole file on local disk, beside the one that it is to become; gone afterwards."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     partial = f"{target}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
     try:
         with open(partial, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         yield partial

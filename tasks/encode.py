@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,8 +25,8 @@ from infra.progress import Bar
 from infra.storage import FileEntry
 from tasks.data import ready_latents
 from tasks.data.decode import Undecodable, load
-from tasks.data.receipts import Receipt, finished, quiet_ray_data, receipts
-from tasks.data.statistics import ChannelSums, statistics_hash
+from tasks.data.receipts import InOrder, Receipt, finished, quiet_ray_data, receipts
+from tasks.data.statistics import ChannelSums, Merging, statistics_hash
 from tasks.data.tensors import FLIP
 from tasks.stage import Context, Outcome, Stage
 
@@ -43,22 +44,23 @@ def run(context: Context) -> Outcome:
     recipe, out = context.recipe, context.out
     if recipe.ready_latents:
         made = ready_latents.converted(recipe, out)
-        rows = sum(receipt.entry.rows or 0 for receipt in made)
         classes = [str(label) for label in range(recipe.data.classes)]
-        return _outcome(recipe, made, classes, {"train": rows, "test": 0})
+        return _outcome(recipe, made, classes, None)
     shards = context.input("shard")
     parts = shards.files(suffix=".parquet")
     parts = [entry for entry in parts if "/" in entry.path]
-    done = finished(out, [(entry.path, entry.sha256) for entry in parts])
+    done = InOrder(entry.path for entry in parts)
+    for receipt in finished(out, [(entry.path, entry.sha256) for entry in parts]):
+        done.add(receipt)
     missing = [entry for entry in parts if entry.path not in done]
     rows = sum(entry.rows or 0 for entry in parts)
     with Bar("encode", rows) as bar:
         bar.skip(rows - sum(entry.rows or 0 for entry in missing))
         for receipt in _encoded(context, shards, missing):
-            done[receipt.entry.path] = receipt
+            done.add(receipt)
             bar.advance(receipt.entry.rows or 0)
     facts = shards.manifest.facts
-    return _outcome(recipe, [done[entry.path] for entry in parts], facts["classes"], facts["splits"])
+    return _outcome(recipe, done, facts["classes"], facts["splits"])
 
 
 def _encoded(context: Context, shards: Artifact, parts: list[FileEntry]) -> Iterator[Receipt]:
@@ -148,29 +150,37 @@ def decoded(shards: Artifact, part: str, size: int) -> tuple[list[str], np.ndarr
     return keys, table["label"].to_numpy(), pixels
 
 
-def _outcome(recipe: Recipe, receipts: list[Receipt], classes: list[str], splits: dict[str, int]) -> Outcome:
-    train = [receipt for receipt in receipts if receipt.entry.path.startswith("train/")]
-    shapes = receipts[0].facts["shapes"]
-    columns = [name for name in LATENTS if name in receipts[0].facts["sums"]]
-    statistics = {
-        name: standards(ChannelSums.merged(ChannelSums(**receipt.facts["sums"][name]) for receipt in train), recipe)
-        for name in columns
-    }
-    rows = sum(receipt.entry.rows or 0 for receipt in receipts)
+def _outcome(recipe: Recipe, receipts: Iterable[Receipt], classes: list[str], splits: dict[str, int] | None) -> Outcome:
+    """receipts: in the parts' order; splits: None where all is trained on."""
+    entries: list[FileEntry] = []
+    first: Mapping[str, Any] = {}
+    spent: Counter[str] = Counter()
+    whole: dict[str, Merging] = defaultdict(Merging)
+    coarser: dict[tuple[str, str], Merging] = defaultdict(Merging)
+    for receipt in receipts:
+        entries.append(receipt.entry)
+        first = first or receipt.facts
+        spent.update(receipt.facts["seconds"])
+        for name, sums in receipt.facts["sums"].items() if receipt.entry.path.startswith("train/") else ():
+            whole[name].add(ChannelSums(**sums))
+            for side, averages in receipt.facts["averages"][name].items():
+                coarser[side, name].add(ChannelSums(**averages))
+    shapes, columns = first["shapes"], [name for name in LATENTS if name in first["sums"]]
+    statistics = {name: standards(whole[name].sums(), recipe) for name in columns}
+    rows = sum(entry.rows or 0 for entry in entries)
     facts = {
         "statistics": statistics,
         "statistics_hash": statistics_hash(statistics),
-        "averages": _averages(train, columns, recipe),
+        "averages": _averages(coarser, columns, recipe),
         "shapes": shapes,
         "rows_per_group": recipe.encode.rows_per_group,
         "posterior": recipe.encode.posterior,
         "flips": recipe.image.flips if recipe.online_latents else any(name.endswith(FLIP) for name in shapes),
         "classes": classes,
-        "splits": splits,
+        "splits": {"train": rows, "test": 0} if splits is None else splits,
     }
-    spent = {name: sum(r.facts["seconds"][name] for r in receipts) for name in receipts[0].facts["seconds"]}
     scores = {f"{name}_images_per_second_per_worker": rows / seconds for name, seconds in spent.items()}
-    return Outcome([receipt.entry for receipt in receipts], rows, facts, scores)
+    return Outcome(entries, rows, facts, scores)
 
 
 def standards(sums: ChannelSums, recipe: Recipe) -> dict[str, Any]:
@@ -182,12 +192,11 @@ def standards(sums: ChannelSums, recipe: Recipe) -> dict[str, Any]:
     return moments | {"mean": [0.0] * channels, "std": [1.0] * channels}
 
 
-def _averages(train: list[Receipt], columns: list[str], recipe: Recipe) -> dict[str, Any]:
+def _averages(coarser: Mapping[tuple[str, str], Merging], columns: list[str], recipe: Recipe) -> dict[str, Any]:
     """Statistics of the latents' averages on coarser grids, by side: the targets of a cascade's lower resolutions."""
     found: dict[str, Any] = {}
-    for side in train[0].facts["averages"][columns[0]] if train else ():
-        parts = {name: [ChannelSums(**receipt.facts["averages"][name][side]) for receipt in train] for name in columns}
-        statistics = {name: standards(ChannelSums.merged(sums), recipe) for name, sums in parts.items()}
+    for side in dict.fromkeys(side for side, _ in coarser):
+        statistics = {name: standards(coarser[side, name].sums(), recipe) for name in columns}
         found[side] = {"statistics": statistics, "statistics_hash": statistics_hash(statistics)}
     return found
 

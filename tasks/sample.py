@@ -41,7 +41,7 @@ def run(context: Context) -> Outcome:
     check_statistics(context)
     parts = _parts(recipe)
     made_from = context.job.fingerprint
-    done = finished(out, [(part["name"], made_from) for part in parts])
+    done = {each.entry.path: each for each in finished(out, [(part["name"], made_from) for part in parts])}
     missing = [part for part in parts if part["name"] not in done]
     started = time.monotonic()
     sampled = sum(part["count"] for part in missing)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,15 @@ from tasks.data.receipts import (
     receipts,
     write_receipt,
 )
+from tasks.data.rows import Rows, cut_to, in_order, sized
 from tasks.sources import Account, Listing, Reader, Refusal, ScannedSource, listing_of, open_source
+from tasks.sources.base import REFUSALS, refusal_table
+from tasks.sources.duplicates import SCHEMA as DUPLICATES_SCHEMA
 from tasks.sources.duplicates import find_duplicates
+from tasks.sources.ordering import SPLITS, Order, ordered
 from tasks.sources.unpack import BLOBS, Unpacked, unpack
 from tasks.stage import Context, Outcome, Stage
 
-SPLITS = ("train", "test")
-PLAN = "plan.parquet"
 QUARANTINE = "quarantine.parquet"
 DUPLICATES = "duplicates.parquet"
 SCHEMA = pa.schema(
@@ -56,7 +59,10 @@ SCHEMA = pa.schema(
     ]
 )
 """`image` is the encoded file, as it was or as `shard.reencode` wants it; `content` a hash of it, for duplicates."""
+_PARTS_PER_PLAN = 1_000  # every task reads the footer of a plan: it must not grow with the data
+_AT_ONCE = 4_096  # parts that Ray Data is given at once: it holds some kilobytes for each
 _READERS = 8  # threads that wait for storage while one decodes
+_ROWS_PER_GROUP = 10_000  # of quarantine and duplicates
 _ENOUGH = 20_000  # images to have seen before a bad source is given up: below, the whole is told
 _BYTES_PER_PIXEL = 8  # no honest file needs more for a pixel (16-bit RGBA, uncompressed)
 
@@ -75,57 +81,60 @@ def run(context: Context) -> Outcome:
     _check_unchanged(account, listing, recipe.data)
     for line in account.lines(recipe.data, recipe.shard):
         logs.say(line, stage="shard")
-    splits, ruled_out = plan(listing, recipe.shard)
-    _check_learnable(splits, listing.classes, recipe)
-    total = sum(table.num_rows for table in splits.values())
+    order = ordered(listing, recipe.shard)
+    _check_learnable(order.learnt, listing.classes, recipe)
     if isinstance(source, ScannedSource):
-        splits = unpack(out, recipe.data, splits)
-    jobs = _write_plan(out, splits, recipe.shard.rows_per_shard)
-    done = finished(out, [(job["part"], job["made_from"]) for job in jobs])
-    missing = [job for job in jobs if job["part"] not in done]
-    refused = [refusal for receipt in done.values() for refusal in _refusals(receipt)]
-    seen = total - sum(job["rows"] for job in missing)
-    with Bar("shard", total) as bar:
-        bar.skip(seen)
-        for receipt in _written(out, recipe, missing):
-            done[receipt.entry.path] = receipt
-            refused += _refusals(receipt)
-            seen += (receipt.entry.rows or 0) + len(receipt.facts["refused"])
-            if _ENOUGH <= seen < total:
-                _stop_if_too_bad(refused, seen, total, recipe.shard)
-            bar.advance((receipt.entry.rows or 0) + len(receipt.facts["refused"]))
-    _stop_if_too_bad(refused, total, total, recipe.shard)
-    outcome = _outcome(out, account, recipe, [done[job["part"]].entry for job in jobs], sorted([*ruled_out, *refused]))
+        order = replace(order, rows=unpack(out, recipe.data, order.rows))
+    jobs = write_plan(out, order, recipe.shard.rows_per_shard)
+    made = _made(out, recipe, jobs, order.rows.num_rows)
+    for chunk in order.ruled_out.chunks():
+        made.refused.add(chunk)
+    outcome = _outcome(out, account, recipe, [made.entries[job["part"]] for job in jobs], made.refused)
     context.tracker.file("source.txt", "\n".join(account.lines(recipe.data, recipe.shard)).encode())
     for leftover in (BLOBS, f"{RECEIPTS}/{BLOBS}"):
         out.delete(leftover)
     return outcome
 
 
-def plan(listing: Listing, section: ShardSection) -> tuple[dict[str, pa.Table], list[Refusal]]:
-    """Images of each split in their final order, and refusals known before anything is read.
+@dataclass
+class _Made:
+    """What is known of the parts so far."""
 
-    The order is by key hash. A source without splits of its own gives the first `test_share` of it to the test
-    split. Where a key is listed twice the first row counts. Splits without images are left out.
-    """
-    table, refused = _unique_keys(listing)
-    order = np.argsort(_hashes(table["key"].to_pylist(), section.seed), kind="stable")
-    table = table.take(pa.array(order))
-    named = np.array(table["split"].fill_null("").to_pylist(), dtype=object)
-    splits: dict[str, pa.Table] = {}
-    loose = np.flatnonzero(named == "")
-    cut = round(section.test_share * len(loose))
-    if section.test_share > 0 and len(loose) > 1:
-        cut = max(1, cut)
-    rows = {
-        "train": np.sort(np.concatenate([np.flatnonzero(named == "train"), loose[cut:]])),
-        "test": np.sort(np.concatenate([np.flatnonzero(named == "test"), loose[:cut]])),
-    }
-    for split in SPLITS:
-        chosen = rows[split][: section.limit]
-        if len(chosen):
-            splits[split] = table.take(pa.array(chosen))
-    return splits, refused
+    entries: dict[str, FileEntry] = field(default_factory=dict)
+    refused: Rows = field(default_factory=lambda: Rows(REFUSALS))
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    """One image for each reason."""
+    seen: int = 0
+    """Images that are in a part or refused."""
+
+    def add(self, receipt: Receipt) -> int:
+        """Images that this part has seen."""
+        refused = [Refusal(*one) for one in receipt.facts["refused"]]
+        self.entries[receipt.entry.path] = receipt.entry
+        self.refused.add(refusal_table(refused))
+        for one in refused:
+            self.reasons[one.reason] += 1
+            self.examples[one.reason] = f"{one.key!r}{f' ({one.detail})' * bool(one.detail)}"
+        count = (receipt.entry.rows or 0) + len(refused)
+        self.seen += count
+        return count
+
+
+def _made(out: Storage, recipe: Recipe, jobs: list[dict[str, Any]], total: int) -> _Made:
+    """Every part, written where it is missing; given up where too many images are unusable."""
+    made = _Made()
+    with Bar("shard", total) as bar:
+        for receipt in finished(out, [(job["part"], job["made_from"]) for job in jobs]):
+            made.add(receipt)
+        bar.skip(made.seen)
+        for receipt in _written(out, recipe, [job for job in jobs if job["part"] not in made.entries]):
+            count = made.add(receipt)
+            if _ENOUGH <= made.seen < total:
+                _stop_if_too_bad(made, total, recipe.shard)
+            bar.advance(count)
+    _stop_if_too_bad(made, total, recipe.shard)
+    return made
 
 
 def external(recipe: Recipe) -> dict[str, str]:
@@ -153,12 +162,11 @@ def _check_unchanged(account: Account, listing: Listing, data: Data) -> None:
         )
 
 
-def _check_learnable(splits: dict[str, pa.Table], classes: Sequence[str], recipe: Recipe) -> None:
+def _check_learnable(learnt: Set[int], classes: Sequence[str], recipe: Recipe) -> None:
     """Refuse splits in which a class that the source has is never learned."""
     if recipe.shard.test_share == 1.0:  # nobody trains on it
         return
-    train = splits["train"]["label"].unique().to_pylist() if "train" in splits else []
-    unseen = [name for label, name in enumerate(classes) if label not in set(train)]
+    unseen = [name for label, name in enumerate(classes) if label not in learnt]
     if unseen and not recipe.data.allow_empty_classes:
         raise UserError(
             f"{len(unseen)} of {len(classes)} classes have no image in the train split (such as {unseen[0]!r}) once "
@@ -167,37 +175,25 @@ def _check_learnable(splits: dict[str, pa.Table], classes: Sequence[str], recipe
         )
 
 
-def _unique_keys(listing: Listing) -> tuple[pa.Table, list[Refusal]]:
-    keys = listing.images["key"].to_pylist()
-    first: dict[str, int] = {}
-    for row, key in enumerate(keys):
-        first.setdefault(key, row)
-    if len(first) == len(keys):
-        return listing.images, list(listing.refused)
-    again = [Refusal(key, "key listed twice") for row, key in enumerate(keys) if first[key] != row]
-    return listing.images.take(pa.array(list(first.values()))), [*listing.refused, *again]
-
-
-def _hashes(keys: Sequence[str], seed: int) -> np.ndarray:
-    """uint64 (N,): the place of each key in the global order."""
-    salt = seed.to_bytes(8, "little", signed=True)
-    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8, key=salt).digest() for key in keys)
-    return np.frombuffer(digests, dtype=">u8")
-
-
-def _write_plan(out: Storage, splits: dict[str, pa.Table], rows_per_shard: int) -> list[dict[str, Any]]:
+def write_plan(out: Storage, order: Order, rows_per_shard: int) -> list[dict[str, Any]]:
     """Write the order as one row group per part; the jobs, one per part, as plain rows."""
     jobs: list[dict[str, Any]] = []
-    buffer = pa.BufferOutputStream()
-    with pq.ParquetWriter(buffer, next(iter(splits.values())).schema) as writer:
-        for split, table in splits.items():
-            parts = -(-table.num_rows // rows_per_shard)
-            cuts = np.linspace(0, table.num_rows, parts + 1).astype(int)
-            for number, (start, stop) in enumerate(pairwise(cuts.tolist())):
-                writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
-                jobs.append({"part": part_name(split, number), "group": len(jobs), "rows": stop - start})
-    entry = out.write_bytes(PLAN, buffer.getvalue().to_pybytes())
-    return [{**job, "made_from": entry.sha256} for job in jobs]
+    for split, total in order.counts.items():
+        cuts = np.linspace(0, total, -(-total // rows_per_shard) + 1).astype(int).tolist()
+        for number, (start, stop) in enumerate(pairwise(cuts)):
+            plan, group = divmod(len(jobs), _PARTS_PER_PLAN)
+            jobs.append({"part": part_name(split, number), "plan": plan, "group": group, "rows": stop - start})
+    tables = cut_to(order.rows.chunks(), [job["rows"] for job in jobs])
+    hashes = []
+    for first in range(0, len(jobs), _PARTS_PER_PLAN):
+        some = islice(tables, min(_PARTS_PER_PLAN, len(jobs) - first))
+        name = _plan_name(first // _PARTS_PER_PLAN)
+        hashes.append(out.write_tables(name, some, order.rows.schema, rows_per_shard).sha256)
+    return [{**job, "made_from": hashes[job["plan"]]} for job in jobs]
+
+
+def _plan_name(number: int) -> str:
+    return f"plan-{number:05d}.parquet" if number else "plan.parquet"
 
 
 def _written(out: Storage, recipe: Recipe, jobs: list[dict[str, Any]]) -> Iterator[Receipt]:
@@ -209,8 +205,9 @@ def _written(out: Storage, recipe: Recipe, jobs: list[dict[str, Any]]) -> Iterat
     connect()
     quiet_ray_data()
     write = partial(_write_part, out=out, data=recipe.data, section=recipe.shard)
-    parts = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(write)
-    yield from receipts(parts.iter_rows())
+    for first in range(0, len(jobs), _AT_ONCE):
+        some = jobs[first : first + _AT_ONCE]
+        yield from receipts(ray.data.from_items(some, override_num_blocks=len(some)).map(write).iter_rows())
 
 
 def _write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSection) -> dict[str, bytes]:
@@ -222,7 +219,7 @@ def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSect
     """Read, check and write one part."""
     source = open_source(data)
     reader = Unpacked(out) if isinstance(source, ScannedSource) else source
-    with out.open(PLAN) as file:
+    with out.open(_plan_name(job["plan"])) as file:
         rows = pq.ParquetFile(file).read_row_group(job["group"])
     kept: list[tuple[str, int, bytes, bytes]] = []
     refused: list[Refusal] = []
@@ -282,55 +279,52 @@ def _checked(
     return key, label, data
 
 
-def _stop_if_too_bad(refused: Sequence[Refusal], seen: int, total: int, section: ShardSection) -> None:
+def _stop_if_too_bad(made: _Made, total: int, section: ShardSection) -> None:
     """Stop where more than the allowed share of the source is unusable, however the unseen images turn out."""
-    if len(refused) <= section.max_bad_share * total:
+    refused, seen = made.refused.num_rows, made.seen
+    if refused <= section.max_bad_share * total:
         return
-    reasons = Counter(refusal.reason for refusal in refused)
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-    examples = {
-        refusal.reason: f"{refusal.key!r}{f' ({refusal.detail})' * bool(refusal.detail)}" for refusal in refused
-    }
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in made.reasons.most_common())
     whole = f"{total:,}" if seen == total else f"the first {seen:,} (of {total:,})"
-    share = f" to {math.ceil(100 * len(refused) / seen) / 100:.2f}" if seen == total else ""
+    share = f" to {math.ceil(100 * refused / seen) / 100:.2f}" if seen == total else ""
     raise UserError(
-        f"{len(refused):,} of {whole} images are unusable ({counts}; for example {', '.join(examples.values())}), "
+        f"{refused:,} of {whole} images are unusable ({counts}; for example {', '.join(made.examples.values())}), "
         f"more than shard.max_bad_share {section.max_bad_share:g} allows: mend the source or raise "
         f"shard.max_bad_share{share}"
     )
 
 
-def _refusals(receipt: Receipt) -> list[Refusal]:
-    return [Refusal(*refusal) for refusal in receipt.facts["refused"]]
-
-
-def _outcome(
-    out: Storage, account: Account, recipe: Recipe, entries: Sequence[FileEntry], refused: Sequence[Refusal]
-) -> Outcome:
+def _outcome(out: Storage, account: Account, recipe: Recipe, entries: Sequence[FileEntry], refused: Rows) -> Outcome:
     rows = {split: sum(e.rows or 0 for e in entries if e.path.startswith(f"{split}/")) for split in SPLITS}
     if not rows["train"] and recipe.shard.test_share < 1.0:
         raise UserError("no image is left for the train split: lower shard.test_share or add images")
-    columns = [[getattr(refusal, name) for refusal in refused] for name in ("key", "reason", "detail")]
-    quarantine = pa.table([pa.array(column, pa.string()) for column in columns], names=["key", "reason", "detail"])
     duplicates, duplicate_counts = find_duplicates(out, [entry.path for entry in entries])
+    reasons: Counter[str] = Counter()
+
+    def quarantine() -> Iterator[pa.Table]:
+        for chunk in in_order(refused, *REFUSALS.names):
+            reasons.update(chunk["reason"].to_pylist())
+            yield chunk
+
+    tables = {QUARANTINE: (quarantine(), REFUSALS), DUPLICATES: (duplicates.chunks(), DUPLICATES_SCHEMA)}
+    reports = [
+        out.write_tables(name, sized(each, _ROWS_PER_GROUP), schema, _ROWS_PER_GROUP)
+        for name, (each, schema) in tables.items()
+    ]
     facts = {
         "classes": list(account.classes),
         "splits": rows,
         "rows_per_group": SHARD_ROWS_PER_GROUP,
-        "quarantine": dict(Counter(refusal.reason for refusal in refused).most_common()),
+        "quarantine": dict(reasons.most_common()),
         "duplicates": duplicate_counts,
         "notes": list(account.notes),
         "source": account.facts(recipe),
     }
     return Outcome(
-        files=[
-            *entries,
-            out.write_table(QUARANTINE, quarantine, 10_000),
-            out.write_table(DUPLICATES, duplicates, 10_000),
-        ],
+        files=[*entries, *reports],
         rows=sum(rows.values()),
         facts=facts,
-        scores={"quarantined": float(len(refused)), "duplicates": float(duplicate_counts["images"])},
+        scores={"quarantined": float(refused.num_rows), "duplicates": float(duplicate_counts["images"])},
     )
 
 
@@ -344,7 +338,7 @@ def check(recipe: Recipe) -> None:
         return
     listing = listing_of(open_source(recipe.data))
     Account.of(recipe.data, listing).check(recipe)
-    _check_learnable(plan(listing, recipe.shard)[0], listing.classes, recipe)
+    _check_learnable(ordered(listing, recipe.shard).learnt, listing.classes, recipe)
 
 
 STAGE = Stage(name="shard", version=1, sections=("data", "shard"), inputs=(), run=run, external=external, check=check)

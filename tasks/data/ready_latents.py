@@ -96,30 +96,29 @@ def check(recipe: Recipe) -> None:
     columns_of(recipe, next(source_of(recipe).shards()))
 
 
-def converted(recipe: Recipe, out: Storage) -> list[Receipt]:
+def converted(recipe: Recipe, out: Storage) -> Iterator[Receipt]:
     """Write every part that is not there yet; receipts of all of them in the order of the shards.
 
     Raises:
         UserError: a shard is damaged or does not fit the recipe.
     """
-    found: list[Receipt] = []
+    rows = 0
     there = out.names("train")
     started = time.monotonic()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for number, shard in enumerate(source_of(recipe).shards()):
             parts = list(_parts(recipe, shard, number))
-            known = [part for part in parts if part.name in there]
-            done = finished(out, [(part.name, part.made_from) for part in known]) if known else {}
+            known = [(part.name, part.made_from) for part in parts if part.name in there]
+            done = {receipt.entry.path: receipt for receipt in finished(out, known)} if known else {}
             missing = [part for part in parts if part.name not in done]
             for receipt in _written(pool, recipe, out, missing):
                 done[receipt.entry.path] = receipt
-            found += [done[part.name] for part in parts]
-            rows = sum(receipt.entry.rows or 0 for receipt in found)
+            yield from (done[part.name] for part in parts)
+            rows += sum(done[part.name].entry.rows or 0 for part in parts)
             verb = "converted" if missing else "there"
             say(
                 f"encode: {verb} {shard.name}, {rows:,} latents so far, {time.monotonic() - started:.0f} s", images=rows
             )
-    return found
 
 
 def _written(pool: ThreadPoolExecutor, recipe: Recipe, out: Storage, parts: list[_Part]) -> Iterator[Receipt]:

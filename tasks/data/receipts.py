@@ -14,11 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from configs.errors import attempt, checked
 from infra.storage import FileEntry, Storage
+from tasks.data.rows import Rows, in_order
 
 RECEIPTS = "receipts"
 _READERS = 16  # threads that wait for storage
+_AT_ONCE = 1_024
+_SAID = pa.schema([("place", pa.int64()), ("receipt", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ def write_receipt(out: Storage, receipt: Receipt) -> None:
     out.write_bytes(_receipt_name(receipt.entry.path), receipt.to_json().encode())
 
 
-def finished(out: Storage, wanted: Iterable[tuple[str, str]]) -> dict[str, Receipt]:
-    """Receipts of the parts that are there and were made from what is wanted now.
+def finished(out: Storage, wanted: Iterable[tuple[str, str]]) -> Iterator[Receipt]:
+    """Receipts of the parts that are there and were made from what is wanted now, in their order.
 
     Args:
         wanted: (part's name, `made_from`) pairs.
@@ -61,12 +66,32 @@ def finished(out: Storage, wanted: Iterable[tuple[str, str]]) -> dict[str, Recei
     sizes = out.sizes()  # one listing, of two files a part
     there = [(part, made_from) for part, made_from in wanted if part in sizes and _receipt_name(part) in sizes]
     with ThreadPoolExecutor(_READERS) as readers:
-        receipts = readers.map(lambda pair: _receipt(out, pair[0]), there)
-        return {
-            part: receipt
-            for (part, made_from), receipt in zip(there, receipts, strict=True)
-            if receipt and receipt.made_from == made_from and sizes[part] == receipt.entry.bytes
-        }
+        for first in range(0, len(there), _AT_ONCE):
+            some = there[first : first + _AT_ONCE]
+            found = readers.map(lambda pair: _receipt(out, pair[0]), some)
+            for (part, made_from), receipt in zip(some, found, strict=True):
+                if receipt and receipt.made_from == made_from and sizes[part] == receipt.entry.bytes:
+                    yield receipt
+
+
+class InOrder:
+    """Receipts as parts are finished, and in the parts' order once all are; what they say takes no memory."""
+
+    def __init__(self, parts: Iterable[str]) -> None:
+        self._places = {part: place for place, part in enumerate(parts)}
+        self._there: set[str] = set()
+        self._rows = Rows(_SAID)
+
+    def add(self, receipt: Receipt) -> None:
+        self._there.add(receipt.entry.path)
+        self._rows.add(pa.table([[self._places[receipt.entry.path]], [receipt.to_json()]], schema=_SAID))
+
+    def __contains__(self, part: str) -> bool:
+        return part in self._there
+
+    def __iter__(self) -> Iterator[Receipt]:
+        for chunk in in_order(self._rows, "place"):
+            yield from map(Receipt.from_json, chunk["receipt"].to_pylist())
 
 
 def _receipt(out: Storage, part: str) -> Receipt | None:

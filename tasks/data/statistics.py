@@ -53,16 +53,36 @@ class ChannelSums:
     @classmethod
     def merged(cls, parts: Iterable[ChannelSums]) -> ChannelSums:
         """The sums of all parts. The order of the parts fixes the last bit, so give them in theirs."""
-        found = list(parts)
-        total = np.sum([part.total for part in found], axis=0)
-        squares = np.sum([part.squares for part in found], axis=0)
-        return cls(sum(part.count for part in found), total.tolist(), squares.tolist())
+        merging = Merging()
+        for part in parts:
+            merging.add(part)
+        return merging.sums()
 
     def mean_and_std(self) -> dict[str, Any]:
         """`mean`, `std` (population) and `count`, as a manifest's facts store them."""
         mean = np.array(self.total) / self.count
         variance = np.maximum(np.array(self.squares) / self.count - np.square(mean), 0.0)
         return {"mean": mean.tolist(), "std": np.sqrt(variance).tolist(), "count": self.count}
+
+
+class Merging:
+    """:meth:`ChannelSums.merged` of parts that come one by one, in their order."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._total: list[np.ndarray] = []
+        self._squares: list[np.ndarray] = []
+
+    def add(self, part: ChannelSums) -> None:
+        self._count += part.count
+        for held, values in ((self._total, part.total), (self._squares, part.squares)):
+            held.append(np.array(values))
+            if len(values) > 1:  # added one after the other, as numpy does; it adds plain numbers in pairs
+                held[:] = [np.sum(held, axis=0)]
+
+    def sums(self) -> ChannelSums:
+        total, squares = np.sum(self._total, axis=0), np.sum(self._squares, axis=0)
+        return ChannelSums(self._count, total.tolist(), squares.tolist())
 
 
 def statistics_hash(statistics: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs import Recipe, UserError
-from configs.data import FashionMnist, ImageFolder, ReadyLatents, Shard
+from configs.data import FashionMnist, ImageFolder, ReadyLatents
 from tasks.dag import FLOWS, PIPELINE
 
 _SAMPLED = 200
@@ -98,8 +98,11 @@ def _name(recipe: Recipe) -> str:
 
 
 def _listed(recipe: Recipe) -> Images:
+    import pyarrow.compute as pc
+
     from infra.storage import Storage
-    from tasks.sources import ScannedSource, open_source
+    from tasks.sources import Account, ScannedSource, open_source
+    from tasks.sources.ordering import test_images
     from tasks.sources.ready_latents import ReadyLatentsSource
 
     section = recipe.data.source
@@ -116,30 +119,24 @@ def _listed(recipe: Recipe) -> Images:
         return Images(rows, 0, mean, 40.0, f"headers of {len(shards)} shards in {path}", "sizes of the shards")
     try:
         source = open_source(recipe.data)
-        table = source.listing().images
+        listing = source.listing()
     except UserError as error:
         raise UserError(f"{error}; to plan without the images give --images and --image-bytes") from None
-    rows = table.num_rows
+    account, rows = Account.of(recipe.data, listing), listing.rows.num_rows
     if not rows:
         raise UserError(f"data.source {path} holds no images: give --images and --image-bytes")
-    train, test = _split(table["split"].to_pylist(), recipe.shard)
-    keys = sum(len(key.encode()) for key in table["key"].to_pylist()) / rows
-    lengths = table["length"].to_pylist()
-    if not all(lengths):
-        if isinstance(source, ScannedSource):
-            how = "size of the Parquet files over their rows"
-            total = sum(Storage.at(file).size("") for file in set(table["file"].to_pylist()))
-            return Images(train, test, total / rows, keys, f"listed: {path}", how)
-        chosen = table.take(list(range(0, rows, max(1, rows // _SAMPLED)))).to_pylist()
-        lengths = [len(source.read(row["file"], row["start"], row["length"])) for row in chosen]
-        return Images(train, test, sum(lengths) / len(lengths), keys, f"listed: {path}", f"mean of {len(lengths)} read")
-    return Images(train, test, sum(lengths) / rows, keys, f"listed: {path}", "listed: sizes of all files")
-
-
-def _split(splits: list[str | None], section: Shard) -> tuple[int, int]:
-    """Train and test images, as stage `shard` cuts them."""
-    loose = sum(split is None for split in splits)
-    cut = round(section.test_share * loose)
-    if section.test_share > 0 and loose > 1:
-        cut = max(1, cut)
-    return splits.count("train") + loose - cut, splits.count("test") + cut
+    counts = {split: sum(labels) for split, labels in account.splits.items()}
+    loose = counts.get("all", 0)
+    test = test_images(loose, recipe.shard)
+    train, test = counts.get("train", 0) + loose - test, counts.get("test", 0) + test
+    keys = sum(pc.sum(pc.binary_length(chunk["key"])).as_py() for chunk in listing.rows.chunks()) / rows
+    if account.bytes:
+        return Images(train, test, account.bytes / rows, keys, f"listed: {path}", "listed: sizes of all files")
+    if isinstance(source, ScannedSource):
+        how = "size of the Parquet files over their rows"
+        files = {file for chunk in listing.rows.chunks() for file in chunk["file"].unique().to_pylist()}
+        total = sum(Storage.at(file).size("") for file in files)
+        return Images(train, test, total / rows, keys, f"listed: {path}", how)
+    chosen = listing.rows.take(range(0, rows, max(1, rows // _SAMPLED)))
+    lengths = [len(source.read(row["file"], row["start"], row["length"])) for row in chosen]
+    return Images(train, test, sum(lengths) / len(lengths), keys, f"listed: {path}", f"mean of {len(lengths)} read")

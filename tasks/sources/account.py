@@ -51,26 +51,35 @@ class Account:
     @classmethod
     def of(cls, data: Data, listing: Listing, identity: str = "") -> Account:
         """The account of a listing."""
-        table = listing.images
-        labels = table["label"].to_numpy()
-        named = np.array(table["split"].fill_null("all").to_pylist(), dtype=object)
-        counts = {
-            str(split): np.bincount(labels[named == split], minlength=len(listing.classes)).tolist()
-            for split in sorted(set(named), key=("train", "validation", "test", "all").index)
-        }
-        examples = {one.reason: f"{one.key!r}{f' ({one.detail})' if one.detail else ''}" for one in listing.refused}
-        lengths = table["length"].to_numpy()
-        suffixes = Counter(suffix(key) for key in table["key"].to_pylist())
+        counts: dict[str, np.ndarray] = {}
+        suffixes: Counter[str] = Counter()
+        total, shortest = 0, None
+        for chunk in listing.rows.chunks():
+            labels, lengths = chunk["label"].to_numpy(), chunk["length"].to_numpy()
+            named = chunk["split"].fill_null("all").combine_chunks().dictionary_encode()
+            of = named.indices.to_numpy()
+            for number, split in enumerate(named.dictionary.to_pylist()):
+                here = np.bincount(labels[of == number], minlength=len(listing.classes))
+                counts[split] = counts.get(split, 0) + here
+            total += int(lengths.sum())
+            shortest = int(lengths.min()) if shortest is None else min(shortest, int(lengths.min()))
+            suffixes.update(suffix(key) for key in chunk["key"].to_pylist())
+        refused: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        for one in listing.refusals():
+            refused[one.reason] += 1
+            examples[one.reason] = f"{one.key!r}{f' ({one.detail})' if one.detail else ''}"
+        order = ("train", "validation", "test", "all").index
         return cls(
             data.source.kind,
             getattr(data.source, "path", None) or "",
             identity or listing.identity,
-            table.num_rows,
-            int(lengths.sum()) if len(lengths) and lengths.min() > 0 else 0,
-            counts,
+            listing.rows.num_rows,
+            total if shortest else 0,
+            {split: counts[split].tolist() for split in sorted(counts, key=order)},
             listing.classes,
             {name: count for name, count in suffixes.most_common() if name} if "" not in suffixes else {},
-            dict(Counter(one.reason for one in listing.refused).most_common()),
+            dict(refused.most_common()),
             examples,
             dict(listing.left_out),
             tuple(listing.notes),

@@ -10,9 +10,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.data.rows import Rows, in_order
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -28,6 +33,7 @@ LISTING_SCHEMA = pa.schema(
 and `length` mean what the source's `read` wants them to mean (a byte range wherever the kind allows;
 length 0 where it is not known)."""
 Row = tuple[str, int, str | None, str, int, int]
+_AT_ONCE = 50_000
 
 
 @dataclass(frozen=True, order=True)
@@ -40,16 +46,26 @@ class Refusal:
     detail: str = ""
 
 
+REFUSALS = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+"""One row per :class:`Refusal`."""
+
+
+def refusal_table(refused: Iterable[Refusal]) -> pa.Table:
+    """Refusals as a table of :data:`REFUSALS`."""
+    columns = list(zip(*((one.key, one.reason, one.detail) for one in refused), strict=True)) or [()] * 3
+    return pa.table([pa.array(values, pa.string()) for values in columns], schema=REFUSALS)
+
+
 @dataclass(frozen=True)
 class Listing:
     """All images of a source, and what it holds besides."""
 
-    images: pa.Table
-    """Rows of :data:`LISTING_SCHEMA`."""
+    rows: Rows
+    """Of :data:`LISTING_SCHEMA`, one per image."""
     classes: tuple[str, ...]
     """Class names by label."""
-    refused: tuple[Refusal, ...] = ()
-    """Images that the listing itself already rules out."""
+    ruled_out: Rows = field(default_factory=lambda: Rows(REFUSALS))
+    """Of :data:`REFUSALS`: images that the listing itself already rules out."""
     notes: tuple[str, ...] = ()
     """Remarks for people, such as a class that the test split lacks."""
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -58,6 +74,21 @@ class Listing:
     """What makes the source unfit whatever the recipe says, each with the way out."""
     identity: str = ""
     """A hash of what was listed: names, sizes and labels; no times, no places."""
+
+    @property
+    def images(self) -> pa.Table:
+        """All rows in memory."""
+        return self.rows.table()
+
+    def refusals(self) -> Iterator[Refusal]:
+        """What is ruled out, sorted."""
+        for chunk in in_order(self.ruled_out, *REFUSALS.names):
+            yield from map(Refusal, *(chunk[name].to_pylist() for name in REFUSALS.names))
+
+    @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """All that is ruled out in memory, sorted."""
+        return tuple(self.refusals())
 
 
 class Reader(Protocol):
@@ -106,22 +137,38 @@ def listing_table(rows: Iterable[Row]) -> pa.Table:
     )
 
 
+def listed_rows(rows: Iterable[Row]) -> Rows:
+    """Rows as :class:`Listing` holds them; few are Python's objects at once where they come one by one."""
+    found, left = Rows(LISTING_SCHEMA), iter(rows)
+    while some := list(islice(left, _AT_ONCE)):
+        found.add(listing_table(some))
+    return found
+
+
 def identity_of(kind: str, names: Mapping[str, int | str] | Sequence[tuple[str, int | str]]) -> str:
     """A hash of a listing: names with sizes or checksums, in sorted order."""
     pairs = sorted(names.items() if isinstance(names, Mapping) else names)
     return hashlib.sha256(json.dumps([kind, pairs]).encode()).hexdigest()[:32]
 
 
-def identity_of_rows(
-    kind: str, rows: Iterable[Row], classes: Sequence[str], refused: Iterable[Refusal], sizes: Iterable[int] = ()
-) -> str:
+def identity_of_rows(kind: str, rows: Rows, classes: Sequence[str], ruled_out: Rows, sizes: Iterable[int] = ()) -> str:
     """A hash of what a listing says: keys, labels, splits and lengths, the classes, and what is ruled out.
 
     Where images lie (file and start) is not in it. `sizes` are those of the files, where rows have no lengths.
     """
     digest = hashlib.sha256(json.dumps([kind, list(classes), sorted(sizes)]).encode())
-    for key, label, split, _, _, length in sorted(rows, key=lambda row: row[0]):
-        digest.update(f"{key}\0{label}\0{split}\0{length}\n".encode())
-    for refusal in sorted(refused):
-        digest.update(f"{refusal.key}\0{refusal.reason}\n".encode())
+    for chunk in in_order(rows, "key"):
+        texts = [pc.cast(chunk[name], pa.string()).fill_null("None") for name in ("key", "label", "split", "length")]
+        digest.update(_joined(texts, "\0"))
+    for chunk in in_order(ruled_out, *REFUSALS.names):
+        digest.update(_joined([chunk["key"], chunk["reason"]], "\0"))
     return digest.hexdigest()[:32]
+
+
+def _joined(columns: Sequence[pa.ChunkedArray], between: str) -> memoryview:
+    """UTF-8 of a line for each row."""
+    lines = pc.binary_join_element_wise(pc.binary_join_element_wise(*columns, between), "", "\n")
+    values = pa.chunked_array(lines).combine_chunks()
+    _, offsets, data = values.buffers()
+    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
+    return memoryview(data)[ends[0] : ends[-1]]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from configs.errors import UserError
 from infra.storage import Storage
-from tasks.sources.base import Listing, Refusal, Row, identity_of_rows, listing_table
+from tasks.data.rows import Rows
+from tasks.sources.base import Listing, Refusal, Row, identity_of_rows, listed_rows, refusal_table
 from tasks.sources.files import at, check_there, read_range
 from tasks.sources.labels import NO_LABEL, read_labels, why_not
 from tasks.sources.names import normal
@@ -57,10 +58,9 @@ class CsvSource:
                 refused.append(Refusal(key, "no such file", "named by the CSV but not there"))
             else:
                 rows.append((key, label, split, line["path"], 0, size))
-        identity = identity_of_rows("csv", rows, labels.classes, refused)
-        return Listing(
-            listing_table(rows), labels.classes, tuple(sorted(refused)), faults=labels.faults, identity=identity
-        )
+        images, ruled_out = listed_rows(rows), Rows.of(refusal_table(refused))
+        identity = identity_of_rows("csv", images, labels.classes, ruled_out)
+        return Listing(images, labels.classes, ruled_out, faults=labels.faults, identity=identity)
 
     def read(self, file: str, start: int, length: int) -> bytes:
         return read_range(self._place(file), 0, length)

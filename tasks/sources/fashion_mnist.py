@@ -21,7 +21,7 @@ from PIL import Image
 from configs.errors import UserError
 from infra.home import home
 from infra.storage import Storage
-from tasks.sources.base import Listing, identity_of, listing_table
+from tasks.sources.base import Listing, identity_of, listed_rows
 from tasks.sources.fetch import fetch_fashion_mnist
 
 ENVIRONMENT = "LATENTFORGE_FASHION_MNIST"
@@ -60,7 +60,7 @@ class FashionMnistSource:
             for split in SPLITS
             for number, label in enumerate(_labels(folder, split).tolist())
         ]
-        return Listing(listing_table(rows), CLASSES, identity=self.identity())
+        return Listing(listed_rows(rows), CLASSES, identity=self.identity())
 
     def read(self, file: str, start: int, length: int) -> bytes:
         """Image number `start` of the split `file`, as PNG."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from configs.errors import UserError
 from infra.storage import Storage
@@ -17,9 +18,13 @@ from tasks.data.formats import HEAD_BYTES
 from tasks.sources.names import is_leftover, normal, split_in
 
 _READERS = 16  # threads that wait for storage
+_AHEAD = 8  # files that are looked through at once
 _SIGNS = "*?[{"
 _MOST_FILES, _DIGITS = 1_000_000, 18
 """Of a range of names: more files than any source has, and few enough to list."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,18 @@ def by_split(kind: str, train: str, test: str | None, suffix: str) -> list[tuple
     if len(set(told)) == 2:
         splits = ["train" if split == "train" else "test" for split in told]
     return list(zip(splits, files, strict=True))
+
+
+def in_turn(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """What `work` gives for each item, in their order; a few are on their way in threads."""
+    with ThreadPoolExecutor(_AHEAD) as threads:
+        ahead: deque[Future[R]] = deque()
+        for item in items:
+            ahead.append(threads.submit(work, item))
+            if len(ahead) > _AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def read_range(path: str, start: int, length: int) -> bytes:

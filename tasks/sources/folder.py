@@ -14,8 +14,9 @@ from pathlib import Path
 from configs.errors import UserError
 from infra.storage import Storage
 from tasks.data import formats
+from tasks.data.rows import Rows
 from tasks.sources import names
-from tasks.sources.base import Listing, Refusal, Row, identity_of, listing_table
+from tasks.sources.base import Listing, Refusal, Row, identity_of, listed_rows, refusal_table
 from tasks.sources.files import check_there, read_heads
 from tasks.sources.label_files import as_pairs, classes_of_images
 
@@ -65,9 +66,9 @@ class FolderSource:
                 if of.get(name) in labels
             ]
         return Listing(
-            listing_table(rows),
+            listed_rows(rows),
             tuple(classes),
-            tuple(sorted(refused)),
+            Rows.of(refusal_table(refused)),
             notes=trees[0][2].notes(),
             left_out=dict(left_out),
             faults=tuple(faults),

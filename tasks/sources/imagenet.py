@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePosixPath
 
 from configs.errors import UserError
-from tasks.sources.base import Listing, Refusal, Row, identity_of_rows, listing_table
+from tasks.data.rows import Rows
+from tasks.sources.base import Listing, Row, identity_of_rows, listed_rows, refusal_table
 from tasks.sources.files import check_there, expand, read_range
 from tasks.sources.label_files import classes_of_images
 from tasks.sources.names import class_order
-from tasks.sources.tars import Member, archives
+from tasks.sources.tars import Archive, Member, archives
 
 
 @dataclass(frozen=True)
@@ -29,44 +33,44 @@ class ImageNetSource:
 
     def listing(self) -> Listing:
         (file,) = expand(self.path, ".tar")
-        train = archives([file], nested=True)[file.path]
-        inner = {PurePosixPath(member.name).stem for member in train.members if member.name.endswith(".tar")}
+        (train,) = archives([file], nested=True)
+        inner = {PurePosixPath(member.name).stem for member in train.members() if member.name.endswith(".tar")}
         if not inner:
             raise UserError(f"data.source.path {self.path} holds no tars: expected a tar of one tar per class")
         classes = tuple(class_order(inner))
         labels = {name: label for label, name in enumerate(classes)}
-        refused, left_out = list(train.refused), 0
-        rows: list[Row] = []
-        split = "train" if self.test_path is not None else None
-        for member in train.members:
-            archive, _, name = member.name.partition("/")
-            wnid = PurePosixPath(archive).stem
-            if member.picture and name and wnid in labels:
-                key = f"train/{wnid}/{name}"
-                rows.append((key, labels[wnid], split, self.path, member.start, member.length))
-            elif name:
-                left_out += 1
-        if self.test_path is not None:
-            rows += self._test_rows(labels, refused)
+        ruled_out, left_out = Rows.of(refusal_table(train.refused())), Counter[str]()
+        test = self._test_rows(labels, ruled_out) if self.test_path is not None else []
+        rows = listed_rows(chain(self._train_rows(train, labels, left_out), test))
         return Listing(
-            listing_table(rows),
+            rows,
             classes,
-            tuple(sorted(refused)),
-            left_out={"no picture": left_out} if left_out else {},
-            identity=identity_of_rows("imagenet", rows, classes, refused),
+            ruled_out,
+            left_out=dict(left_out),
+            identity=identity_of_rows("imagenet", rows, classes, ruled_out),
         )
 
     def read(self, file: str, start: int, length: int) -> bytes:
         return read_range(file, start, length)
 
-    def _test_rows(self, labels: dict[str, int], refused: list[Refusal]) -> list[Row]:
+    def _train_rows(self, train: Archive, labels: dict[str, int], left_out: Counter[str]) -> Iterator[Row]:
+        split = "train" if self.test_path is not None else None
+        for member in train.members():
+            archive, _, name = member.name.partition("/")
+            wnid = PurePosixPath(archive).stem
+            if member.picture and name and wnid in labels:
+                yield f"train/{wnid}/{name}", labels[wnid], split, self.path, member.start, member.length
+            elif name:
+                left_out["no picture"] += 1
+
+    def _test_rows(self, labels: dict[str, int], ruled_out: Rows) -> list[Row]:
         assert self.test_path is not None and self.test_labels_path is not None
         (file,) = expand(self.test_path, ".tar")
-        archive = archives([file])[file.path]
-        members = sorted((m for m in archive.members if m.picture), key=lambda member: member.name)
+        (archive,) = archives([file])
+        members = sorted((m for m in archive.members() if m.picture), key=lambda member: member.name)
         files = [PurePosixPath(member.name).name for member in members]
         named = classes_of_images(self.test_labels_path, files, tuple(labels))
-        refused += archive.refused
+        ruled_out.add(refusal_table(archive.refused()))
         return [self._test_row(member, labels[name]) for member, name in zip(members, named, strict=True)]
 
     def _test_row(self, member: Member, label: int) -> Row:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tasks.sources.names import class_order, normal
@@ -11,6 +12,7 @@ NO_LABEL = -1
 _LARGEST = 999_999
 """No number above is taken for a label: a class for each number up to it would fill the memory."""
 _DIGITS = 18
+Text = str | int | None
 
 
 @dataclass(frozen=True)
@@ -23,23 +25,32 @@ class Labels:
     faults: tuple[str, ...] = field(default=())
 
 
-def read_labels(
-    texts: Sequence[str | int | None], first: int = 0, names: Sequence[str] = (), where: str = "data.source"
+def read_labels(texts: Sequence[Text], first: int = 0, names: Sequence[str] = (), where: str = "data.source") -> Labels:
+    """Numbers for labels of one source, one per text; the rest as :func:`counted_labels` has it."""
+    counts = Counter(texts)
+    found = counted_labels(counts, first, names, where)
+    numbers = dict(zip(counts, found.numbers, strict=True))
+    return Labels([numbers[text] for text in texts], found.classes, found.faults)
+
+
+def counted_labels(
+    counts: Mapping[Text, int], first: int = 0, names: Sequence[str] = (), where: str = "data.source"
 ) -> Labels:
     """Numbers for labels of one source.
 
     Args:
-        texts: whole numbers up to 999,999 (hub data sets write -1 where a label is hidden), or names of classes; None
-            is no label.
+        counts: how often each label occurs: whole numbers up to 999,999 (hub data sets write -1 where a label is
+            hidden), or names of classes; None is no label.
         first: the number of the first class, `data.source.first_label`.
         names: of the classes, where the source has a list of them.
         where: the source, for messages.
     """
-    given = [None if text is None or text == "" else text for text in texts]
+    given = [None if text is None or text == "" else text for text in counts]
     values = [NO_LABEL if (value := number_in(text)) is not None and value > _LARGEST else value for text in given]
-    numeric = sum(value is not None for value in values)
-    if 2 * numeric >= sum(text is not None for text in given):  # names among them are mistakes
-        return _numbers(values, first, names, where)
+    often = list(counts.values())
+    numeric = sum(count for value, count in zip(values, often, strict=True) if value is not None)
+    if 2 * numeric >= sum(count for text, count in zip(given, often, strict=True) if text is not None):
+        return _numbers(values, often, first, names, where)  # names among them are mistakes
     words = [None if text is None else normal(str(text)) for text in given]
     classes = tuple(names) or tuple(class_order(word for word in words if word is not None))
     places = {name: label for label, name in enumerate(classes)}
@@ -66,10 +77,13 @@ def number_in(text: str | int | None) -> int | None:
     return int(text) if digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS else None
 
 
-def _numbers(values: Sequence[int | None], first: int, names: Sequence[str], where: str) -> Labels:
+def _numbers(
+    values: Sequence[int | None], often: Sequence[int], first: int, names: Sequence[str], where: str
+) -> Labels:
     shifted = [NO_LABEL if value is None or value < 0 else value - first for value in values]
     faults = []
-    early = sum(number < 0 <= (value or 0) for number, value in zip(shifted, values, strict=True) if value is not None)
+    pairs = zip(shifted, values, often, strict=True)
+    early = sum(count for number, value, count in pairs if value is not None and number < 0 <= value)
     if early:
         faults.append(f"{where}: {early:,} labels are below data.source.first_label {first}")
     used = [number for number in shifted if number >= 0]

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from configs.errors import UserError
 from tasks.data.formats import HEAD_BYTES, looks_like_picture
-from tasks.sources.base import Listing, Refusal, Row, identity_of_rows, listing_table
-from tasks.sources.files import File, at, by_split, check_there
-from tasks.sources.labels import NO_LABEL, read_labels, why_not
+from tasks.sources.base import Listing, identity_of_rows
+from tasks.sources.files import File, at, by_split, check_there, in_turn
+from tasks.sources.labelled import Labelled
 from tasks.sources.memory import remembered
-from tasks.sources.splits import held_out
 
 _IMAGE, _LABEL = "image", "label"
 
@@ -43,39 +43,33 @@ class ParquetSource:
 
     def listing(self) -> Listing:
         files = by_split("parquet", self.path, self.test_path, ".parquet")
-        texts: list[str | int | None] = []
-        places: list[tuple[str, str | None, str, int]] = []
+        labelled = Labelled()
         names: list[str] = []
         faults = []
-        for split, file in files:
-            found = remembered(file, f"labels {self.image_column} {self.label_column}", partial(self._look, file))
+        for (split, file), found in zip(files, in_turn(self._remembered, (file for _, file in files)), strict=True):
             own = json.loads((found.schema.metadata or {}).get(b"names", b"[]"))
             if names and own and own != names:
                 faults.append(f"data.source: {file.path} names other classes than the files before it: use one set")
             names = names or own
-            prefix = f"{split or 'train'}/{file.name}"
-            texts += found["label"].to_pylist()
-            places += [(f"{prefix}/{row:07d}", split, file.path, row) for row in range(found.num_rows)]
-        labels = read_labels(texts, self.first_label, names, f"data.source.path {self.path}")
-        rows: list[Row] = []
-        unlabelled: list[tuple[str | None, Refusal]] = []
-        for (key, split, path, row), label, text in zip(places, labels.numbers, texts, strict=True):
-            if label == NO_LABEL:
-                unlabelled.append((split, Refusal(key, *why_not(text))))
-            else:
-                rows.append((key, label, split, path, row, 0))
-        kept = held_out(rows, unlabelled)
+            labels = found["label"].combine_chunks().dictionary_encode(null_encoding="encode")
+            places = pa.array(range(found.num_rows), pa.int64())
+            numbers = pc.utf8_lpad(pc.cast(places, pa.string()), 7, "0")
+            keys = pc.binary_join_element_wise(f"{split or 'train'}/{file.name}", numbers, "/")
+            none = pa.repeat(pa.scalar(0, pa.int64()), found.num_rows)
+            labelled.add(keys, labels.dictionary.to_pylist(), labels.indices.to_numpy(), split, file.path, places, none)
+        settled = labelled.settle(self.first_label, names, f"data.source.path {self.path}")
+        classes, kept = settled.labels.classes, settled.kept
         folders = sorted({file.name.rpartition("/")[0] for _, file in files})
         pooled = (f"files of {len(folders)} folders are pooled: {', '.join(folders[:5])}",) if len(folders) > 1 else ()
         return Listing(
-            listing_table(kept.rows),
-            labels.classes,
-            tuple(sorted(kept.refused)),
+            settled.rows,
+            classes,
+            settled.ruled_out,
             notes=(*kept.notes, *pooled),
             left_out=kept.left_out,
-            faults=(*faults, *labels.faults, *kept.faults),
+            faults=(*faults, *settled.labels.faults, *kept.faults),
             identity=identity_of_rows(
-                "parquet", kept.rows, labels.classes, kept.refused, (file.size for _, file in files)
+                "parquet", settled.rows, classes, settled.ruled_out, (file.size for _, file in files)
             ),
         )
 
@@ -89,6 +83,9 @@ class ParquetSource:
             for batch in opened.iter_batches(batch_size=64, columns=[column]):
                 for image in batch.column(0).to_pylist():
                     yield _bytes(image)
+
+    def _remembered(self, file: File) -> pa.Table:
+        return remembered(file, f"labels {self.image_column} {self.label_column}", partial(self._look, file))
 
     def _look(self, file: File) -> pa.Table:
         """The labels of one file, with the names of classes it gives as metadata."""

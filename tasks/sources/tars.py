@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from configs.errors import UserError
 from infra.progress import Bar
 from tasks.data import formats
 from tasks.sources import names
 from tasks.sources.base import Refusal
-from tasks.sources.files import File, at
+from tasks.sources.files import File, at, in_turn
 from tasks.sources.memory import remembered
 
 _TEXT_BYTES = 1 << 16
 """No label and no sample's JSON is longer."""
+_AT_ONCE = 50_000
+"""Rows that are Python's objects at once."""
 _SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -51,12 +55,24 @@ class Member:
 class Archive:
     """What one archive holds."""
 
-    members: list[Member]
-    refused: list[Refusal]
+    file: File
+    _rows: pa.Table
+
+    def members(self) -> Iterator[Member]:
+        for row in self._listed(pc.is_null(self._rows["refused"])):
+            yield Member(*(row[key] for key in _SCHEMA.names[:-1]))
+
+    def refused(self) -> Iterator[Refusal]:
+        for row in self._listed(pc.is_valid(self._rows["refused"])):
+            yield Refusal(f"{self.file.name}/{row['name']}", row["refused"])
+
+    def _listed(self, mask: pa.ChunkedArray) -> Iterator[dict[str, Any]]:
+        for batch in self._rows.filter(mask).to_batches(_AT_ONCE):
+            yield from batch.to_pylist()
 
 
-def archives(files: Iterable[File], nested: bool = False) -> dict[str, Archive]:
-    """What each of these tars holds, by path; one pass over a tar, remembered until it changes.
+def archives(files: Iterable[File], nested: bool = False) -> Iterator[Archive]:
+    """What each of these tars holds, in their order; one pass over a tar, remembered until it changes.
 
     Args:
         nested: go into tars within each, whose members are then named `inner.tar/member`.
@@ -64,32 +80,50 @@ def archives(files: Iterable[File], nested: bool = False) -> dict[str, Archive]:
     Raises:
         UserError: one is no whole, uncompressed tar.
     """
-    found = {}
+    turn = Lock()
     with Bar("source", None, "files in archives") as bar:
-        for file in files:
-            table = remembered(file, f"tar {nested}", partial(_index, file, nested, bar.advance))
-            rows = table.to_pylist()
-            found[file.path] = Archive(
-                [Member(*(row[key] for key in _SCHEMA.names[:-1])) for row in rows if not row["refused"]],
-                [Refusal(f"{file.name}/{row['name']}", row["refused"]) for row in rows if row["refused"]],
-            )
-    return found
+
+        def advance(count: int) -> None:
+            with turn:
+                bar.advance(count)
+
+        def look(file: File) -> Archive:
+            return Archive(file, remembered(file, f"tar {nested}", partial(_index, file, nested, advance)))
+
+        yield from in_turn(look, files)
 
 
 def _index(file: File, nested: bool, advance: Callable[[int], None]) -> pa.Table:
-    rows: list[dict[str, Any]] = []
+    rows = _Rows()
     storage, name = at(file.path)
     try:
         with storage.open(name) as whole:
             _walk(whole, 0, "", nested, rows, advance, file.path)
     except FileNotFoundError:
         raise UserError(f"data.source: {file.path} does not exist") from None
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+    return rows.table()
+
+
+class _Rows:
+    """Rows of one tar; all but the latest are columns already, which take a tenth of the memory."""
+
+    def __init__(self) -> None:
+        self._done: list[pa.Table] = []
+        self._latest: list[dict[str, Any]] = []
+
+    def append(self, row: dict[str, Any]) -> None:
+        self._latest.append(row)
+        if len(self._latest) == _AT_ONCE:
+            self.table()
+
+    def table(self) -> pa.Table:
+        self._done.append(pa.Table.from_pylist(self._latest, schema=_SCHEMA))
+        self._latest = []
+        return pa.concat_tables(self._done)
 
 
 def _walk(
-    file: Any, offset: int, prefix: str, nested: bool, rows: list[dict[str, Any]], advance: Callable[[int], None],
-    path: str,
+    file: Any, offset: int, prefix: str, nested: bool, rows: _Rows, advance: Callable[[int], None], path: str,
 ) -> None:  # fmt: skip
     """Rows of one tar, which begins at the `offset`-th byte of the outermost one, and of those in it where asked."""
     inner: list[tuple[str, int, int]] = []

@@ -8,9 +8,11 @@ each blob. Blobs live beside the output, are resumed like parts, and go when the
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,14 @@ from configs.data import Data
 from infra.cluster import connect
 from infra.storage import Storage
 from tasks.data.receipts import Receipt, finished, quiet_ray_data, receipt_row, receipts, write_receipt
+from tasks.data.rows import Rows, in_order
 from tasks.sources import ScannedSource, open_source
-from tasks.sources.base import identity_of
+from tasks.sources.base import LISTING_SCHEMA, identity_of
 
 BLOBS = "unpacked"
+_EMPTY = -1
+"""Instead of a length: none is an unknown one."""
+_PLACED = LISTING_SCHEMA.append(pa.field("place", pa.int64()))
 
 
 @dataclass(frozen=True)
@@ -33,37 +39,57 @@ class Unpacked:
     out: Storage = field(repr=False)
 
     def read(self, file: str, start: int, length: int) -> bytes:
+        if length == _EMPTY:
+            return b""
         return self.out.read_range(file, start, length)
 
 
-def unpack(out: Storage, data: Data, splits: dict[str, pa.Table]) -> dict[str, pa.Table]:
-    """Blobs of every file of a scanned source; the same splits with `file`, `start`, `length` pointing into them."""
-    wanted = _wanted(splits)
-    files = sorted(wanted)
-    jobs = [
-        {
-            "part": f"{BLOBS}/{number:05d}.bin",
-            "file": name,
-            "rows": wanted[name].tolist(),
-            "made_from": identity_of("blob", [(name, wanted[name].tobytes().hex())]),
-        }
-        for number, name in enumerate(files)
-    ]
-    done = finished(out, [(job["part"], job["made_from"]) for job in jobs])
-    missing = [job for job in jobs if job["part"] not in done]
-    done |= {receipt.entry.path: receipt for receipt in _written(out, data, missing)}
-    places = {job["file"]: (job["part"], _starts(done[job["part"]])) for job in jobs}
-    return {split: _pointed(table, places, wanted) for split, table in splits.items()}
+def unpack(out: Storage, data: Data, rows: Rows) -> Rows:
+    """Blobs of every file of a scanned source; the same rows with `file`, `start`, `length` pointing into them."""
+    placed = Rows(_PLACED)
+    for chunk in rows.chunks():
+        places = np.arange(placed.num_rows, placed.num_rows + chunk.num_rows)
+        placed.add(pa.table([*chunk.columns, pa.array(places)], schema=_PLACED))
+    jobs = [_job(out, number, *each) for number, each in enumerate(_by_file(placed))]
+    done = {receipt.entry.path for receipt in finished(out, [(job["part"], job["made_from"]) for job in jobs])}
+    deque(_written(out, data, [job for job in jobs if job["part"] not in done]), maxlen=0)
+    pointed = Rows(_PLACED)
+    for job, (_, table) in zip(jobs, _by_file(placed), strict=True):
+        pointed.add(_pointed(table, job["part"], np.frombuffer(out.read_bytes(_lengths(job["part"])), np.int64)))
+    del placed
+    found = Rows(LISTING_SCHEMA)
+    for chunk in in_order(pointed, "place"):
+        found.add(chunk.select(LISTING_SCHEMA.names))
+    return found
 
 
-def _wanted(splits: dict[str, pa.Table]) -> dict[str, np.ndarray]:
-    """Rows of each file in the order in which the parts want them."""
-    rows = pa.concat_tables([table.select(["file", "start"]) for table in splits.values()]).combine_chunks()
-    files = rows["file"].chunk(0).dictionary_encode()
-    codes, starts = files.indices.to_numpy(), rows["start"].to_numpy()
-    order = np.argsort(codes, kind="stable")
-    cuts = np.searchsorted(codes[order], np.arange(1, len(files.dictionary)))
-    return dict(zip(files.dictionary.to_pylist(), np.split(starts[order], cuts), strict=True))
+def _by_file(placed: Rows) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each file, files by name, rows in the order in which the parts want them."""
+    for portion in in_order(placed, "file", "place"):
+        runs = portion["file"].combine_chunks().dictionary_encode()
+        ends = np.cumsum(np.bincount(runs.indices.to_numpy())).tolist()
+        for name, (start, stop) in zip(runs.dictionary.to_pylist(), pairwise([0, *ends]), strict=True):
+            yield name, portion.slice(start, stop - start)
+
+
+def _job(out: Storage, number: int, file: str, table: pa.Table) -> dict[str, Any]:
+    """What makes a file's blob. The rows that it takes lie in storage: together they are as many as images."""
+    rows = table["start"].to_numpy().astype(np.int64).tobytes()
+    wanted = out.write_bytes(f"{BLOBS}/{number:05d}.rows", rows)
+    made_from = identity_of("blob", [(file, wanted.sha256)])
+    return {"part": f"{BLOBS}/{number:05d}.bin", "file": file, "rows": wanted.path, "made_from": made_from}
+
+
+def _pointed(table: pa.Table, part: str, lengths: np.ndarray) -> pa.Table:
+    columns = {name: table[name] for name in _PLACED.names}
+    columns["file"] = pa.repeat(part, len(lengths))
+    columns["start"] = pa.array(np.cumsum(lengths) - lengths)
+    columns["length"] = pa.array(np.where(lengths == 0, _EMPTY, lengths))
+    return pa.table([columns[name] for name in _PLACED.names], schema=_PLACED)
+
+
+def _lengths(part: str) -> str:
+    return part.removesuffix(".bin") + ".lengths"
 
 
 def _written(out: Storage, data: Data, jobs: list[dict[str, Any]]) -> Iterator[Receipt]:
@@ -85,7 +111,8 @@ def _task(job: dict[str, Any], out: Storage, data: Data) -> dict[str, bytes]:
 
 def write_blob(job: dict[str, Any], out: Storage, source: ScannedSource) -> Receipt:
     """Scan one file and lay the wanted images end to end; holds one file's images in memory."""
-    order = {row: place for place, row in enumerate(job["rows"])}
+    rows = np.frombuffer(out.read_bytes(job["rows"]), np.int64).tolist()
+    order = {row: place for place, row in enumerate(rows)}
     images: list[bytes] = [b""] * len(order)
     for row, image in enumerate(source.scan(job["file"])):
         if row in order:
@@ -93,28 +120,7 @@ def write_blob(job: dict[str, Any], out: Storage, source: ScannedSource) -> Rece
     blob = io.BytesIO()
     for image in images:
         blob.write(image)
-    entry = out.write_bytes(job["part"], blob.getvalue())
-    receipt = Receipt(entry, job["made_from"], {"lengths": [len(image) for image in images]})
+    out.write_bytes(_lengths(job["part"]), np.array([len(image) for image in images], np.int64).tobytes())
+    receipt = Receipt(out.write_bytes(job["part"], blob.getvalue()), job["made_from"])
     write_receipt(out, receipt)
     return receipt
-
-
-def _starts(receipt: Receipt) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(receipt.facts["lengths"], dtype=np.int64)])
-
-
-def _pointed(table: pa.Table, places: dict[str, tuple[str, np.ndarray]], wanted: dict[str, np.ndarray]) -> pa.Table:
-    index = {(name, int(row)): place for name, rows in wanted.items() for place, row in enumerate(rows)}
-    files, starts, lengths = [], [], []
-    for name, row in zip(table["file"].to_pylist(), table["start"].to_pylist(), strict=True):
-        part, begins = places[name]
-        place = index[name, row]
-        files.append(part)
-        starts.append(int(begins[place]))
-        lengths.append(int(begins[place + 1] - begins[place]))
-    for column, values in (("file", files), ("start", starts), ("length", lengths)):
-        position = table.schema.get_field_index(column)
-        table = table.set_column(
-            position, table.schema.field(column), pa.array(values, table.schema.field(column).type)
-        )
-    return table

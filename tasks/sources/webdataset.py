@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from tasks.sources.base import Listing, Refusal, Row, identity_of_rows, listing_table
+import numpy as np
+import pyarrow as pa
+
+from tasks.data.rows import Rows
+from tasks.sources.base import REFUSALS, Listing, Refusal, identity_of_rows, refusal_table
 from tasks.sources.files import by_split, check_there, read_range
-from tasks.sources.labels import NO_LABEL, read_labels, why_not
+from tasks.sources.labelled import Labelled
 from tasks.sources.names import normal
-from tasks.sources.splits import held_out
-from tasks.sources.tars import Member, archives
+from tasks.sources.tars import Archive, Member, archives
 
 _JSON_FIELDS = ("label", "class", "cls", "class_id", "class_name", "target")
 """Where a sample's JSON has its class, if one of them is there and the recipe names none."""
@@ -22,10 +25,23 @@ _JSON_FIELDS = ("label", "class", "cls", "class_id", "class_name", "target")
 @dataclass
 class _Sample:
     key: str
-    split: str | None
-    file: str
     parts: dict[str, Member] = field(default_factory=dict)
     """Members by their extension, all of it: `jpg`, `seg.png`."""
+
+
+@dataclass
+class _Several:
+    """Samples with more than one picture."""
+
+    samples: int = 0
+    first: list[str] = field(default_factory=list)
+    """The extensions of the first one's pictures."""
+
+    def see(self, pictures: Iterable[list[str]]) -> None:
+        for found in pictures:
+            if len(found) > 1:
+                self.samples += 1
+                self.first = self.first or found
 
 
 @dataclass(frozen=True)
@@ -45,64 +61,72 @@ class WebDatasetSource:
         return self.listing().identity
 
     def listing(self) -> Listing:
-        samples, refused = self._samples()
-        faults = list(self._ambiguous(samples))
-        texts: list[str | int | None] = []
-        labelled: list[tuple[_Sample, Member]] = []
-        for sample in samples:
-            image = self._image(sample)
-            text = self._label(sample)
-            if image is None:
-                refused.append(Refusal(sample.key, "no image in the sample", ", ".join(sample.parts)[:200]))
-            else:
-                texts.append(text)
-                labelled.append((sample, image))
-        labels = read_labels(texts, self.first_label, where=f"data.source.path {self.path}")
-        rows: list[Row] = []
-        unlabelled: list[tuple[str | None, Refusal]] = []
-        for (sample, image), label, text in zip(labelled, labels.numbers, texts, strict=True):
-            if label == NO_LABEL:
-                reason, detail = why_not(text)
-                unlabelled.append((sample.split, Refusal(sample.key, reason, detail or _has(sample))))
-            else:
-                rows.append((sample.key, label, sample.split, sample.file, image.start, image.length))
-        if labelled and not rows and not labels.faults:
+        files = by_split("webdataset", self.path, self.test_path, ".tar")
+        labelled, several, first = Labelled(), _Several(), ""
+        ruled_out = Rows(REFUSALS)
+        for (split, _), archive in zip(files, archives(file for _, file in files), strict=True):
+            samples = self._samples(archive, split)
+            several.see(self._pictures(sample) for sample in samples)
+            pairs = [(sample, self._image(sample)) for sample in samples]
+            ruled_out.add(refusal_table(archive.refused()))
+            ruled_out.add(
+                refusal_table(
+                    Refusal(sample.key, "no image in the sample", ", ".join(sample.parts)[:200])
+                    for sample, image in pairs
+                    if image is None
+                )
+            )
+            whole = [(sample, image) for sample, image in pairs if image is not None]
+            if whole and not labelled.num_rows:
+                first = _has(whole[0][0])
+            self._add(labelled, whole, split, archive.file.path)
+        settled = labelled.settle(self.first_label, (), f"data.source.path {self.path}")
+        classes, kept, faults = settled.labels.classes, settled.kept, self._ambiguous(several)
+        if labelled.num_rows and not settled.labelled and not settled.labels.faults:
             faults.append(
-                f"data.source.path {self.path}: no sample has a label (the first has {_has(labelled[0][0])}): name the "
+                f"data.source.path {self.path}: no sample has a label (the first has {first}): name the "
                 "member that has it in data.source.label, such as cls or json.FIELD"
             )
-        kept = held_out(rows, unlabelled)
-        refused += kept.refused
+        for chunk in settled.ruled_out.chunks():
+            ruled_out.add(chunk)
         return Listing(
-            listing_table(kept.rows),
-            labels.classes,
-            tuple(sorted(refused)),
+            settled.rows,
+            classes,
+            ruled_out,
             notes=kept.notes,
             left_out=kept.left_out,
-            faults=(*faults, *labels.faults, *kept.faults),
-            identity=identity_of_rows("webdataset", kept.rows, labels.classes, refused),
+            faults=(*faults, *settled.labels.faults, *kept.faults),
+            identity=identity_of_rows("webdataset", settled.rows, classes, ruled_out),
         )
 
     def read(self, file: str, start: int, length: int) -> bytes:
         return read_range(file, start, length)
 
-    def _samples(self) -> tuple[list[_Sample], list[Refusal]]:
-        files = by_split("webdataset", self.path, self.test_path, ".tar")
-        found = archives(file for _, file in files)
-        samples: list[_Sample] = []
-        refused: list[Refusal] = []
-        for split, file in files:
-            here: dict[str, _Sample] = {}
-            prefix = f"{split}/{file.name}" if self.test_path else file.name
-            refused += found[file.path].refused
-            for member in found[file.path].members:
-                path = PurePosixPath(member.name)
-                stem, _, extension = path.name.partition(".")
-                name = str(path.parent / stem)
-                sample = here.setdefault(name, _Sample(f"{prefix}/{name}", split, file.path))
-                sample.parts[extension.lower()] = member
-            samples += here.values()
-        return samples, refused
+    def _samples(self, archive: Archive, split: str | None) -> list[_Sample]:
+        prefix = f"{split}/{archive.file.name}" if self.test_path else archive.file.name
+        here: dict[str, _Sample] = {}
+        for member in archive.members():
+            path = PurePosixPath(member.name)
+            stem, _, extension = path.name.partition(".")
+            name = str(path.parent / stem)
+            sample = here.setdefault(name, _Sample(f"{prefix}/{name}"))
+            sample.parts[extension.lower()] = member
+        return list(here.values())
+
+    def _add(self, labelled: Labelled, samples: list[tuple[_Sample, Member]], split: str | None, file: str) -> None:
+        texts = [self._label(sample) for sample, _ in samples]
+        both = list(zip(samples, texts, strict=True))
+        distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        labelled.add(
+            pa.array([sample.key for sample, _ in samples], pa.string()),
+            list(distinct),
+            np.array([distinct[text] for text in texts], np.int64),
+            split,
+            file,
+            pa.array([image.start for _, image in samples], pa.int64()),
+            pa.array([image.length for _, image in samples], pa.int64()),
+            pa.array([_has(one) if text in (None, "") else None for (one, _), text in both], pa.string()),
+        )
 
     def _pictures(self, sample: _Sample) -> list[str]:
         return [extension for extension, member in sample.parts.items() if member.picture]
@@ -113,16 +137,13 @@ class WebDatasetSource:
         found = self._pictures(sample)
         return sample.parts[found[0]] if found else None
 
-    def _ambiguous(self, samples: Sequence[_Sample]) -> list[str]:
-        if self.image is not None:
-            return []
-        several = [found for sample in samples if len(found := self._pictures(sample)) > 1]
-        if not several:
+    def _ambiguous(self, several: _Several) -> list[str]:
+        if self.image is not None or not several.samples:
             return []
         return [
-            f"data.source.path {self.path}: {len(several):,} samples have several pictures "
-            f"({', '.join(sorted(several[0]))}): name the one to learn from in data.source.image, such as "
-            f"{min(several[0], key=lambda name: (name.count('.'), name))}"
+            f"data.source.path {self.path}: {several.samples:,} samples have several pictures "
+            f"({', '.join(sorted(several.first))}): name the one to learn from in data.source.image, such as "
+            f"{min(several.first, key=lambda name: (name.count('.'), name))}"
         ]
 
     def _label(self, sample: _Sample) -> str | int | None:

@@ -256,7 +256,7 @@ def _objective(out: Storage, trainee: Trainee, end: Checkpoint, stamp: Stamp) ->
 def _snapshots(out: Storage) -> list[FileEntry]:
     """Of averages, stored while training went on."""
     names = [*out.names(SNAPSHOTS), *out.names(KEPT)]
-    return [receipt.entry for receipt in finished(out, [(name, name) for name in names]).values()]
+    return [receipt.entry for receipt in finished(out, [(name, name) for name in names])]
 
 
 def _fit(context: Context) -> None:

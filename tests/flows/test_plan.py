@@ -230,16 +230,16 @@ def test_a_cache_that_holds_all_reads_each_part_once_a_node() -> None:
 @pytest.mark.parametrize("test_share", [0.1, 0.26])
 def test_a_local_folder_is_counted(tmp_path: Path, test_share: float) -> None:
     """As `shard` would split it, with the files' own sizes."""
-    from tasks.shard import plan as split_plan
     from tasks.sources import open_source
+    from tasks.sources.ordering import ordered
 
     for number in range(23):
         folder = tmp_path / "images" / f"class {number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8 + number, 3), number, np.uint8)).save(folder / f"{number}.png")
     recipe = _own_images(tmp_path / "images", f"shard.test_share={test_share}")
-    images, (splits, _) = images_of(recipe), split_plan(open_source(recipe.data).listing(), recipe.shard)
-    assert {"train": images.train, "test": images.test} == {name: table.num_rows for name, table in splits.items()}
+    images, order = images_of(recipe), ordered(open_source(recipe.data).listing(), recipe.shard)
+    assert {"train": images.train, "test": images.test} == order.counts
     total = sum(path.stat().st_size for path in tmp_path.rglob("*.png"))
     assert images.mean_bytes * images.all == pytest.approx(total)
     planned = works(recipe, images, evaluations=1)[0]

@@ -20,9 +20,11 @@ from infra.artifacts import MANIFEST
 from infra.storage import FileEntry, Storage
 from tasks import shard
 from tasks.data.receipts import Receipt
-from tasks.shard import STAGE, plan
-from tasks.sources import Listing, folder, listing_table, one_look, open_source
+from tasks.shard import STAGE, write_plan
+from tasks.sources import Listing, folder, one_look, open_source
+from tasks.sources.base import listed_rows
 from tasks.sources.csv_file import UNKNOWN_LENGTH, CsvSource
+from tasks.sources.ordering import ordered
 from tasks.stage import Job, perform
 from tests.helpers.piles import SMALL_BATCHES, encoded, folder_of_classes, folder_recipe, picture, read_rows, run_stage
 
@@ -91,8 +93,7 @@ def test_parts_are_even_shuffled_and_the_same_every_time(tmp_path: Path) -> None
 def _written_alone(root: Path, recipe: Recipe) -> tuple[Storage, list[FileEntry]]:
     """All parts, written one after another by this process, the last one first."""
     out = Storage.at(str(root))
-    splits, _ = plan(open_source(recipe.data).listing(), recipe.shard)
-    jobs = shard._write_plan(out, splits, recipe.shard.rows_per_shard)
+    jobs = write_plan(out, ordered(open_source(recipe.data).listing(), recipe.shard), recipe.shard.rows_per_shard)
     entries = [shard.write_part(job, out, recipe.data, recipe.shard).entry for job in reversed(jobs)]
     return out, list(reversed(entries))
 
@@ -196,9 +197,9 @@ def test_fashion_mnist_splits_and_limit(fashion_mnist: str, tmp_path: Path) -> N
 
 def test_a_key_listed_twice_counts_once() -> None:
     rows = [("a", 0, None, "f", 0, 1), ("b", 0, None, "f", 1, 1), ("a", 1, None, "f", 2, 1)]
-    splits, refused = plan(Listing(listing_table(rows), ("x", "y")), Shard(test_share=0.0))
-    assert sorted(splits["train"]["key"].to_pylist()) == ["a", "b"]
-    assert [(r.key, r.reason) for r in refused] == [("a", "key listed twice")]
+    order = ordered(Listing(listed_rows(rows), ("x", "y")), Shard(test_share=0.0))
+    assert sorted(order.rows.table()["key"].to_pylist()) == ["a", "b"] and order.counts == {"train": 2}
+    assert [(r["key"], r["reason"]) for r in order.ruled_out.table().to_pylist()] == [("a", "key listed twice")]
 
 
 def test_a_file_too_large_to_be_an_image_is_never_read(tmp_path: Path) -> None:
@@ -219,10 +220,15 @@ def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_large_source_is_given_up_early_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = [shard.Refusal(f"{number}.jpg", "truncated image") for number in range(300)]
+    def seen(bad: int) -> shard._Made:
+        made = shard._Made()
+        refused = [[f"{number}.jpg", "truncated image", ""] for number in range(bad)]
+        made.add(Receipt(FileEntry("train/part-00000.parquet", 0, "", 1_000 - bad), "", {"refused": refused}))
+        return made
+
     with pytest.raises(UserError, match=r"300 of the first 1,000 \(of 20,000\) images are unusable"):
-        shard._stop_if_too_bad(refused, 1_000, 20_000, Shard())
-    shard._stop_if_too_bad(refused[:199], 1_000, 20_000, Shard())
+        shard._stop_if_too_bad(seen(300), 20_000, Shard())
+    shard._stop_if_too_bad(seen(199), 20_000, Shard())
 
 
 def test_the_revision_stands_for_the_content_of_what_is_there(tmp_path: Path) -> None:
@@ -242,11 +248,10 @@ def test_other_images_under_the_same_recipe_are_another_artifact(tmp_path: Path)
 
 
 def test_a_class_that_no_part_of_the_training_split_has_is_refused(tmp_path: Path) -> None:
-    splits = {"train": listing_table([(f"{n}", 0, None, "f", n, 1) for n in range(5)])}
     recipe = folder_recipe(tmp_path, "data.classes=2", "shard.limit=5")
     with pytest.raises(UserError, match=r"1 of 2 classes have no image in the train split \(such as 'y'\).*limit 5"):
-        shard._check_learnable(splits, ("x", "y"), recipe)
-    shard._check_learnable(splits, ("x", "y"), folder_recipe(tmp_path, "data.allow_empty_classes=true"))
+        shard._check_learnable({0}, ("x", "y"), recipe)
+    shard._check_learnable({0}, ("x", "y"), folder_recipe(tmp_path, "data.allow_empty_classes=true"))
 
 
 def test_a_source_that_changes_under_a_run_is_told(tmp_path: Path) -> None:

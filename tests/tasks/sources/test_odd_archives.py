@@ -140,12 +140,12 @@ def test_archives_are_looked_through_once_and_again_when_they_change(
     monkeypatch.setattr(tars, "_index", lambda file, *rest: (passes.append(file.path), index(file, *rest))[1])
     path = tmp_path / "0.tar"
     webdataset(path, [{"jpg": jpeg(n), "cls": b"0"} for n in SIX])
-    first = WebDatasetSource(str(path)).listing()
-    assert WebDatasetSource(str(path)).listing() == first
+    first = WebDatasetSource(str(path)).listing().images
+    assert WebDatasetSource(str(path)).listing().images == first
     assert len(passes) == 2, "written just now: it may change again within one tick of its time"
     monkeypatch.setattr(memory, "_SETTLED_SECONDS", -60.0)
     for _ in range(3):
-        assert WebDatasetSource(str(path)).listing() == first
+        assert WebDatasetSource(str(path)).listing().images == first
     assert len(passes) == 3
     webdataset(path, [{"jpg": jpeg(n), "cls": b"1"} for n in SIX])
     assert WebDatasetSource(str(path)).listing().images["label"].to_pylist() == [1] * 6
