@@ -29,6 +29,7 @@ from tasks.data.actors import spread
 from tasks.scoring.real_images import RealImages, ScoringInputs, real_images
 from tasks.sources import one_look
 from tasks.stage import Context, Job
+from tasks.training.flops import flops_per_image
 from tasks.training.metrics import PROCESSOR_SECONDS, SECONDS
 
 PAGE = "race.html"
@@ -200,7 +201,10 @@ class Racing:
             last.manifest.scores,
             entry.seed,
             curves,
-            figures={"images_per_second": trials[-1][0] / passed[-1]},
+            figures={
+                "images_per_second": trials[-1][0] / passed[-1],
+                "training_teraflops": (flops_per_image(entry.recipe, "train_dit") or 0.0) * trials[-1][0] / 1e12,
+            },
             intervals=last.manifest.facts["intervals"],
             sheet=last.read(SHEET),
             facts={"model": model.uri, "mlflow": self._runs[entry].run},

@@ -115,6 +115,8 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
     frozen, source, split = 0.0, NETWORKS, sizes.latent_bytes(images, recipe)
     if section.online and recipe.foundation is not None:
         frozen, how = networks.foundation_flops(recipe.foundation)
+        if section.images and section.objective.align_until is not None:  # afterwards it rests
+            frozen *= min(1.0, section.objective.align_until / section.images)
         source = f"{NETWORKS}; {how}"
     if recipe.online_latents:
         making = making_latents(recipe)

@@ -137,6 +137,10 @@ def test_targets_made_in_training_cost_cores_and_no_terabyte() -> None:
     assert not [note for note in stored.notes if "decodes" in note]
     more = trained.work.flops.value / stage(stored, "train_dit").work.flops.value
     assert 1.05 < more < 1.07, "DinoV2-B forward beside XL forward and backward"
+    half = make_plan("sfd_xl_80ep", ["train_dit.objective.align_until=51_200_000"], cluster="aws")
+    saved = trained.work.flops.value - stage(half, "train_dit").work.flops.value
+    whole = trained.work.flops.value - stage(stored, "train_dit").work.flops.value
+    assert saved == pytest.approx(whole / 2), "it rests from half of the images on"
 
 
 @pytest.mark.parametrize(
