@@ -43,6 +43,9 @@ class DitModel(Section):
     rmsnorm: bool = True
     shift: bool = True
     learn_sigma: bool = False
+    value_residual: Annotated[bool, Added(before=False)] = False
+    """Blocks look at the mean of their own values and the first block's (arXiv 2410.17897); no weight is added, but
+    weights that were trained without are another network."""
     head: Annotated[WideHead | None, Added(before=None)] = None
     """None is LightningDiT's own single layer."""
     align_depth: Positive | None = None
@@ -57,6 +60,8 @@ class DitModel(Section):
 
     @model_validator(mode="after")
     def _one_size(self) -> DitModel:
+        if self.head is not None and self.value_residual:
+            raise ValueError("head has no place for value_residual: leave one of them out")
         if self.head is not None and (self.align_depth is not None or self.learn_sigma):
             raise ValueError(
                 f"head has no place for align_depth {self.align_depth} or learn_sigma {str(self.learn_sigma).lower()}: "

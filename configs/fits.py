@@ -50,6 +50,11 @@ def _routes(recipe: Recipe) -> None:
     depth = SIZES[model.size]["depth"] if model.size else model.depth
     if depth is not None and routing.last > depth:
         raise ValueError(f"train_dit.routing.last is {routing.last} but the network has {depth} blocks")
+    if model.value_residual and routing.first == 1:
+        raise ValueError(
+            "train_dit.routing.first is 1, but train_dit.model.value_residual needs that block's values of all tokens: "
+            "route from block 2 on"
+        )
     if model.align_depth is not None and routing.first <= model.align_depth < routing.last:
         raise ValueError(
             f"train_dit.model.align_depth is {model.align_depth}, where tokens go around blocks {routing.first} to "

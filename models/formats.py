@@ -120,6 +120,8 @@ def lightningdit_from_authors(authors: Mapping[str, Any]) -> Arguments:
 
 def lightningdit_to_authors(ours: Mapping[str, Any]) -> Arguments:
     """The inverse of `lightningdit_from_authors`. Raises ValueError for what the authors have no word for."""
+    if ours.get("value_residual") or ours.get("flow_map"):
+        raise ValueError("the authors' networks have no value residual and are no flow map: keep our layout")
     authors: Arguments = {name: ours[name] for name in _SAME if name in ours}
     defaults = {"qk_norm": False, "swiglu": True, "rope": True, "rmsnorm": True}
     authors |= {theirs: bool(ours.get(name, defaults[name])) for theirs, name in _SWITCHES.items()}

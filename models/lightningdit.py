@@ -49,14 +49,23 @@ class Attention(nn.Module):
         self.k_norm = head_norm(head_dim) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BND: Tensor, rope: nn.Module | None, tokens_BN: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BND: Tensor,
+        rope: nn.Module | None,
+        tokens_BN: Tensor | None = None,
+        first_BKNI: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What is attended to, and its values. first_BKNI: values that are half of what is looked at."""
         q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rope(q, tokens_BN), rope(k, tokens_BN)
+        if first_BKNI is not None:
+            v = (v + first_BKNI) / 2
         # Norm weights and rotary tables are float32 under autocast; attention wants one dtype.
         attended = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return self.proj(attended.transpose(1, 2).flatten(2)), v
 
 
 class Block(nn.Module):
@@ -64,7 +73,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, *, qk_norm: bool, swiglu: bool, rmsnorm: bool, shift: bool) -> None:
         super().__init__()
-        self.shift = shift
+        self.shift, self.tells = shift, False
         self.norm1 = _norm(dim, rmsnorm)
         self.attn = Attention(dim, num_heads, qk_norm, rmsnorm)
         self.norm2 = _norm(dim, rmsnorm)
@@ -77,19 +86,25 @@ class Block(nn.Module):
         c_BD: Tensor,
         rope: nn.Module | None,
         tokens_BN: Tensor | None = None,
-    ) -> Tensor:
+        first_BKNI: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """c_BD: the condition after its SiLU, which is the same for all blocks; (B, N, D) where tokens have their own.
         tokens_BN: which of the grid's tokens x_BND are; None are all of them.
+        first_BKNI: values of the first block, for a value residual; a block that `tells` gives its own beside x.
         """
         modulation = _of_tokens(self.adaLN_modulation[1](c_BD))
         if self.shift:
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
             attn_in = self.norm1(x_BND) * (1 + scale_a) + shift_a
-            x_BND = x_BND + gate_a * self.attn(attn_in, rope, tokens_BN)
-            return x_BND + gate_m * self.mlp(self.norm2(x_BND) * (1 + scale_m) + shift_m)
-        scale_a, gate_a, scale_m, gate_m = modulation.chunk(4, dim=-1)
-        x_BND = x_BND + gate_a * self.attn(self.norm1(x_BND) * (1 + scale_a), rope, tokens_BN)
-        return x_BND + gate_m * self.mlp(self.norm2(x_BND) * (1 + scale_m))
+            attended, values = self.attn(attn_in, rope, tokens_BN, first_BKNI)
+            x_BND = x_BND + gate_a * attended
+            x_BND = x_BND + gate_m * self.mlp(self.norm2(x_BND) * (1 + scale_m) + shift_m)
+        else:
+            scale_a, gate_a, scale_m, gate_m = modulation.chunk(4, dim=-1)
+            attended, values = self.attn(self.norm1(x_BND) * (1 + scale_a), rope, tokens_BN, first_BKNI)
+            x_BND = x_BND + gate_a * attended
+            x_BND = x_BND + gate_m * self.mlp(self.norm2(x_BND) * (1 + scale_m))
+        return (x_BND, values) if self.tells else x_BND
 
 
 class FinalLayer(nn.Module):
@@ -118,6 +133,8 @@ class LightningDiT(nn.Module):
     learn_sigma: predict a second set of channels that the forward pass drops, as the original does.
     align_depth, align_dim: put a projection of width `align_hidden` to `align_dim` features on the tokens
         after block number `align_depth` (1 = first).
+    value_residual: every block but the first looks at the mean of its own values and the first block's (Zhou et al.
+        2024, arXiv 2410.17897, with their fixed halves, which add no weight).
     Raises ValueError, naming the argument, when sizes do not fit.
     """
 
@@ -142,6 +159,7 @@ class LightningDiT(nn.Module):
         align_depth: int | None = None,
         align_dim: int | None = None,
         align_hidden: int = 2048,
+        value_residual: bool = False,
     ) -> None:
         super().__init__()
         groups = groups or single_group(in_channels)
@@ -175,6 +193,8 @@ class LightningDiT(nn.Module):
             Block(hidden_size, num_heads, qk_norm=qk_norm, swiglu=swiglu, rmsnorm=rmsnorm, shift=shift)
             for _ in range(depth)
         )
+        first: Any = self.blocks[0]
+        first.tells = self.value_residual = value_residual
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * out_channels, rmsnorm)
         self.repa_projector = None
         if align_dim is not None:
@@ -273,19 +293,26 @@ class LightningDiT(nn.Module):
         """From embedded tokens and their condition to what `forward` gives, on the square grid of the tokens."""
         if with_alignment and self.repa_projector is None:
             raise ValueError("this LightningDiT has no alignment head; build it with align_depth and align_dim")
+        if self.value_residual and route is not None and route.first == 1:
+            raise ValueError("a value residual needs the first block's values of all tokens: route from block 2 on")
         grid = math.isqrt(x_BND.shape[1])
         # Once for all blocks; the modules named `adaLN_modulation` hold it for the published tensor names alone.
         c_BD = F.silu(c_BD)
         projection = around_BND = None
+        first_BKNI: Tensor | None = None
         for number, block in enumerate(self.blocks, start=1):
             if route is not None and number == route.first:
                 around_BND, x_BND = x_BND, route.taken(x_BND)
+            values = first_BKNI
             if route is None or around_BND is None:
-                x_BND = block(x_BND, c_BD, rope)
+                x_BND = block(x_BND, c_BD, rope, None, values)
             else:
-                x_BND = block(x_BND, c_BD, rope, route.kept_BK)
+                values = None if values is None else route.values(values)
+                x_BND = block(x_BND, c_BD, rope, route.kept_BK, values)
                 if number == route.last:
                     x_BND, around_BND = route.returned(x_BND, around_BND), None
+            if self.value_residual and number == 1:
+                x_BND, first_BKNI = x_BND
             if with_alignment and number == self.align_depth and self.repa_projector is not None:
                 projection = self.repa_projector(x_BND).transpose(1, 2).unflatten(-1, (grid, grid))
         velocity = self._unpatchify(self.final_layer(x_BND, c_BD), grid)

@@ -29,6 +29,11 @@ class Route:
         """The kept tokens (B, K, D)."""
         return x_BND.gather(1, self._index(x_BND))
 
+    def values(self, first_BKNI: Tensor) -> Tensor:
+        """Of the kept tokens, an attention's values (B, heads, N, width)."""
+        index = self.kept_BK[:, None, :, None].expand(-1, first_BKNI.shape[1], -1, first_BKNI.shape[-1])
+        return first_BKNI.gather(2, index)
+
     def returned(self, x_BKD: Tensor, around_BND: Tensor) -> Tensor:
         """All tokens again: the kept ones as they are now, the others as they went around."""
         return around_BND.scatter(1, self._index(around_BND), x_BKD.to(around_BND.dtype))

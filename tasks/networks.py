@@ -227,6 +227,7 @@ def _dit_arguments(recipe: Recipe, section: DitModel) -> dict[str, Any]:
         "align_hidden": section.align_hidden,
     }
     arguments |= SIZES[section.size] if section.size else section.dimensions
+    arguments |= {"value_residual": True} if section.value_residual else {}
     if section.head is not None:
         without = ("learn_sigma", "align_depth", "align_dim", "align_hidden")
         arguments = {name: value for name, value in arguments.items() if name not in without}

@@ -26,6 +26,11 @@ GRID = "set foundation.input_size"
             ["image.size=128"],
             ["grid of 16 × 16", "train_vavae.objective.align_weight", "latents' 8 × 8"],
         ),
+        (
+            "demo_tiny",
+            ["train_dit.routing={first: 1, last: 1}", "train_dit.model.value_residual=true"],
+            ["routing.first is 1", "value_residual"],
+        ),
         ("demo_tiny", ["train_dit.model.patch_size=2"], ["patch_size is 2", "2 × 2", "align_weight 0"]),
         ("demo_tiny", ["foundation.feature_dim=64"], ["foundation.feature_dim is 64", "gives 112"]),
         ("demo_tiny", ["evaluate.features.feature_dim=1280"], ["evaluate.features.feature_dim to 320"]),

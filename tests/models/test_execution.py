@@ -25,6 +25,7 @@ from tests.models.test_objectives import objective
 SWITCHES = {
     "sfd": {},
     "noshift_patch2": {"shift": False, "patch_size": 2, "groups": None, "align_depth": None, "align_dim": None},
+    "value_residual": {"value_residual": True},
     "plain_dit": {
         "qk_norm": False,
         "swiglu": False,

@@ -44,7 +44,12 @@ def cascade() -> nn.Module:
     return alive(CascadeDiT(resolutions=(2, 4), **SMALL, **ALIGNED))
 
 
+def with_value_residual() -> nn.Module:
+    return alive(LightningDiT(input_size=4, value_residual=True, **SMALL, **ALIGNED))
+
+
 MODELS = pytest.mark.parametrize("build", [one_clock, two_clocks, cascade])
+RESIDUAL = pytest.mark.parametrize("build", [one_clock, two_clocks, cascade, with_value_residual])
 
 
 def arguments(model: nn.Module, images: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +59,7 @@ def arguments(model: nn.Module, images: int = 4) -> tuple[Tensor, Tensor, Tensor
     return x, t, torch.arange(images)
 
 
-@MODELS
+@RESIDUAL
 def test_a_route_that_drops_nothing_is_the_plain_network_in_every_bit(
     build: Callable[[], nn.Module],
 ) -> None:
@@ -101,6 +106,29 @@ def test_a_kept_token_is_turned_by_its_own_place() -> None:
     assert torch.equal(rope(q, tokens), rope(whole)[:, :, tokens[0]])
 
 
+def test_a_value_residual_halves_the_first_blocks_values_into_every_other() -> None:
+    """Against attention written out, of the kept tokens alone where some go around."""
+    model = with_value_residual()
+    x, t, y = arguments(model)
+    kept = kept_tokens(torch.randn(4, 16), 0.5)
+    seen: list[tuple[Tensor, ...]] = []
+    for block in list(model.blocks)[:3]:
+        block.attn.register_forward_hook(lambda module, args, out: seen.append((args[0], *out)))
+    with torch.no_grad():
+        model(x, t, y, route=Route(2, 2, kept))
+        (at_first, _, values), (routed, found, _), (_, _, mixed) = seen
+        attention, index = model.blocks[1].attn, kept[:, None, :, None].expand(-1, 2, -1, 16)
+        q, k, v = attention.qkv(routed).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = (model.feat_rope(each, kept) for each in (q, k))
+        weights = (q @ k.transpose(-1, -2) / 4).softmax(dim=-1)
+        expected = attention.proj((weights @ ((v + values.gather(2, index)) / 2)).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(found, expected)
+    own = model.blocks[0].attn.qkv(at_first).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)[2]
+    assert torch.equal(values, own) and mixed.shape == values.shape
+    with pytest.raises(ValueError, match="route from block 2 on"):
+        model(x, t, y, route=Route(1, 2, kept))
+
+
 def test_kept_tokens_belong_to_the_image_and_rise() -> None:
     draws = torch.randn(6, 16)
     kept = kept_tokens(draws, 0.75)
@@ -109,7 +137,7 @@ def test_kept_tokens_belong_to_the_image_and_rise() -> None:
     assert kept_count(16, 0.99) == 1
 
 
-@MODELS
+@RESIDUAL
 def test_flops_of_a_routed_pass_are_torchs(build: Callable[[], nn.Module]) -> None:
     model = build()
     x, t, y = arguments(model, images=1)
