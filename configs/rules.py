@@ -231,6 +231,12 @@ def _semantic_channels(recipe: Recipe) -> None:
             "train_dit.clock.kind is semantic_first but train_semvae is not set, so there are no semantic "
             "channels: add train_semvae or use kind: synchronous"
         )
+    delta = None if recipe.lacks("sample") else recipe.sample.delta
+    if delta is not None and not isinstance(recipe.train_dit.clock, SemanticFirstClock):
+        raise ValueError(
+            f"sample.delta is {delta:g} but train_dit.clock.kind is {recipe.train_dit.clock.kind}, whose groups run "
+            "together: leave it out"
+        )
     if recipe.train_dit.objective.semantic_weight != 1.0 and not semantic:
         raise ValueError(
             f"train_dit.objective.semantic_weight is {recipe.train_dit.objective.semantic_weight} but train_semvae "

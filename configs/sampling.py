@@ -121,6 +121,8 @@ class Sample(Section):
     """The shift by the latents' dimension instead, as `train_dit.objective.shift_base`."""
     times: Annotated[Times | None, Added(before=None)] = None
     """A grid of one's own instead of `steps` and `shift`: rising from 0 (noise) to 1 (data)."""
+    delta: Annotated[Share | None, Added(before=None)] = None
+    """How far semantics run ahead of texture, instead of `train_dit.clock.delta`."""
     off_by_one: bool = False
     """Count grid points instead of steps, as the published samplers do (250 means 249)."""
     ema: bool = True

@@ -5,16 +5,14 @@ Nothing is trained and no artifact is made: the recipe's artifacts must be there
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from configs import load_recipe
 from flows.inputs import needs, sample_job, shards_of
 from tasks.drawing import pictures
 from tasks.sampling import export
+from tasks.sampling.playing import drawn, for_picture
 from tasks.sampling.sampler import Sampler
 from tasks.stage import Context
 
@@ -35,20 +33,11 @@ def draw(
     Raises:
         UserError: the recipe is not trained here, or has no such class.
     """
-    count = rows * len(classes)  # of the recipe's images, which labels go round: how many it has says nothing of them
-    loaded = load_recipe(recipe, overrides)
-    batch = min(count, loaded.sample.batch)
-    ours = (
-        f"sample.labels={list(classes)}",
-        f"sample.seed={seed}",
-        f"sample.batch={batch}",
-        f"compute.actors.cpus_per_actor={os.cpu_count() or 1}",
-    )
+    ours = for_picture(load_recipe(recipe, overrides).sample, classes, seed, rows)
     job = sample_job(load_recipe(recipe, [*overrides, *ours]), recipe, root)
-    sampler = Sampler.of(Context(job))
-    made = [sampler.images(np.arange(start, start + batch))[1] for start in range(0, count, batch)]
+    sheet = drawn(Sampler.of(Context(job)), rows * len(classes), len(classes))
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(pictures.png(pictures.grid(np.concatenate(made)[:count], columns=len(classes))))
+    output.write_bytes(pictures.png(sheet))
     return output
 
 

@@ -62,6 +62,20 @@ def note_cancelled() -> None:
             path.write_text(json.dumps({**asdict(opened), "cancelled": True}))
 
 
+def living() -> dict[str, bool]:
+    """MLflow's runs that this machine's processes opened, and whether each still is its process's. Changes nothing."""
+    found: dict[str, bool] = {}
+    for path in sorted(_folder().glob("*.json")):
+        with suppress(OSError, ValueError, TypeError), path.open() as file:  # it ends, or is being written
+            opened = OpenRun(**json.loads(file.read()))
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                found[opened.run] = False
+            except BlockingIOError:
+                found[opened.run] = True
+    return found
+
+
 def close_abandoned() -> int:
     """Close what processes that are gone left open; how many runs. What cannot be reached now stays for later."""
     closed = 0

@@ -151,6 +151,22 @@ class Guided:
         return torch.cat(pieces, dim=1)
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A velocity, guided or not, that tells what it was asked and what it said: (x_BCHW, t_BG, v_BCHW)."""
+
+    velocity: Velocity
+    tell: Callable[[Tensor, Tensor, Tensor], None]
+
+    def __call__(self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor) -> Tensor:
+        v_BCHW = self.velocity(x_BCHW, t_BG, y_B)
+        self.tell(x_BCHW, t_BG, v_BCHW)
+        return v_BCHW
+
+    def at(self, t_G: Tensor) -> Watched:
+        return Watched(moment(self.velocity, t_G), self.tell)
+
+
 def moment(velocity: Velocity, t_G: Tensor) -> Velocity:
     """A velocity, guided or not, at group times (G,) that the host knows and all images share."""
-    return velocity.at(t_G) if isinstance(velocity, Guided) else velocity
+    return velocity.at(t_G) if isinstance(velocity, Guided | Watched) else velocity

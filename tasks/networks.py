@@ -152,6 +152,12 @@ def build_clock(recipe: Recipe) -> Clock:
     return Synchronous(len(recipe.channel_groups))
 
 
+def sampling_clock(recipe: Recipe) -> Clock:
+    """The clock of a sample: training's, but for the lead that `sample.delta` may say."""
+    delta = recipe.sample.delta
+    return build_clock(recipe) if delta is None else SemanticFirst(delta)
+
+
 def build_network(recipe: Recipe, section: DiffusionModel) -> DiffusionNetwork:
     """The diffusion network of a recipe; `section` is its own or a weak guide's."""
     return build_unet(recipe, section) if isinstance(section, UnetModel) else build_dit(recipe, section)

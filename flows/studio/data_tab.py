@@ -52,6 +52,8 @@ def _beside(shard: Artifact) -> Beside:
 class DataTab:
     """Draws itself where it is made."""
 
+    looked_at = True
+
     def __init__(self, root: str) -> None:
         self._shown = 0
         self._line = Line()

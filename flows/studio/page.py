@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from nicegui import ui
+from fastapi import Response
+from nicegui import app, ui
 
+from configs.errors import UserError
 from flows.studio.data_tab import DataTab
+from flows.studio.runs_tab import FILES, RunsTab
+from flows.studio.sample_tab import SampleTab
+from flows.studio.tokenizer_tab import TokenizerTab
+from infra.artifacts import Artifact
 
-TABS: dict[str, Any] = {"Data": DataTab}
+TABS: dict[str, Any] = {"Data": DataTab, "Tokenizer": TokenizerTab, "Sample": SampleTab, "Runs": RunsTab}
 _STYLE = """
 .q-tab__label { font-size: 15px; text-transform: none } .nicegui-content { padding: 0 }
-img { image-rendering: auto }
+.q-uploader__list, .q-uploader__subtitle { display: none }
 """
+
+
+_KINDS = {".html": "text/html; charset=utf-8", ".png": "image/png"}
+_ALONE = {"content-security-policy": "sandbox; default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'"}
+"""A report is looked at; nothing in it runs."""
 
 
 def register(root: str) -> None:
     """The page over a root, drawn anew for each visitor."""
 
+    @app.get(FILES + "/{stage}/{fingerprint}/{name}")
+    def file(stage: str, fingerprint: str, name: str) -> Response:
+        try:
+            kind = _KINDS[Path(name).suffix]
+            return Response(Artifact(root, stage, fingerprint).read(name), 200, _ALONE, kind)
+        except (KeyError, UserError, OSError) as error:
+            return Response(f"no such page: {error}\n", 404, media_type="text/plain")
+
     @ui.page("/")
-    def studio() -> None:
+    def studio(tab: str = "") -> None:
         ui.add_css(_STYLE)
         ui.colors(primary="#0072b2", negative="#b3261e")
         dark = ui.dark_mode(None)
@@ -33,7 +53,20 @@ def register(root: str) -> None:
             ui.button(icon="contrast", on_click=lambda: dark.set_value(not dark.value)).props(
                 "flat round dense color=white"
             )
-        with ui.tab_panels(tabs, value=next(iter(TABS)), keep_alive=True).classes("w-full bg-transparent"):
-            for name, draw in TABS.items():
-                with ui.tab_panel(name).classes("w-full max-w-[1240px] mx-auto px-6 py-4 gap-3"):
-                    draw(root)
+        first = tab if tab in TABS else next(iter(TABS))
+        drawn: dict[str, Any] = {}
+        with ui.tab_panels(tabs, value=first, keep_alive=True).classes("w-full bg-transparent"):
+            panels = {name: ui.tab_panel(name) for name in TABS}
+        for panel in panels.values():
+            panel.classes("w-full max-w-[1240px] mx-auto px-6 py-4 gap-3")
+
+        def show(name: str) -> None:
+            """A tab is drawn when it is first looked at, and told whether it is."""
+            if name not in drawn:
+                with panels[name]:
+                    drawn[name] = TABS[name](root)
+            for each, tab in drawn.items():
+                tab.looked_at = each == name
+
+        tabs.on_value_change(lambda event: show(event.value))
+        show(first)

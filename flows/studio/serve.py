@@ -6,6 +6,7 @@ import importlib.util
 import ipaddress
 import os
 import secrets
+import warnings
 
 from configs.errors import UserError
 from flows.studio.guard import App, Guard
@@ -35,6 +36,7 @@ def serve(root: str | None, port: int, listen: str = LOOPBACK) -> None:
         )
     from flows.serve import check_free
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # beside a training, threads that spin would wait for ever
     place = Storage.at(root or default_root())
     check_free(listen, port, "--port")
     import uvicorn
@@ -71,6 +73,8 @@ def application(root: str) -> App:
 
     from flows.studio import page
 
+    # At its start the library looks at every object of the process, and torch's warn of being looked at.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="nicegui")
     app = FastAPI(title="latentforge studio", docs_url=None, redoc_url=None, openapi_url=None)
     page.register(root)
     ui.run_with(app, title="latentforge studio", favicon="🔨", dark=None)

@@ -47,6 +47,21 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {text or 'no more is known'}; the console has the rest"
 
 
+class Picture:
+    """An image in its own size, or as wide as there is room."""
+
+    def __init__(self) -> None:
+        self._image = ui.element("img").classes("rounded max-w-full")
+        self._image.style("image-rendering: pixelated")
+        self.show("")
+
+    def show(self, address: str) -> None:
+        """As :func:`as_url` gives it; nothing is shown of an empty one."""
+        self._image.props["src"] = address
+        self._image.update()
+        self._image.set_visibility(bool(address))
+
+
 def as_url(picture: Image.Image | bytes) -> str:
     """A picture, or the bytes of a PNG, as an address that needs no further request."""
     if isinstance(picture, Image.Image):

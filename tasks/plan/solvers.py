@@ -19,7 +19,8 @@ def solver_evaluations(recipe: Recipe, section: Sample, adaptive: int) -> tuple[
     span, offsets = 1.0, [0.0] * len(recipe.channel_groups)
     clock = recipe.train_dit.clock
     if isinstance(clock, SemanticFirstClock):
-        span, offsets = 1.0 + clock.delta, [clock.delta, 0.0]
+        delta = clock.delta if section.delta is None else section.delta
+        span, offsets = 1.0 + delta, [delta, 0.0]
     if section.solver == "dopri5":
         times, count, how = [span * i / 100 for i in range(100)], adaptive, f"{adaptive} evaluations of dopri5 assumed"
     else:

@@ -25,10 +25,12 @@ from models.edm import sigma_grid
 from models.flops import forward_flops
 from models.flow_map import FlowMapDiT, walk
 from models.groups import ChannelGroups
-from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance, Velocity
+from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance, Velocity, Watched
 from models.solvers import sample as solve
-from tasks.networks import DiffusionNetwork, build_clock, build_network, channel_groups
+from tasks.networks import DiffusionNetwork, build_network, channel_groups, sampling_clock
 
+Watch = Callable[[Tensor, tuple[float, ...]], None]
+"""Is told of every evaluation: the normalised data (B, C, h, w) that the network expects now, and the groups' times."""
 Noise = Callable[[tuple[int, ...], int], Tensor]
 """Standard normal numbers of a batch's images, (B, *shape), by shape and number of the draw."""
 _DRAWS_PER_STAGE = 1 << 32
@@ -64,7 +66,7 @@ class Integrator:
         captured: Callable[[DiffusionNetwork], Callable[..., Tensor]] | None = None,
     ) -> None:
         self.recipe, self.model = recipe, model
-        self.groups, self.clock = channel_groups(recipe), build_clock(recipe)
+        self.groups, self.clock = channel_groups(recipe), sampling_clock(recipe)
         section = recipe.train_dit.cascade
         self.cascade = None if section is None else Cascade(section.sides, section.upsample)
         unet = recipe.train_dit.model
@@ -85,6 +87,8 @@ class Integrator:
         networks = [model, *weak.values()]
         self._runs = {id(each): each if captured is None else captured(each) for each in networks}
         self._batches = 0
+        self.watch: Watch | None = None
+        """Looks on; nothing that is made depends on it."""
 
     def __call__(self, labels_B: Tensor, noise: Noise) -> Tensor:
         """Normalised latents (B, C, side, side) of these labels, all channel groups.
@@ -103,7 +107,7 @@ class Integrator:
             if isinstance(self.model, FlowMapDiT):
                 latents = self._walked(stage, labels_B, noise(shape, first))
                 continue
-            velocity = self._velocity(stage, latents, condition_noise)
+            velocity = self._watched(self._velocity(stage, latents, condition_noise))
             if self.sigmas is not None:
                 grid = self.sigmas(stage.section.steps)
                 latents = denoise(velocity, noise(shape, first), labels_B, grid, solver=stage.section.solver)
@@ -151,6 +155,19 @@ class Integrator:
             {name: forward_flops(network, side=stage.side) / full for name, network in own.items()}
             for stage, own in zip(self.stages, networks, strict=True)
         ]
+
+    def _watched(self, velocity: Velocity) -> Velocity:
+        watch = self.watch
+        if watch is None:
+            return velocity
+
+        def tell(x_BCHW: Tensor, t_BG: Tensor, said_BCHW: Tensor) -> None:
+            times = tuple(t_BG[0].tolist())
+            if self.sigmas is None:  # a velocity, along which data are a straight way off
+                said_BCHW = x_BCHW + self.groups.weighted(said_BCHW, [1.0 - t for t in times])
+            watch(said_BCHW, times)
+
+        return Watched(velocity, tell)
 
     def _velocity(self, stage: _Resolution, lower: Tensor | None, noise: Tensor | None) -> Velocity:
         """The guided velocity of one stage, on the result of the one before; runs of its networks are counted."""

@@ -25,7 +25,7 @@ from configs.sampling import AutoGuidance, NoGuidance, Sample, SampleResolution
 from infra.weights import load_pretrained
 from models.checkpoints import stamped
 from tasks.data.statistics import LatentStatistics
-from tasks.networks import build_clock, build_network, kind_and_arguments, trained_autoencoder, trained_dit
+from tasks.networks import build_network, kind_and_arguments, sampling_clock, trained_autoencoder, trained_dit
 from tasks.sharing import autoencoder_kl
 from tasks.sharing.bundle import bundle
 from tasks.stage import Context
@@ -34,7 +34,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CODE = "tasks.sharing.code"
 _KNOWN = {
     *("images", "labels", "guidance", "solver", "steps", "shift", "off_by_one", "ema", "ema_sigma", "batch", "stages"),
-    *("precision", "seed", "side", "augment", "times"),
+    *("precision", "seed", "side", "augment", "times", "delta"),
     *("method", "scale", "groups", "interval_start", "interval_end", "channels", "semantic_scale", "weights", "model"),
 }
 """Fields of a sample that the shared scheduler takes, or that say nothing of a single image."""
@@ -139,7 +139,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     sigmas = None
     if isinstance(unet, UnetModel):
         sigmas = {"low": unet.sigma_min, "high": unet.sigma_max, "rho": unet.rho}
-    clock: Any = build_clock(recipe)
+    clock: Any = sampling_clock(recipe)
     return {
         "groups": recipe.channel_groups,
         "offsets": list(clock.offsets),

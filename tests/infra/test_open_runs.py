@@ -77,3 +77,15 @@ def test_a_server_that_is_away_keeps_nobody_from_starting(home: Path, capfd: pyt
     assert open_runs.close_abandoned() == 0
     assert "cannot be closed yet" in capfd.readouterr().out
     assert away.exists() and not damaged.exists()
+
+
+def test_whether_a_runs_process_lives_is_told_without_closing_it(mlflow: str, home: Path) -> None:
+    listed = multiprocessing.get_context("fork").Event()
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(OpenRun(run="abc"), listed, False))
+    process.start()
+    assert listed.wait(60) and process.pid is not None
+    assert open_runs.living() == {"abc": True} == open_runs.living()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    (home / "open" / "half.json").write_text('{"run": ')
+    assert open_runs.living() == {"abc": False} == open_runs.living()
