@@ -23,6 +23,7 @@ from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
 from tasks.data.crops import Crop
 from tasks.data.images import images
 from tasks.data.pixels import peak_signal_to_noise, to_pixels, to_tensor
+from tasks.data.portions import at_once
 from tasks.foreign import own_code
 from tasks.foreign.foundations import look
 from tasks.loading.loader import IMAGE, Batch, Loader
@@ -179,7 +180,8 @@ class Tokenizer(Trainee):
         if self.shards is None or not self.shards.files("test/"):
             return {}
         for _, shown in images(self.shards, "test", self.size, _SCORED_IMAGES):
-            again = to_pixels(network(to_tensor(shown, device).contiguous())[0])
+            pieces = to_tensor(shown, device).contiguous().split(at_once(len(shown), self.size))
+            again = to_pixels(torch.cat([network(piece)[0] for piece in pieces]))
             total += float(peak_signal_to_noise(shown, again).sum())
             count += len(shown)
         return {"psnr": total / count} if count else {}

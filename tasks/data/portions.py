@@ -19,3 +19,9 @@ RECONSTRUCTIONS_SHOWN, RECONSTRUCTION_ROWS = 40, 4
 """Images that a tokenizer's picture shows, above their reconstructions."""
 CLASSIFIER_GRID = 4
 """Side in cells of what the classifier of class consistency pools to."""
+
+
+def at_once(images: int, side: int) -> int:
+    """How many of a batch of square images an autoencoder sees at once: all where they have up to 256 × 256 pixels, of
+    larger ones fewer by their area, as its memory goes with that."""
+    return max(1, images * 256**2 // max(side, 256) ** 2)

@@ -13,7 +13,7 @@ from configs.data import Foundation
 from configs.diffusion import DiffusionModel, UnetModel
 from configs.recipe import Recipe
 from configs.sampling import AutoGuidance
-from tasks.data.portions import DECODED_AT_ONCE, SCORING_BATCH
+from tasks.data.portions import DECODED_AT_ONCE, SCORING_BATCH, at_once
 from tasks.plan import networks
 from tasks.plan.memory import FLOAT32, Memory
 from tasks.plan.parts import Cost
@@ -91,7 +91,7 @@ def sampling(recipe: Recipe) -> Memory:
     decoded = convolved(recipe.train_vavae.model, recipe.image.size, False)  # in float32 or TF32, whatever the passes
     latents = 8 * recipe.latent_channels * recipe.latent_size**2 * FLOAT32  # the solver's, its guide's and noise
     pixels = 3 * recipe.image.size**2
-    beside = min(section.batch, DECODED_AT_ONCE) * decoded
+    beside = min(section.batch, at_once(DECODED_AT_ONCE, recipe.image.size)) * decoded
     found = _memory(values, max(passes) + latents + pixels, section.batch, "sample.batch")
     return replace(found, fixed=found.fixed + beside)
 
@@ -104,7 +104,7 @@ def examining(recipe: Recipe) -> Memory:
     values = encoder.values + decoder.values + networks.foundation_values(section.features)
     passes = [
         looking(section.features, half),
-        convolved(recipe.train_vavae.model, size, False),
+        convolved(recipe.train_vavae.model, size, False) * at_once(SCORING_BATCH, size) / SCORING_BATCH,
     ]
     if section.inception is not None:
         values += INCEPTION_VALUES

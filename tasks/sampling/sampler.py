@@ -22,7 +22,7 @@ from infra.device import computing, default_device, uploaded
 from models.captured import Captured
 from models.image_autoencoder import ImageAutoencoder
 from tasks.data.pixels import Pixels, to_levels
-from tasks.data.portions import DECODED_AT_ONCE
+from tasks.data.portions import DECODED_AT_ONCE, at_once
 from tasks.data.statistics import LatentStatistics
 from tasks.networks import DiffusionNetwork, ready, trained_autoencoder, trained_dit
 from tasks.sampling.integrator import Integrator
@@ -49,13 +49,14 @@ class Decoder:
         """uint8 (B, H, W, 3) on the latents' device; decoded in equal pieces, so that a large batch takes no more
         memory there than a small one."""
         latents = self.statistics.denormalise(texture_BCHW, _TEXTURE)
-        pieces = latents.split(_at_once(len(latents)))
+        most = at_once(DECODED_AT_ONCE, latents.shape[-1] * self.tokenizer.downscale)
+        pieces = latents.split(_at_once(len(latents), most))
         return torch.cat([to_levels(self.tokenizer.decode(piece)) for piece in pieces])
 
 
-def _at_once(images: int) -> int:
+def _at_once(images: int, most: int) -> int:
     """The largest divisor that a decoder takes at once: equal pieces have one graph."""
-    return next(count for count in range(min(images, DECODED_AT_ONCE), 0, -1) if images % count == 0)
+    return next(count for count in range(min(images, most), 0, -1) if images % count == 0)
 
 
 def model_of(context: Context) -> Artifact:

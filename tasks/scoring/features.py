@@ -32,6 +32,7 @@ from tasks.scoring.classifier import predict, trained_classifier
 from tasks.scoring.gaussian import Gaussian, GaussianAccumulator
 from tasks.scoring.inception import Inception, InceptionFeatures
 from tasks.scoring.lpips import Lpips
+from tasks.scoring.pieces import decoded, encoded
 
 LATENTS = "z"
 """The column of `encode` that holds a tokenizer's latents."""
@@ -251,7 +252,7 @@ class FeatureExtractor:
         if reconstruct:
             assert self.tokenizer is not None, "reconstructing needs a tokenizer"
             images = self._filled(pixels_BHW3)
-            again = self.tokenizer.decode(self._latents(images, keys, seed))[:count]
+            again = decoded(self.tokenizer, self._latents(images, keys, seed))[:count]
             real, pixels = pixels, to_pixels(again)
             pair = (images[:count], again.float()) if between else tuple(map(self._tensor, (real, pixels)))
             likeness = {"psnr": peak_signal_to_noise(real, pixels), **self._likeness(*pair)}
@@ -264,7 +265,7 @@ class FeatureExtractor:
 
     def _latents(self, images: Tensor, keys: Sequence[str], seed: int) -> Tensor:
         """Means of the posteriors, or for images with keys their samples."""
-        posterior = self.tokenizer.encode(images)  # type: ignore[union-attr]  # who reconstructs has one
+        posterior = encoded(self.tokenizer, images)  # type: ignore[arg-type]  # who reconstructs has one
         if not keys:
             return posterior.mean
         noise = np.zeros(posterior.mean.shape, np.float32)

@@ -26,6 +26,7 @@ from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
 from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageSet, PerImageFeatures, extract_features
 from tasks.scoring.latent_scores import Rows
 from tasks.scoring.latents import LatentFeatureExtractor, Latents, Subjects, joined
+from tasks.scoring.pieces import decoded
 
 _ROWS_AT_ONCE = 512
 
@@ -68,7 +69,7 @@ class MidpointExtractor(FeatureExtractor):
             part = torch.from_numpy(latents[start : start + SCORING_BATCH]).to(self.device)
             with torch.inference_mode(), computing(self.precision, self.device):
                 assert self.tokenizer is not None  # the caller's networks have one
-                pixels = to_pixels(self.tokenizer.decode(part).float())
+                pixels = to_pixels(decoded(self.tokenizer, part).float())
             found.append(self.look(np.zeros(len(pixels), np.int64), pixels))
         return item["first"], PerImageFeatures.joined(found)
 

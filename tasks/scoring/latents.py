@@ -28,6 +28,7 @@ from tasks.data.pixels import Pixels, to_tensor
 from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
 from tasks.networks import load_foundation, trained_autoencoder, trained_semantic_vae
 from tasks.scoring.latent_scores import CellSums, Rows, Usage, one_cell_each, probe, uniformity
+from tasks.scoring.pieces import encoded
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class LatentFeatureExtractor:
         self, labels: NDArray[np.int64], pixels_BHW3: Pixels, fitted: Fitted | None
     ) -> tuple[Latents, CellSums | None]:
         images = to_tensor(pixels_BHW3).to(self.device)
-        posterior = self.tokenizer.encode(images)
+        posterior = encoded(self.tokenizer, images)
         z, deviations = posterior.mean.float(), posterior.std.float()
         if self.foundation is None:
             return Latents(labels, _numpy(z), _numpy(deviations)), None

@@ -161,7 +161,9 @@ def test_512_pixels_cost_what_four_times_the_tokens_do(large: str, small: str) -
     assert kept[0] is not None and kept[1] is not None
     assert kept[0].image == pytest.approx(4 * kept[1].image)
     assert kept[0].fixed == pytest.approx(kept[1].fixed, rel=0.01), "only positions are more"
-    again = stage(make_plan(large, cluster="aws"), "train_dit")
+    own = make_plan(large, cluster="aws")
+    assert own.problems == [], "not on GPUs of 24 GB either"
+    again = stage(own, "train_dit")
     assert again.work.memory is not None and again.work.memory.image < 0.2 * kept[0].image
     assert again.work.memory.fitting(80e9) == again.work.memory.share
 

@@ -73,6 +73,14 @@ def check_lightningdit(case: dict[str, Any], tensors: dict[str, Tensor]) -> set[
     return checked
 
 
+def check_wide_head(case: dict[str, Any], tensors: dict[str, Tensor]) -> set[str]:
+    """Its times run from data to noise and its velocity with them."""
+    model = build("lightningdit", case["model"]).eval()
+    model.load_state_dict(inside(tensors, "w."), strict=True)
+    close(-model(tensors["in.x"], 1 - tensors["in.t"], tensors["in.y"]), tensors["out.velocity"], tolerance=1e-5)
+    return {"out.velocity"}
+
+
 def check_sfd_model(case: dict[str, Any], tensors: dict[str, Tensor]) -> set[str]:
     model = network(case["model"], inside(tensors, "w."))
     groups: ChannelGroups = model.groups  # type: ignore[assignment]
@@ -204,6 +212,7 @@ def check_vf_loss(case: dict[str, Any], tensors: dict[str, Tensor]) -> set[str]:
 CHECKS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], set[str]]] = {
     "lightningdit": check_lightningdit,
     "sfd_model": check_sfd_model,
+    "wide_head": check_wide_head,
     "flow": check_flow,
     "sfd_flow": check_sfd_flow,
     "vavae": check_vavae,
