@@ -15,11 +15,12 @@ from safetensors.torch import load, load_file, save_file
 from configs import Recipe
 from infra.artifacts import Artifact
 from tasks import encode, sample, train_vavae
-from tasks.data.pixels import to_pixels
+from tasks.data.pixels import peak_signal_to_noise, to_pixels
 from tasks.data.statistics import ChannelSums, statistics_hash
 from tasks.encoder import Encoder
 from tasks.networks import EMA_WEIGHTS, WEIGHTS, build_network, trained_autoencoder
 from tasks.sampling.sampler import Sampler
+from tasks.scoring.features import FeatureExtractor, FeatureNetworks
 from tasks.stage import Job
 from tests.helpers.builders import at, context, put, put_shard, put_weights, small_recipe
 from tests.helpers.foreign import saved, section, theirs
@@ -139,3 +140,19 @@ def test_diffusers_decoder_makes_the_samples_from_standardised_latents(class_nam
     image = 2 * image - 1 if class_name == "AutoencoderRAE" else image
     assert np.abs(pixels.astype(int) - to_pixels(image).astype(int)).max() <= 1
     assert abs(float(latents.mean()) - 0.25) < 0.2, "in the tokenizer's own scale"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_name", ["AutoencoderKL", "AutoencoderRAE"])
+def test_diffusers_reconstructions_are_scored(class_name: str, tmp_path: Path) -> None:
+    artifact, recipe, network = taken(tmp_path, class_name)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    examiner = FeatureExtractor(FeatureNetworks(32, recipe.evaluate.features, tokenizer=artifact))
+    found = examiner.look(np.zeros(5, np.int64), pixels, reconstruct=True)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+    zero_to_one = class_name == "AutoencoderRAE"
+    latents = network.encode((images + 1) / 2 if zero_to_one else images, return_dict=False)[0]
+    again = network.decode(latents if zero_to_one else latents.mean, return_dict=False)[0]
+    expected = peak_signal_to_noise(pixels, to_pixels(2 * again - 1 if zero_to_one else again))
+    assert found.psnr is not None and found.ssim is not None
+    np.testing.assert_allclose(found.psnr, expected, rtol=1e-3)
