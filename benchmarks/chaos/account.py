@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,36 +48,20 @@ def parts_written(written: Iterable[tuple[float, str]], manifests: Mapping[str, 
     return found
 
 
-def images_trained(logs: Iterable[str], began: float) -> list[Done]:
-    """Progress of trainings, from the lines of their jobs; a step back is a restart from a checkpoint.
+def images_trained(points: Iterable[tuple[float, str, int]], began: float) -> list[Done]:
+    """Progress of trainings, from what they told the tracker; a step back is a restart from a checkpoint.
 
-    began: seconds since the epoch.
+    points: when it was told, by which stage, and images seen; began: by the same clock.
     """
-    lines = []
-    for log in logs:
-        for text in log.splitlines():
-            if text.startswith('{"time"'):
-                try:
-                    lines.append(json.loads(text))
-                except ValueError:
-                    continue
-    reported, found = dict[str, list[float]](), []
-    for line in sorted(lines, key=lambda line: str(line["time"])):
-        stage, images = line.get("stage"), line.get("images")
-        if stage in STAGES and str(stage).startswith("train") and images and "loss" in str(line):
-            before = reported.setdefault(stage, [])
-            step = min([b - a for a, b in zip([0.0, *before], before, strict=False) if b > a], default=images)
-            new = images - before[-1] if before and images > before[-1] else min(step, images)
-            again = min(new, max(0.0, max(before, default=0.0) - (images - new)))
-            found.append(Done(_seconds(line["time"]) - began, stage, new, again))
-            before.append(images)
+    reported, found = dict[str, list[int]](), []
+    for at, stage, images in sorted(points):
+        before = reported.setdefault(stage, [])
+        step = min([b - a for a, b in zip([0, *before], before, strict=False) if b > a], default=images)
+        new = images - before[-1] if before and images > before[-1] else min(step, images)
+        again = min(new, max(0, max(before, default=0) - (images - new)))
+        found.append(Done(at - began, stage, new, again))
+        before.append(images)
     return found
-
-
-def _seconds(time: Any) -> float:
-    from datetime import datetime
-
-    return float(time) if isinstance(time, int | float) else datetime.fromisoformat(str(time)).timestamp()
 
 
 def charge(faults: list[Fault], done: list[Done]) -> None:

@@ -70,9 +70,10 @@ class Gremlin:
     def haunt(self, ended: threading.Event) -> None:
         """Until the run has ended; a run longer than the plan is left alone from there on."""
         began = time.monotonic()
-        drawn = random.Random(f"{self.seed} whom")
+        drawn, due = random.Random(f"{self.seed} whom"), 0.0
         for wait, kind in self.plan(10_000):
-            if ended.wait(wait):
+            due += wait  # a fault that takes a while does not put off the next one
+            if ended.wait(max(0.0, began + due - time.monotonic())):
                 return
             fault = Fault(kind, time.monotonic() - began)
             if self._strike(fault, drawn, ended):

@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks.chaos import account, proxy
+from benchmarks.chaos import account, gremlin, proxy
 from benchmarks.chaos.account import Done
 from benchmarks.chaos.gremlin import KINDS, Fault, Gremlin
 from benchmarks.chaos.proxy import Proxy
@@ -95,19 +97,32 @@ def test_faults_are_of_the_seed_and_of_all_kinds_alike() -> None:
     )
 
 
-def _line(second: int, stage: str, images: int) -> str:
-    stamp = f"2026-01-01T00:00:{second:02d}.000Z"
-    told = {"time": stamp, "level": "info", "message": "", "stage": stage, "images": images, "loss": 1.0}
-    return json.dumps(told)
-
-
 def test_images_that_are_trained_again_are_counted_again() -> None:
-    """To 192, back to the checkpoint at 64, and to the end at 256; lines of others, and other lines, are not."""
-    first = [_line(n, "train_dit", 64 * n) for n in (1, 2, 3)] + ["not JSON", _line(3, "sample", 40)]
-    second = [_line(10 + n, "train_dit", 64 * n) for n in (2, 3, 4)]
-    done = account.images_trained(["\n".join(second), "\n".join(first)], 0.0)
-    assert sum(each.units for each in done) == 192 + 192
-    assert sum(each.again for each in done) == 128
+    """To 192, back to the checkpoint at 64, and to the end at 256; what is told at once came in its order."""
+    first = [(100.0 + n, "train_dit", 64 * n) for n in (1, 2, 3)] + [(101.0, "train_vavae", 32)]
+    second = [(120.0, "train_dit", 64 * n) for n in (4, 3, 2)]
+    done = account.images_trained([*second, *first], 100.0)
+    assert sum(each.units for each in done if each.stage == "train_dit") == 192 + 192
+    assert sum(each.again for each in done) == 128 and done[0] == Done(1.0, "train_dit", 64, 0)
+
+
+def test_a_fault_that_takes_a_while_does_not_put_off_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, drawn = [100.0], _gremlin(0)
+
+    class Ended(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            clock[0] += timeout or 0.0
+            return len(drawn.faults) == 20
+
+    def strike(self: Gremlin, fault: Fault, *_: object) -> bool:
+        clock[0] += 20.0
+        return True
+
+    monkeypatch.setattr(Gremlin, "_strike", strike)
+    monkeypatch.setattr(gremlin, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    drawn.haunt(Ended())
+    due = accumulate(wait for wait, _ in drawn.plan(20))
+    assert [fault.at for fault in drawn.faults] == pytest.approx(list(due))
 
 
 def test_parts_that_are_written_again_are_counted_again() -> None:
