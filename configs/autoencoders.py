@@ -22,11 +22,13 @@ class AutoencoderModel(Section):
     attention_levels: tuple[int, ...] = (4,)
     decoder_attention: bool = True
     norm_groups: Positive = 32
+    patch_size: Annotated[Positive, Added(before=1)] = 1
+    """Side in pixels of the squares that are channels of one cell of level 0: no convolution at full resolution."""
 
     @property
     def downscale(self) -> int:
         """Pixels per latent cell along a side."""
-        return 1 if self.identity else 2 ** (len(self.channel_multipliers) - 1)
+        return 1 if self.identity else self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
     @model_validator(mode="after")
     def _widths_fit(self) -> AutoencoderModel:

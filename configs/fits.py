@@ -311,11 +311,30 @@ def _critics(recipe: Recipe) -> None:
             f"train_vavae.objective.discriminator.layers {layers} leaves nothing of images of {side} pixels: use fewer "
             f"layers, or image.size {3 << layers} and more"
         )
-    if section.perceptual and side < _LPIPS_SIDE:
+    if section.perceptual and section.objective.perceptual_layers:
+        _feature_distance(recipe)
+    elif section.perceptual and side < _LPIPS_SIDE:
         raise ValueError(
             f"train_vavae.objective.perceptual_weight is above 0 but image.size is {side}, too small for LPIPS: use "
             f"{_LPIPS_SIDE} pixels and more, or weight 0"
         )
+
+
+def _feature_distance(recipe: Recipe) -> None:
+    """Raises ValueError where the foundation model cannot give the perceptual term."""
+    field, foundation = "train_vavae.objective.perceptual_layers", recipe.foundation
+    layers = recipe.train_vavae.objective.perceptual_layers
+    if foundation is None:
+        raise ValueError(
+            f"{field} names layers {list(layers)} but foundation is not set: name a network, or leave it out"
+        )
+    if foundation.name.startswith("transformers/"):
+        raise ValueError(
+            f"{field} reads layers of timm's networks only, found {foundation.name}: leave it out for LPIPS"
+        )
+    for layer in layers:
+        if (wrong := unfit(foundation.model_copy(update={"layer": layer}))) is not None:
+            raise ValueError(f"{field}: {wrong}")
 
 
 def _neighbours(recipe: Recipe) -> None:

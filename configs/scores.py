@@ -58,6 +58,9 @@ class Evaluate(Section):
     precision: Annotated[Precision, Added(before="fp32")] = "fp32"
     """Of all networks that look at images; scores that are compared with published ones are made in `fp32`."""
     classifier: Classifier | None = None
+    classifier_frechet: Annotated[bool, Added(before=False)] = False
+    """A second Fréchet distance, on what the classifier sees: no stage trains on its features, so a perceptual term on
+    those of `features` cannot please it."""
 
     @property
     def needs_images(self) -> bool:
@@ -68,6 +71,8 @@ class Evaluate(Section):
     def _enough_replicates(self) -> Evaluate:
         if self.bootstrap == 1:
             raise ValueError("bootstrap is 1, which has no spread: use 0 for no intervals, or 40 and more")
+        if self.classifier_frechet and self.classifier is None:
+            raise ValueError("classifier_frechet is true but classifier is not set: describe one, or leave it out")
         return self
 
 

@@ -28,6 +28,9 @@ class VavaeObjective(Section):
     reconstruction: Literal["l1", "l2"] = "l1"
     perceptual_weight: Weight = 0.0
     """Of LPIPS, which counts once for every pixel and channel as published; 1 is the published weight."""
+    perceptual_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Added(before=())] = ()
+    """Layers of the recipe's foundation model, a timm network, that take LPIPS's place in the perceptual term: squared
+    distances of unit features there, without LPIPS's calibration. None has LPIPS."""
     lpips_weights: str = "hub"
     """VGG16 of LPIPS: `hub` (torchvision's), `random` (for tests), or a path or URL of torchvision's file."""
     kl_weight: Weight = 1e-6

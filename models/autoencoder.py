@@ -209,6 +209,8 @@ class AutoencoderKL(ImageAutoencoder):
     channel_multipliers: width of each level over base_channels; one level fewer halvings than entries.
     attention_levels: levels with attention after each block (0 = full resolution).
     decoder_attention: False leaves attention out of the decoder's levels (the MAR flavour keeps its middle).
+    patch_size: pixels of a square's side that are channels of one cell of level 0 (pixel shuffle, Shi et al. 2016), so
+        that no convolution runs at full resolution.
     Raises ValueError when a width is not a multiple of norm_groups or a level does not exist.
     """
 
@@ -226,6 +228,7 @@ class AutoencoderKL(ImageAutoencoder):
         decoder_attention: bool = True,
         norm_groups: int = 32,
         dropout: float = 0.0,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         widths = tuple(base_channels * multiplier for multiplier in channel_multipliers)
@@ -240,13 +243,14 @@ class AutoencoderKL(ImageAutoencoder):
                 f"{len(widths)} entries), found {tuple(attention_levels)}"
             )
         self.embed_dim = embed_dim or z_channels
-        self.downscale = 2 ** (len(widths) - 1)
+        self.patch_size, pixels = patch_size, patch_size**2
+        self.downscale = patch_size * 2 ** (len(widths) - 1)
         attention = tuple(attention_levels)
         self.encoder = Encoder(
-            in_channels, widths, blocks_per_level, z_channels, attention, norm_groups, dropout, base_channels
+            in_channels * pixels, widths, blocks_per_level, z_channels, attention, norm_groups, dropout, base_channels
         )
         self.decoder = Decoder(
-            out_channels,
+            out_channels * pixels,
             widths,
             blocks_per_level,
             z_channels,
@@ -263,11 +267,13 @@ class AutoencoderKL(ImageAutoencoder):
         """
         if any(side % self.downscale for side in x_BCHW.shape[-2:]):
             raise ValueError(f"image sides must be multiples of {self.downscale}, found {tuple(x_BCHW.shape[-2:])}")
-        return DiagonalGaussian(self.quant_conv(self.encoder(x_BCHW)))
+        cells = F.pixel_unshuffle(x_BCHW, self.patch_size) if self.patch_size > 1 else x_BCHW
+        return DiagonalGaussian(self.quant_conv(self.encoder(cells)))
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """Images, nominally in [-1, 1] and not clamped, from latents in the encoder's own scale."""
-        return self.decoder(self.post_quant_conv(z_BCHW))
+        cells = self.decoder(self.post_quant_conv(z_BCHW))
+        return F.pixel_shuffle(cells, self.patch_size) if self.patch_size > 1 else cells
 
     @property
     def decoding(self) -> list[nn.Parameter]:

@@ -85,8 +85,8 @@ def blocks_flops(network: LightningDiT, side: int | None = None, routed: Routed 
 
 def encoder_flops(network: AutoencoderKL, side: int) -> int:
     """Of one image of side × side pixels, to the moments of its posterior."""
-    encoder = network.encoder
-    cells, total = side * side, _convolution(encoder.conv_in, side * side)
+    encoder, cells = network.encoder, (side // network.patch_size) ** 2
+    total = _convolution(encoder.conv_in, cells)
     for level in encoder.down:
         total += _level(level, cells)
         if level is not encoder.down[-1]:

@@ -24,6 +24,7 @@ from models.sizes import SIZES
 from models.wide_head_dit import WideHeadDiT
 
 Arguments = dict[str, Any]
+_COLOURS = 3
 ANCHORS: dict[Kind, tuple[str, ...]] = {
     "lightningdit": ("x_embedder.proj.weight", "y_embedder.embedding_table.weight"),
     "autoencoder": ("encoder.conv_in.weight", "quant_conv.weight"),
@@ -263,13 +264,16 @@ def _heads(tensors: Mapping[str, Tensor], width: int, depth: int) -> int:
 
 
 def _infer_autoencoder(tensors: Mapping[str, Tensor]) -> Arguments:
-    base, in_channels = tensors["encoder.conv_in.weight"].shape[:2]
+    base, inward = tensors["encoder.conv_in.weight"].shape[:2]
+    outward = tensors["decoder.conv_out.weight"].shape[0]
+    side = math.isqrt(inward // _COLOURS)
+    patch = side if inward == outward == _COLOURS * side**2 else 1  # squares of coloured pixels, or single pixels
     levels = _count(tensors, "encoder.down.{}.block.0.conv1.weight")
     widths = [tensors[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
     attended = [i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in tensors]
     return {
-        "in_channels": in_channels,
-        "out_channels": tensors["decoder.conv_out.weight"].shape[0],
+        "in_channels": inward // patch**2,
+        "out_channels": outward // patch**2,
         "base_channels": base,
         "channel_multipliers": [width // base for width in widths],
         "blocks_per_level": _count(tensors, "encoder.down.0.block.{}.conv1.weight"),
@@ -277,7 +281,7 @@ def _infer_autoencoder(tensors: Mapping[str, Tensor]) -> Arguments:
         "embed_dim": tensors["post_quant_conv.weight"].shape[1],
         "attention_levels": attended,
         "decoder_attention": any(f"decoder.up.{i}.attn.0.q.weight" in tensors for i in attended),
-    }
+    } | ({"patch_size": patch} if patch > 1 else {})
 
 
 def _infer_semantic_vae(tensors: Mapping[str, Tensor], num_heads: int | None) -> Arguments:

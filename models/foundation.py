@@ -100,15 +100,21 @@ class FoundationModel(nn.Module):
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Features (B, C, h, w) of images in [-1, 1]; grey images (one channel) are repeated."""
-        grids = self.network.forward_intermediates(
+        return self.levels(images_B3HW, 1 if self.layer is None else [self.layer])[-1]
+
+    def levels(self, images_B3HW: Tensor, indices: int | list[int]) -> list[Tensor]:
+        """Feature grids of several intermediate outputs (of the last so many, where it is a number), with gradients to
+        the images.
+        """
+        grids: list[Tensor] = self.network.forward_intermediates(
             self.preprocess(images_B3HW),
-            indices=1 if self.layer is None else [self.layer],
+            indices=indices,
             norm=True,
             stop_early=True,
             output_fmt="NCHW",
             intermediates_only=True,
         )
-        return grids[-1]
+        return grids
 
     @torch.no_grad()
     def pooled(self, images_B3HW: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,7 +95,8 @@ class TrainableTokenizer(nn.Module):
 
     feature_dim: width of the foundation features; None leaves alignment out.
     adaptive: multiply the adversarial and alignment weights by ratios of gradient norms.
-    perceptual: (x, recon) -> (B,) or broadcastable; it counts once per pixel and channel, as published.
+    perceptual: (x or what was seen of it, recon) -> (B,) or broadcastable; it counts once per pixel and channel, as
+        published.
     weights: of all terms, where a call does not give others.
     average: mean of a tensor over all workers, so that the adaptive weights are those of the whole batch.
     one_decoder_backward: take the decoder's gradients once, for the adaptive weight and for training, instead of
@@ -109,7 +110,7 @@ class TrainableTokenizer(nn.Module):
         feature_dim: int | None = None,
         reconstruction: Literal["l1", "l2"] = "l1",
         adaptive: bool = True,
-        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+        perceptual: Callable[[Any, Tensor], Tensor] | None = None,
         weights: TokenizerWeights | None = None,
         average: Callable[[Tensor], Tensor] | None = None,
         one_decoder_backward: bool = True,
@@ -129,6 +130,7 @@ class TrainableTokenizer(nn.Module):
         features_BDhw: Tensor | None = None,
         discriminator: Callable[[Tensor], Tensor] | None = None,
         weights: TokenizerWeights | None = None,
+        seen: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """{"total", "reconstruction", "kl", "latent_mean", "latent_std", and where asked "perceptual", "cosine",
         "distance", "align_scale", "adversarial", "adversarial_scale"} for images in [-1, 1]; also "image" and
@@ -136,6 +138,7 @@ class TrainableTokenizer(nn.Module):
 
         discriminator: images to logits, with gradients to the images; given once adversarial training has begun.
         weights: those of this step, in place of the module's own.
+        seen: what the perceptual term takes in the images' place, where it was found out with the features.
         Raises ValueError when features are needed and missing.
         """
         w = weights or self.weights
@@ -150,7 +153,9 @@ class TrainableTokenizer(nn.Module):
         terms = {"reconstruction": reconstruction_error(images_B3HW, recon, self.reconstruction).mean()}
         weighted = {"reconstruction": 1.0}
         if self.perceptual is not None and w.perceptual > 0:
-            terms["perceptual"] = self.perceptual(images_B3HW, recon).mean() * images_B3HW[0].numel()
+            terms["perceptual"] = (
+                self.perceptual(images_B3HW if seen is None else seen, recon).mean() * images_B3HW[0].numel()
+            )
             weighted["perceptual"] = w.perceptual
         fidelity, at_z = LossTerms(dict(terms), dict(weighted)).total, None
         if once:

@@ -18,6 +18,7 @@ from tasks.scoring.real_images import (
     ScoringInputs,
     classifier_of,
     features_of,
+    has_both,
     score_names,
     scored,
     trusted,
@@ -73,6 +74,7 @@ def _reconstruction(context: Context, sets: dict[str, ImageFeatures], reference:
     distances = {
         names("frechet"): FrechetFrom(test.gaussians[vectors]).of_rows(getattr(again.findings, vectors))
         for vectors, names in score_names(context.recipe.evaluate).items()
+        if has_both(vectors, test, again)
     }
     assert again.findings.psnr is not None, "reconstructions have a PSNR"
     return {

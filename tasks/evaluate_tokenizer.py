@@ -25,7 +25,7 @@ from tasks.scoring.features import WITHOUT_LPIPS, FeatureNetworks, ImageFeatures
 from tasks.scoring.interpolation import interpolation_features
 from tasks.scoring.latents import Subjects, extract_latent_features
 from tasks.scoring.lpips import check_weights
-from tasks.scoring.real_images import score_names
+from tasks.scoring.real_images import has_both, score_names
 from tasks.stage import Context, Outcome, Stage
 
 PICTURE = "reconstructions.png"
@@ -106,6 +106,7 @@ def _interpolation(context: Context, networks: FeatureNetworks) -> dict[str, flo
     return {
         f"interpolation_{name('frechet')}": FrechetFrom(real.gaussians[vectors]).of_rows(getattr(halves, vectors))
         for vectors, name in score_names(recipe.evaluate).items()
+        if has_both(vectors, real)
     }
 
 
@@ -118,6 +119,8 @@ def _reconstruction(context: Context, found: dict[str, ImageFeatures]) -> dict[s
     }
     scores = {f"reconstruction_{name}": float(each.mean()) for name, each in per_image.items() if each is not None}
     for vectors, name in score_names(context.recipe.evaluate).items():
+        if not has_both(vectors, real, again):  # this stage trains no judge
+            continue
         distance = FrechetFrom(real.gaussians[vectors]).of_rows(getattr(again.findings, vectors))
         scores[f"reconstruction_{name('frechet')}"] = distance
     return scores
@@ -150,7 +153,7 @@ def check(recipe: Recipe) -> None:
 
 STAGE = Stage(
     name="evaluate_tokenizer",
-    version=2,
+    version=3,
     sections=("image", "foundation", "evaluate", "evaluate_tokenizer"),
     inputs=("shard", "train_vavae", "train_semvae"),
     run=run,

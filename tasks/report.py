@@ -27,6 +27,8 @@ from tasks.stage import Context, Outcome, Stage
 
 PAGE = "report.html"
 _STAGES = ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "tune_fewstep", "sample", "evaluate")
+SECOND = score_name("frechet", "classifier")
+"""Of the second distance (`evaluate.classifier_frechet`)."""
 _FEW_IMAGES = 300
 """Below which scores say little (our choice: there a Fréchet distance of a few hundred features is mostly bias)."""
 _LOOKED_THROUGH = 20_000
@@ -192,11 +194,13 @@ def _score_rows(evaluated: Manifest) -> list[Row]:
     known = [
         ("class_consistency", "share of images that the judge gives their label", "higher"),
         (score_name("frechet", network), "distance of the feature distributions", "lower"),
+        (SECOND, "the same on features of the judge, which no stage trains on", "lower"),
         (score_name("precision", network), "share of these images that lie among real ones", "higher"),
         (score_name("recall", network), "share of real images that lie among these", "higher"),
         ("judge_accuracy", f"the judge on the test split{weak}", "higher"),
         ("reconstruction_psnr", "tokenizer on the test split, dB", "higher"),
         (score_name("reconstruction_frechet", network), "test images against their reconstructions", "lower"),
+        (f"reconstruction_{SECOND}", "the same on features of the judge", "lower"),
     ]
     return [
         Row(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from infra.trust import trust
 from infra.weights import check_pretrained, identities, load_tensors
 from models.diffusers_config import Described
 from models.discriminator import PatchDiscriminator, TrainableDiscriminator
+from models.foundation import FoundationModel
+from models.perceptual import FeatureDistance
 from models.tokenizer_losses import TokenizerWeights, TrainableTokenizer
 from tasks.data.crops import Crop
 from tasks.data.images import images
@@ -63,6 +65,17 @@ def _weights(objective: VavaeObjective) -> TokenizerWeights:
     )
 
 
+def _perceptual(objective: VavaeObjective, foundation: FoundationModel | None) -> Callable[[Any, Tensor], Tensor]:
+    """LPIPS, or what stands in its place."""
+    if not objective.perceptual_layers:
+        return Lpips(objective.lpips_weights)
+    assert foundation is not None  # the recipe's rules
+    try:
+        return FeatureDistance(foundation, objective.perceptual_layers)
+    except ValueError as error:
+        raise UserError(f"train_vavae.objective.perceptual_layers: {error}") from None
+
+
 def mean_of_workers(gradient: Tensor) -> Tensor:
     """The mean over all training workers; the tensor itself where there is one."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -105,12 +118,16 @@ class Tokenizer(Trainee):
         self.described: Described | None = described(model) if isinstance(model, DiffusersModel) else None
         foundation = recipe.foundation if self.section.aligned else None
         trains = self.section.images > 0
+        perceptual = trains and self.section.perceptual
+        looks = trains and (self.section.aligned or (perceptual and objective.perceptual_layers))
+        network = load_foundation(recipe.foundation) if looks and recipe.foundation else None
+        self.perceptual = _perceptual(objective, network) if perceptual else None
         self.module: nn.Module = TrainableTokenizer(
             self.autoencoder,
             feature_dim=foundation.feature_dim if foundation else None,
             reconstruction=objective.reconstruction,
             adaptive=objective.adaptive,
-            perceptual=Lpips(objective.lpips_weights) if trains and self.section.perceptual else None,
+            perceptual=self.perceptual,
             average=mean_of_workers,
             one_decoder_backward=recipe.compute.train.zero_stage < 3,  # which holds parameters in parts
         )
@@ -118,7 +135,7 @@ class Tokenizer(Trainee):
         self.adversary = self.critic
         if self.section.pretrained_objective is not None:
             self._go_on(self.section.pretrained_objective)
-        self.foundation = load_foundation(foundation) if trains and foundation else None
+        self.foundation = network if foundation else None
         self.shards, self.size = context.optional("shard"), recipe.image.size
         self.latent = (self.section.model.z_channels, recipe.latent_size, recipe.latent_size)
         self.noise = ImageNumbers(self.section.seed, "posterior")
@@ -153,11 +170,19 @@ class Tokenizer(Trainee):
         }
         if self.foundation is not None and objective.align_weight > 0:
             with autocast(self.section.foundation_precision, device):
-                given["features_BDhw"] = self.foundation.to(device)(pixels).float()
+                given |= self._features(pixels, device)
         begun = batch.images_seen - self.section.batch >= begin + objective.gan_start
         if self.critic is not None and not is_held_out(batch) and objective.gan_weight > 0 and begun:
             given["discriminator"] = self.critic.network.frozen
         return given
+
+    def _features(self, pixels: Tensor, device: torch.device) -> dict[str, Any]:
+        """The foundation model's of images; where the perceptual term looks with it too, in one pass for both."""
+        assert self.foundation is not None
+        if isinstance(self.perceptual, FeatureDistance) and self.foundation.layer is not None:
+            *seen, features = self.perceptual.look(pixels, self.foundation.layer)
+            return {"features_BDhw": features.float(), "seen": seen}
+        return {"features_BDhw": self.foundation.to(device)(pixels).float()}
 
     @property
     def kept(self) -> nn.Module:
@@ -242,7 +267,7 @@ def check(recipe: Recipe) -> None:
     if isinstance(given.model, PythonModel):
         trust(recipe.model_dump(mode="json"))
         own_code.check(given.model, recipe.image.size)
-    if given.images and given.perceptual:
+    if given.images and given.perceptual and not given.objective.perceptual_layers:
         check_weights(given.objective.lpips_weights)
     check_pretrained(lambda: build_autoencoder(given.model), given.pretrained, "train_vavae.pretrained")
 

@@ -61,7 +61,7 @@ def _semantics(rows: list[dict[str, Any]]) -> str:
     scores = {
         "feature cosine": ("feature_cosine", "pca_feature_cosine"),
         "feature error": ("feature_error", "pca_feature_error"),
-        "probe": ("semantic_probe", "pca_probe"),
+        "probe": ("semantic_pooled_probe", "pca_probe"),
     }
     lines = [["", *(f"{name}, {who}" for name in scores for who in ("Semantic VAE", "PCA")), "probe, all features"]]
     for data, title in _NAMES.items():

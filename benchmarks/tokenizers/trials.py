@@ -86,8 +86,11 @@ class Trial:
         prints = {name: value for name, value in prints.items() if name in stage.inputs}
         return stage.job(self.recipe, self.root, prints)
 
-    def train(self, stage: Stage, memory: Memory, **inputs: str) -> Artifact:
-        """The stage's artifact, trained in this process unless it is there."""
+    def train(self, stage: Stage, memory: Memory | None, **inputs: str) -> Artifact:
+        """The stage's artifact, trained in this process unless it is there.
+
+        memory: what the foundation model has seen; None lets it look as often as it is asked, as a run does.
+        """
         context = Context(self.job(stage, **inputs))
         if not context.artifact.is_complete() and not context.out.exists(RESULT):
             section, compute = trained_stage(stage.name).section(context.recipe), context.recipe.compute
@@ -96,7 +99,7 @@ class Trial:
 
             def trainee() -> Any:
                 made = build(context)
-                if getattr(made, "foundation", None) is not None:
+                if memory is not None and getattr(made, "foundation", None) is not None:
                     made.foundation = Remembered(made.foundation, memory)  # type: ignore[attr-defined]
                 return made
 

@@ -73,6 +73,7 @@ def chosen_scores(known: Sequence[str], network: str) -> list[str]:
     """The scores that a reader asks for first, of those known: for charts and the left of the table."""
     published = ("fid", "inception_score")
     wanted = [*published, "class_consistency", *(score_name(s, network) for s in ("frechet", "precision", "recall"))]
+    wanted.append(score_name("frechet", "classifier"))
     return [name for name in wanted if name in known] or list(known[:4])
 
 

@@ -110,7 +110,8 @@ def run(context: Context) -> Outcome:
     judge = context.input("judge") if "judge" in context.job.inputs else None
     size, precision = recipe.image.size, section.precision
     compiled = recipe.compute.actors.compile
-    networks = FeatureNetworks(size, section.features, judge, None, published, precision, compiled=compiled)
+    judged = section.classifier_frechet
+    networks = FeatureNetworks(size, section.features, judge, judged, None, published, precision, compiled=compiled)
     examiner = _examiner(networks, threads)
 
     shown: list[tuple[NDArray[np.int64], Pixels]] = []

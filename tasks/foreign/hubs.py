@@ -53,6 +53,10 @@ def _needed(recipe: Recipe, stages: Collection[str]) -> Iterator[Callable[[], No
     if features is not None and features.weights == _HUB and {"evaluate", "evaluate_tokenizer"} & set(stages):
         yield partial(hubs.check_timm, "evaluate.features.weights", features.name)
     perceptual = "train_vavae" in stages and tokenizer.images > 0 and tokenizer.perceptual
+    if perceptual and tokenizer.objective.perceptual_layers:
+        if foundation is not None and foundation.weights == _HUB:
+            yield partial(hubs.check_timm, "foundation.weights", foundation.name)
+        perceptual = False
     if perceptual and tokenizer.objective.lpips_weights == _HUB:
         yield partial(hubs.check_torch, "train_vavae.objective.lpips_weights", _VGG16)
     if "evaluate_tokenizer" in stages and recipe.evaluate_tokenizer.lpips_weights == _HUB:

@@ -135,7 +135,7 @@ def _parts(recipe: Recipe, stage: str) -> tuple[int, int, float, str]:
         own += sum(part.values for part in networks.discriminator(section.objective.discriminator, recipe.image.size))
     if section.aligned:
         frozen += _foundation_values(recipe)
-    if section.perceptual:
+    if section.perceptual and not section.objective.perceptual_layers:
         frozen += networks.VGG_VALUES
         # Two images, each layer and its activation.
         image += (2 if half else 4) * 4 * networks.vgg_activations(recipe.image.size)
@@ -170,7 +170,7 @@ def activations(model: Tokenizer, side: int) -> int:
         return 0
     both = zip(found.widths, found.decoder_widths, strict=True)
     return sum(
-        (found.blocks * inward + (found.blocks + 1) * outward) * (side >> level) ** 2
+        (found.blocks * inward + (found.blocks + 1) * outward) * (side // found.patch >> level) ** 2
         for level, (inward, outward) in enumerate(both)
     )
 

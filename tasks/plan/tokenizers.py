@@ -32,6 +32,8 @@ class Convolutional:
     middle_attention: bool = True
     quant: bool = True
     post_quant: bool = True
+    patch: int = 1
+    """Side of the squares of pixels that are channels of a cell of level 0."""
     rest: Cost = Cost()  # noqa: RUF009  # immutable
     """Of what neither direction computes."""
 
@@ -60,6 +62,7 @@ def convolutional(section: Tokenizer) -> Convolutional | None:
             section.base_channels,
             section.attention_levels,
             section.decoder_attention,
+            patch=section.patch_size,
         )
     return None if isinstance(section, PythonModel) else _plain(described(section))
 
@@ -91,7 +94,8 @@ def _plain(found: Described) -> Convolutional | None:
 
 def _costs(of: Convolutional, side: int) -> tuple[Cost, Cost]:
     widths, z, last = of.widths, of.channels, len(of.widths) - 1
-    encoder, cells = [convolution(3, of.first, 3, side**2)], side**2
+    cells, pixels = (side // of.patch) ** 2, 3 * of.patch**2
+    encoder = [convolution(pixels, of.first, 3, cells)]
     for level, width in enumerate(widths):
         before = widths[level - 1] if level else of.first
         encoder += resolution(before, width, of.blocks, level in of.attention, cells)
@@ -110,7 +114,7 @@ def _costs(of: Convolutional, side: int) -> tuple[Cost, Cost]:
         if level:
             cells *= 4
             decoder.append(convolution(widths[level], widths[level], 3, cells))
-    decoder += [layer_norm(widths[0]), convolution(widths[0], 3, 3, cells), of.rest]
+    decoder += [layer_norm(widths[0]), convolution(widths[0], pixels, 3, cells), of.rest]
     return total(encoder), total(decoder)
 
 

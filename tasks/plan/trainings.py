@@ -69,7 +69,7 @@ def tokenizer_step_flops(recipe: Recipe, objective: VavaeObjective, adversarial:
         total += 3 * projection + 4 * pairs + adaptive * (projection + 2 * pairs)
         total += again * decoder.flops
     if objective.perceptual_weight > 0:
-        looking, weighing = networks.lpips_flops(side)
+        looking, weighing = _perceptual_flops(recipe)
         backward = 1 + (adaptive and adversarial) + again
         total += 2 * looking + weighing + backward * (looking + weighing)
     if adversarial:
@@ -77,6 +77,15 @@ def tokenizer_step_flops(recipe: Recipe, objective: VavaeObjective, adversarial:
         total += (2 + adaptive) * (first.flops + rest.flops)
         total += 4 * first.flops + 6 * rest.flops  # its own step, on images and reconstructions
     return total
+
+
+def _perceptual_flops(recipe: Recipe) -> tuple[int, int]:
+    """Of looking at one image, and of weighing what was seen of two."""
+    layers, foundation = recipe.train_vavae.objective.perceptual_layers, recipe.foundation
+    if not layers:
+        return networks.lpips_flops(recipe.image.size)
+    assert foundation is not None  # the recipe's rules
+    return networks.foundation_flops(foundation.model_copy(update={"layer": max(layers)}))[0], 0
 
 
 def _projection(recipe: Recipe) -> Cost:

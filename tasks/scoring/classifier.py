@@ -57,7 +57,12 @@ class ImageClassifier(nn.Module):
         self.head = nn.Linear(channels * CLASSIFIER_GRID**2, classes)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        return self.head(self.features(images_B3HW.contiguous(memory_format=torch.channels_last)))
+        return self.head(self.grid(images_B3HW).flatten(1))
+
+    def grid(self, images_B3HW: Tensor) -> Tensor:
+        """What it sees of images: (B, channels, 4, 4)."""
+        seen: Tensor = self.features(images_B3HW.contiguous(memory_format=torch.channels_last))
+        return seen.unflatten(1, (-1, CLASSIFIER_GRID, CLASSIFIER_GRID))
 
 
 def build_classifier(recipe: Recipe, section: Classifier) -> ImageClassifier:
@@ -74,10 +79,16 @@ def trained_classifier(artifact: Artifact) -> ImageClassifier:
 
 
 @torch.inference_mode()
+def judged(judge: ImageClassifier, images_B3HW: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The most likely label of each image, (B,), and its features, the mean over their grid, (B, channels)."""
+    grid = judge.grid(images_B3HW)
+    labels: NDArray[np.int64] = judge.head(grid.flatten(1)).argmax(dim=1).cpu().numpy()
+    return labels, grid.mean(dim=(2, 3)).float().cpu().numpy()
+
+
 def predict(judge: ImageClassifier, images_B3HW: Tensor) -> NDArray[np.int64]:
     """The most likely label of each image, (B,)."""
-    labels: NDArray[np.int64] = judge(images_B3HW).argmax(dim=1).cpu().numpy()
-    return labels
+    return judged(judge, images_B3HW)[0]
 
 
 def run(context: Context) -> Outcome:

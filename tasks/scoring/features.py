@@ -28,7 +28,7 @@ from tasks.data.pixels import Pixels, peak_signal_to_noise, to_pixels, to_tensor
 from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
 from tasks.networks import Network, load_foundation, ready, trained_autoencoder
 from tasks.randomness import key_noise
-from tasks.scoring.classifier import predict, trained_classifier
+from tasks.scoring.classifier import judged, trained_classifier
 from tasks.scoring.gaussian import Gaussian, GaussianAccumulator
 from tasks.scoring.inception import Inception, InceptionFeatures
 from tasks.scoring.lpips import Lpips
@@ -59,6 +59,8 @@ class PerImageFeatures:
     """(N, 2048), (N, 2023) and (N, 1008): what Inception finds, where it looked (see `InceptionFeatures`)."""
     spatial: NDArray[np.float32] | None = None
     logits: NDArray[np.float32] | None = None
+    judged: NDArray[np.float32] | None = None
+    """(N, channels): features of the judge, where a distance on them was asked for."""
 
     def first(self, count: int) -> PerImageFeatures:
         """Of the first `count` images."""
@@ -77,7 +79,7 @@ class PerImageFeatures:
 
 WITHOUT_LPIPS = "set evaluate_tokenizer.lpips_weights to null to score without LPIPS"
 _PUBLISHED = InceptionFeatures._fields
-VECTORS = ("features", "pool", "spatial")
+VECTORS = ("features", "pool", "spatial", "judged")
 """The findings that have a mean and a covariance."""
 
 
@@ -111,6 +113,8 @@ class FeatureNetworks:
     """Squares of images that are looked at; a side in pixels is ADM's centre crop."""
     features: Foundation
     judge: Artifact | None = None
+    judged: bool = False
+    """Keep the judge's features."""
     tokenizer: Artifact | None = None
     inception: str | None = None
     """Path or URL of its weights."""
@@ -203,6 +207,7 @@ class FeatureExtractor:
         self.features = self._ready(load_foundation(networks.features), networks.compiled)
         self.by_token = networks.features.vector == "token"
         self.judge = None if networks.judge is None else trained_classifier(networks.judge).to(self.device)
+        self.judged = networks.judged
         self.inception = None if networks.inception is None else Inception(networks.inception).to(self.device)
         self.lpips = None if networks.lpips is None else Lpips(networks.lpips, WITHOUT_LPIPS)
         tokenizer = None if networks.tokenizer is None else trained_autoencoder(networks.tokenizer)
@@ -258,9 +263,15 @@ class FeatureExtractor:
             likeness = {"psnr": peak_signal_to_noise(real, pixels), **self._likeness(*pair)}
         images = self._filled(pixels)
         features = self._vectors(images)[:count].float().cpu().numpy()
-        predictions = None if self.judge is None else predict(self.judge, images)[:count]
+        predictions, seen = (None, None) if self.judge is None else judged(self.judge, images)
         return PerImageFeatures(
-            labels, features, predictions, likeness.pop("psnr", None), **likeness, **self._published(pixels)
+            labels,
+            features,
+            None if predictions is None else predictions[:count],
+            likeness.pop("psnr", None),
+            judged=seen[:count] if seen is not None and self.judged else None,
+            **likeness,
+            **self._published(pixels),
         )
 
     def _latents(self, images: Tensor, keys: Sequence[str], seed: int) -> Tensor:

@@ -65,7 +65,7 @@ class Latents:
     features: Rows | None = None
     """(N, D): features of an image, the mean over its cells."""
     semantic: Rows | None = None
-    """(N, K): means of the Semantic VAE's posteriors, the mean over an image's cells."""
+    """(N, K, h, w): means of the Semantic VAE's posteriors."""
     comparisons: Rows | None = None
     """(N, names of :data:`COMPARED`), the mean over an image's cells; from the second pass."""
 
@@ -132,7 +132,7 @@ class LatentFeatureExtractor:
             _numpy(z),
             _numpy(deviations),
             _numpy(f.mean(dim=(2, 3))),
-            None if s is None else _numpy(s.mean(dim=(2, 3))),
+            None if s is None else _numpy(s),
             comparisons,
         )
         return latents, CellSums.of(_cells(z), _cells(f)) if fitted is None else None
@@ -229,7 +229,8 @@ def scored(
         scores |= {name: means[name] for name in wanted}
         scores["feature_probe"] = probe(train.features, train.labels, test.features, test.labels)
         if train.semantic is not None and test.semantic is not None:
-            scores["semantic_probe"] = probe(train.semantic, train.labels, test.semantic, test.labels)
+            for name, cells in (("semantic_probe", _flat), ("semantic_pooled_probe", _pooled)):
+                scores[name] = probe(cells(train.semantic), train.labels, cells(test.semantic), test.labels)
             pca = [(each - fitted.mean_D) @ fitted.components_DK for each in (train.features, test.features)]
             scores["pca_probe"] = probe(pca[0], train.labels, pca[1], test.labels)
     return scores, {"channels": {each.name: getattr(usage, each.name).tolist() for each in fields(usage)}}

@@ -26,7 +26,7 @@ from tasks.scoring.distances import score_name
 from tasks.scoring.features import VECTORS, FeatureNetworks, ImageFeatures, ImageSet, PerImageFeatures, extract_features
 from tasks.scoring.gaussian import Gaussian
 from tasks.scoring.reference import Reference
-from tasks.scoring.score import Scores, compare
+from tasks.scoring.score import JUDGED, Scores, compare
 from tasks.stage import Context, Job, Outcome, Stage, perform, side_job
 
 RECONSTRUCTED = "reconstructed"
@@ -137,7 +137,16 @@ def features_of(
     published = None if section.inception is None else section.inception.weights
     size, precision = given.recipe.image.size, section.precision
     compute, tokenizer = given.recipe.compute.actors, given.tokenizer
-    networks = FeatureNetworks(size, section.features, judge, tokenizer, published, precision, compiled=compute.compile)
+    networks = FeatureNetworks(
+        size,
+        section.features,
+        judge,
+        section.classifier_frechet,
+        tokenizer,
+        published,
+        precision,
+        compiled=compute.compile,
+    )
     weights_hash = references.looked_at(given.recipe)["inception"]
     features = extract_features("evaluate", {**samples, **missing}, networks, compute)
     artifacts = {
@@ -155,9 +164,13 @@ def _kept_sets(given: ScoringInputs, reference: Reference, judge: Artifact | Non
     Floor and reconstructions are of the recipe's own images: a run that reads none has neither.
     """
     shards, limit = given.shards, given.recipe.evaluate.images
-    networks = references.looked_at(given.recipe)
+    networks: dict[str, Any] = references.looked_at(given.recipe)
+    seen = {} if judge is None or not given.recipe.evaluate.classifier_frechet else {"judge": judge}
+    if seen:
+        networks |= {"judged": True}
 
     def kept(stage: str, images: ImageSet, sections: dict[str, Any], inputs: dict[str, Artifact]) -> _KeptSet:
+        inputs |= seen
         return _KeptSet(images, given.side_job(stage, _VERSION, {**networks, **sections}, inputs))
 
     sets: dict[str, _KeptSet] = {}
@@ -249,13 +262,22 @@ def score_names(section: Evaluate) -> dict[str, Callable[[str], str]]:
     }
     if section.inception is not None:
         names["pool"] = inception.Identity.at(section.inception.weights).name
+    if section.classifier_frechet:
+        names[JUDGED] = lambda score: score_name(score, "classifier")
     return names
+
+
+def has_both(vectors: str, *sets: ImageFeatures) -> bool:
+    """Whether these sets can be compared: the judge's features are missing where it is too weak, and in a reference
+    from elsewhere."""
+    return vectors != JUDGED or all(vectors in each.gaussians for each in sets)
 
 
 def scored(real: ImageFeatures, other: ImageFeatures, recipe: Recipe, intervals: bool = True) -> Scores:
     """Scores of a set against real images. Raises UserError where a set is too small to have them."""
     section = recipe.evaluate
     try:
-        return compare(real, other, section, score_names(section), recipe.data.classes, intervals=intervals)
+        known = {vectors: name for vectors, name in score_names(section).items() if has_both(vectors, real, other)}
+        return compare(real, other, section, known, recipe.data.classes, intervals=intervals)
     except ValueError as error:
         raise UserError(f"the sets cannot be scored: {error}; see sample.images and evaluate.images") from None

@@ -15,6 +15,7 @@ from tasks.scoring.features import ImageFeatures, PerImageFeatures
 
 _SHARES = 1_000
 """Replicates of a share's interval: one random number each."""
+JUDGED = "judged"
 Name = Callable[[str], str]
 
 
@@ -53,6 +54,8 @@ def compare(
     replicates = section.bootstrap if intervals else 0
     for vectors, name in names.items():
         _frechet(scores, real, made, vectors, name("frechet"), section, replicates)
+        if vectors == JUDGED:  # a second opinion of the set, not of single images
+            continue
         _neighbourhoods(scores, real, made, vectors, name, section, replicates)
     if "pool" in names:
         if "spatial" in real.gaussians:

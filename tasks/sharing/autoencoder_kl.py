@@ -15,10 +15,11 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 def config_of(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     """Arguments of diffusers' `AutoencoderKL` for ours (`models.autoencoder`), or None where it has no such network.
 
-    It begins at the first level's width, and its moments have as many channels as the latents.
+    It begins at the first level's width and at full resolution, and its moments have as many channels as the latents.
     """
     multipliers, z_channels = arguments["channel_multipliers"], arguments["z_channels"]
-    if multipliers[0] != 1 or arguments.get("embed_dim") not in (None, z_channels):
+    widened = arguments.get("embed_dim") not in (None, z_channels)
+    if multipliers[0] != 1 or widened or arguments.get("patch_size", 1) > 1:
         return None
     levels = range(len(multipliers))
     attended = [level in arguments["attention_levels"] for level in levels]

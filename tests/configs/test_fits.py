@@ -51,6 +51,17 @@ GRID = "set foundation.input_size"
             ["train_vavae.objective.gan_weight=0.5", "train_vavae.objective.discriminator.layers=4"],
             ["discriminator.layers 4 leaves nothing of images of 32 pixels", "image.size 48"],
         ),
+        (
+            "demo_tiny",
+            ["train_vavae.objective={perceptual_weight: 1.0, perceptual_layers: [0, 5]}"],
+            ["perceptual_layers: layer 5 is none of the 5 of efficientnet_lite0", "use 0 to 4"],
+        ),
+        (
+            "ldm_tiny",
+            ["train_vavae.objective={perceptual_weight: 1.0, perceptual_layers: [1]}", "foundation=null"],
+            ["perceptual_layers names layers [1] but foundation is not set"],
+        ),
+        ("demo_tiny", ["evaluate.classifier=null", "evaluate.classifier_frechet=true"], ["classifier_frechet is true"]),
         ("demo_tiny", ["train_dit.routing={last: 4}"], ["routing.last is 4", "3 blocks"]),
         ("demo_tiny", ["train_dit.routing={first: 3, last: 2}"], ["first 3 comes after last 2"]),
         (

@@ -75,6 +75,21 @@ def test_small_autoencoder_halves_once_and_comes_back() -> None:
     assert model.last_decoder_weight is model.decoder.conv_out.weight
 
 
+def test_squares_of_pixels_are_channels_of_a_cell() -> None:
+    """Of a network at half resolution, on images whose squares were laid out as channels by hand."""
+    model, inner = small(patch_size=2), small(in_channels=4, out_channels=4)
+    inner.load_state_dict(model.state_dict())
+    image = torch.randn(2, 1, 8, 12)
+    squares = torch.stack([image[:, 0, y::2, x::2] for y in (0, 1) for x in (0, 1)], dim=1)
+    assert model.downscale == 4
+    posterior = model.encode(image)
+    assert posterior.mean.shape == (2, 3, 2, 3) and torch.equal(posterior.mean, inner.encode(squares).mean)
+    made, cells = model.decode(posterior.mean), inner.decode(posterior.mean)
+    assert made.shape == image.shape and torch.equal(made[:, 0, 1::2, 0::2], cells[:, 2])
+    with pytest.raises(ValueError, match="multiples of 4"):
+        model.encode(torch.zeros(1, 1, 8, 6))
+
+
 def test_bad_arguments_and_sides_are_refused() -> None:
     with pytest.raises(ValueError, match="norm_groups=5"):
         small(norm_groups=5)

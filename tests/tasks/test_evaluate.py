@@ -12,15 +12,20 @@ import torch
 from configs import UserError
 from configs.data import Foundation
 from infra.artifacts import MANIFEST, Artifact
+from tasks.data.images import images
 from tasks.data.pixels import peak_signal_to_noise, to_tensor
 from tasks.evaluate import STAGE
 from tasks.networks import load_foundation
+from tasks.scoring.classifier import trained_classifier
+from tasks.scoring.distances import frechet_distance
 from tasks.scoring.features import FeatureExtractor, FeatureNetworks, PerImageFeatures
+from tasks.scoring.gaussian import Gaussian
 from tasks.stage import perform
 from tests.helpers.builders import at, context, drawing, put_networks, put_sample, put_shard, small_recipe
 
+SECOND = "evaluate.classifier_frechet=true"
 SETTINGS = ("evaluate.images=100", "evaluate.classifier.epochs=6", "evaluate.classifier.learning_rate=5.0e-3")
-RECIPE = small_recipe(*SETTINGS)
+RECIPE = small_recipe(*SETTINGS, SECOND)
 
 
 def pictures(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -106,6 +111,7 @@ def test_better_pictures_have_better_scores(evaluated: tuple[str, Artifact, Arti
     assert poor["frechet_efficientnet_lite0"] > 2 * good["frechet_efficientnet_lite0"]
     assert good["class_consistency"] > 0.9 > 0.3 > poor["class_consistency"]
     assert good["precision_efficientnet_lite0"] > poor["precision_efficientnet_lite0"]
+    assert poor["frechet_classifier"] > 2 * good["frechet_classifier"] > 0
     assert good["reconstruction_psnr"] > 5 and good["reconstruction_frechet_efficientnet_lite0"] > 0
 
 
@@ -113,6 +119,7 @@ def test_the_floor_is_what_real_images_reach(evaluated: tuple[str, Artifact, Art
     good, poor = (artifact.manifest for artifact in evaluated[1:])
     for name in (
         "frechet_efficientnet_lite0",
+        "frechet_classifier",
         "precision_efficientnet_lite0",
         "recall_efficientnet_lite0",
         "class_consistency",
@@ -136,6 +143,20 @@ def test_where_all_images_are_trained_on_there_is_no_floor(tmp_path: Path, actor
     assert not [name for name in made.scores if name.startswith(("floor_", "reconstruction_"))]
 
 
+def test_the_second_distance_is_of_what_the_judge_sees(evaluated: tuple[str, Artifact, Artifact]) -> None:
+    root, good, _ = evaluated
+    (fingerprint,) = (path.name for path in (Path(root.removeprefix("file://")) / "judge").iterdir())
+    judge = trained_classifier(Artifact(root, "judge", fingerprint))
+
+    def seen(pixels: np.ndarray) -> Gaussian:
+        with torch.no_grad():
+            return Gaussian.of(judge.grid(to_tensor(pixels)).mean(dim=(2, 3)).numpy())
+
+    real = np.concatenate([pixels for _, pixels in images(Artifact(root, "shard", "shard"), "test", 32)])
+    by_hand = frechet_distance(seen(real), seen(pictures(np.arange(80) % 10, seed=5)))
+    assert good.manifest.scores["frechet_classifier"] == pytest.approx(by_hand, rel=1e-3)
+
+
 def test_no_distance_calls_itself_fid(evaluated: tuple[str, Artifact, Artifact]) -> None:
     assert not [name for name in evaluated[1].manifest.scores if "fid" in name]
 
@@ -153,10 +174,10 @@ def test_a_poor_judge_is_told_and_only_its_score_left_out(
     (fingerprint,) = (path.name for path in (Path(root.removeprefix("file://")) / "judge").iterdir())
     judge = Artifact(root, "judge", fingerprint)
     judge.storage.write_bytes(MANIFEST, replace(judge.manifest, scores={"judge_accuracy": 0.62}).to_json())
-    strict = small_recipe(*SETTINGS, "evaluate.classifier.min_accuracy=0.9")
+    strict = small_recipe(*SETTINGS, SECOND, "evaluate.classifier.min_accuracy=0.9")
     job = context(root, strict, STAGE, "shard", "train_vavae", sample="good").job
     scores = perform(STAGE, job).manifest.scores
     said = capsys.readouterr()
     assert "labels only 0.620 of the test split right" in said.out + said.err
     assert scores["judge_accuracy"] == 0.62 and scores.keys() >= {"frechet_efficientnet_lite0", "reconstruction_psnr"}
-    assert not [name for name in scores if "class_consistency" in name]
+    assert not [name for name in scores if "class_consistency" in name or "frechet_classifier" in name]

@@ -25,6 +25,7 @@ from tasks.plan import scoring
 from tasks.plan.data import Images
 from tasks.randomness import key_noise
 from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageSet
+from tasks.scoring.latent_scores import probe
 from tasks.scoring.latents import LatentFeatureExtractor, Subjects, fit, joined, scored
 from tests.helpers.builders import at, context, put_shard, put_weights, small_recipe
 from tests.helpers.counting import counted
@@ -93,6 +94,17 @@ def test_latents_are_compared_with_features_as_by_hand(root: str, monkeypatch: p
     assert len(facts["channels"]["deviation"]) == 8
     chance = 0.1
     assert scores["feature_probe"] > 2 * chance and scores["pca_probe"] > chance
+    cells = [
+        (semantic.encode(foundation(torch.cat([to_tensor(each) for _, each in shown]))).mean, [n for n, _ in shown])
+        for semantic, shown in ((sem, list(images(shards, split, 32))) for split in ("train", "test"))
+    ]
+    (train_s, train_labels), (test_s, test_labels) = ((s.detach().numpy(), np.concatenate(n)) for s, n in cells)
+    for name, seen in (
+        ("semantic_probe", lambda s: s.reshape(len(s), -1)),
+        ("semantic_pooled_probe", lambda s: s.mean((2, 3))),
+    ):
+        found = probe(seen(train_s), train_labels, seen(test_s), test_labels)
+        assert scores[name] == pytest.approx(found, abs=0.03), name
 
 
 def test_the_stage_scores_both_tokenizers(root: str, local_ray: None, actors_here: None) -> None:

@@ -252,6 +252,21 @@ def test_perceptual_loss_is_trained_with_and_refused_without_weights(root: str) 
         build(job(root, small_recipe(*STAGES, *random, nowhere)))
 
 
+def test_the_foundation_model_stands_in_for_lpips_and_looks_once_for_both_terms(root: str) -> None:
+    objective = "train_vavae.objective={perceptual_weight: 0.5, perceptual_layers: [0, 2], align_weight: 0.1}"
+    made = job(root, small_recipe(*STAGES, "train_vavae.images=8", "train_vavae.stages=[]", objective), name="layers")
+    train(made)
+    trainee: Any = build(made)
+    batch = next(iter(trainee.loader.stream()))
+    given = trainee.inputs(batch, torch.device("cpu"))
+    torch.testing.assert_close(given["features_BDhw"], trainee.foundation(given["images_B3HW"]))
+    once, twice = trainee.module(**given), trainee.module(**{n: v for n, v in given.items() if n != "seen"})
+    assert len(given["seen"]) == 2 and once["perceptual"] > 0
+    torch.testing.assert_close(once["perceptual"], twice["perceptual"])
+    by_hand = trainee.perceptual(given["images_B3HW"], once["image"]).mean() * 3 * 32 * 32
+    torch.testing.assert_close(once["perceptual"], by_hand, rtol=1e-4, atol=1e-3)
+
+
 def test_features_are_of_the_authors_squares_where_it_is_asked_for(root: str) -> None:
     """The shorter side to 72 pixels, 64 of the centre into the network as they are, and no flips."""
     assert small_recipe().foundation.input_size == 64  # type: ignore[union-attr]
