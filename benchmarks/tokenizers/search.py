@@ -56,18 +56,18 @@ def _seen(layers: str, weight: float) -> tuple[str, ...]:
     return f"{at}_layers={layers}", f"{at}_weight={weight}"
 
 
-_EARLIER = (
-    _model(8, "[1, 2, 4, 4]", 1, 8, 1),
-    "train_vavae.learning_rate=5.0e-3",
-    "train_vavae.objective.align_weight=0.1",
-    "train_vavae.objective.perceptual_weight=0",
-)
-_SQUARES = (_model(32, "[1, 2]", 4, 16, 8), "train_vavae.learning_rate=3.0e-3")
+_ALIGNED = "train_vavae.objective.align_weight=0.1"
+_LEVELS = "[1, 2, 4, 4]"
+_FAST = "train_vavae.learning_rate=5.0e-3"
 CANDIDATES: dict[str, tuple[str, ...]] = {
-    "before": _EARLIER,
-    "squares of 4": (*_SQUARES, "train_vavae.objective.perceptual_weight=0"),
-    "squares of 4, layers 0 to 2": (*_SQUARES, *_seen("[0, 1, 2]", 0.3)),
+    "8 channels": (_model(8, _LEVELS, 1, 8, 1), _FAST, _ALIGNED),
+    "16 channels": (_model(8, _LEVELS, 1, 16, 1), _FAST, _ALIGNED),
+    "16 channels, not aligned": (_model(8, _LEVELS, 1, 16, 1), _FAST),
+    "squares of 2": (_model(16, "[1, 2, 4]", 2, 16, 1), _FAST, _ALIGNED),
+    "squares of 4": (_model(32, "[1, 2]", 4, 16, 8), "train_vavae.learning_rate=3.0e-3", _ALIGNED),
+    "16 channels, layers 0 and 1": (_model(8, _LEVELS, 1, 16, 1), _FAST, _ALIGNED, *_seen("[0, 1]", 0.03)),
 }
+"""Settings beyond those that all trials here share (:data:`benchmarks.tokenizers.trials.BASE`)."""
 
 
 class Search:
