@@ -100,7 +100,6 @@ class Search:
             train_vavae.STAGE, None
         )
 
-    @torch.inference_mode()
     def _scores(self, tokenizer: Artifact) -> dict[str, float]:
         examiner = FeatureExtractor(FeatureNetworks(SIDE, self._evaluate.features, judged=True, tokenizer=tokenizer))
         examiner.judge = self._judge
