@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from configs import UserError
 from configs.load import read_recorded
@@ -38,27 +38,31 @@ def list_all(
     stage: Annotated[str | None, typer.Option("--stage", help="Only those of this stage.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List stage, name, age and size of every artifact, what it was made from and what uses it."""
+    """List stage, name, age and size of every artifact, what it was made from and how many use it."""
     entries = inventory.read(root or default_root())
     users = inventory.users(entries)
     shown = [each for each in entries.values() if stage in (None, each.artifact.stage)]
     if as_json:
         print(json.dumps([_plain(each, users) for each in shown], indent=1))
         return
-    table = Table("artifact", "age", "size", "made from", "used by", title=str(root or default_root()))
+    whole = Column("artifact", no_wrap=True)  # which other commands take
+    table = Table(
+        whole, "age", "size", Column("made from", overflow="fold"), "users", title=str(root or default_root())
+    )
     for each in shown:
-        note = f" ({each.fault.partition(';')[0]})" if each.fault else ""
-        using = users[each.name]
-        table.add_row(
-            each.name + note,
-            _age(time.time() - each.written),
-            _size(each.bytes),
-            "\n".join(name if name in entries else f"{name} (gone)" for name in each.made_from),
-            "\n".join(using),
-        )
+        told = [each.fault.partition(";")[0]] if each.fault else []
+        told += [_short(name) if name in entries else f"{_short(name)} (gone)" for name in each.made_from]
+        age = _age(time.time() - each.written)
+        table.add_row(each.name, age, _size(each.bytes), "\n".join(told), str(len(users[each.name])))
     console = Console()
     console.print(table)
     console.print(f"{len(shown)} artifacts, {_size(sum(each.bytes for each in shown))}")
+
+
+def _short(name: str) -> str:
+    """`encode/6b43d7`, which tells artifacts apart."""
+    stage, _, made = name.partition("/")
+    return f"{stage}/{made[:6]}"
 
 
 @app.command()

@@ -201,8 +201,8 @@ class Run:
         child = self._begun_run(out) if complete else self._child_run(stage, artifact, out, job.inputs)
         if child is not None:
             job = Job(**{**asdict(job), "tracking": {**asdict(child), "prefect_flow_run": self.prefect_flow_run}})
-        verb = "cached" if complete else "running"
-        logger.info("%s %s → %s", verb, stage.name, out.url)
+        if not complete:
+            logger.info("running %s → %s", stage.name, out.url)
         perform_stage = _perform.with_options(
             name=stage.name, task_run_name=f"{stage.name} {artifact.fingerprint}", refresh_cache=not complete
         )
@@ -222,7 +222,7 @@ class Run:
             artifact.storage.delete(RUN_FILE)
             artifact.storage.delete(jobs.DESCRIPTION)
         manifest = artifact.manifest
-        self.tracker.tag(**{f"stage.{stage.name}": f"{verb.replace('running', 'made')} {artifact.fingerprint}"})
+        self.tracker.tag(**{f"stage.{stage.name}": f"{'cached' if complete else 'made'} {artifact.fingerprint}"})
         self.tracker.metrics(shown.counting(stage.name, manifest.scores))
         logger.info(
             "%s %s: %s rows, %.0f s",

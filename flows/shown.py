@@ -100,8 +100,9 @@ def note(name: str, scored: Manifest, report: str, tracker: Tracker) -> str:
         rows.append(f"| {each} | {value:.4g} | {'–' if floor is None else f'{floor:.4g}'} |")
     where = f"\n\nReport: `{report}`"
     if tracker.run:
-        server = tracker.uri.rstrip("/") if tracker.uri.startswith("http") else ""
-        where += f"\n\nMLflow: {server}/{tracker.page}" if server else f"\n\nMLflow run `{tracker.run}`"
+        server = tracker.uri.rstrip("/")
+        shown = [f"[{what}]({server}/{tracker.page(at)})" for what, at in (("run", ""), ("report", _SHEETS[1]))]
+        where += f"\n\nMLflow: {', '.join(shown)}" if server.startswith("http") else f"\n\nMLflow run `{tracker.run}`"
     return f"**{name}**\n\n" + "\n".join(rows) + where
 
 

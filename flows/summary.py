@@ -111,7 +111,7 @@ def _places(artifact: Artifact, manifest: Manifest) -> list[tuple[str, str]]:
 def _run_page() -> str:
     """Where MLflow shows this run: on its server, or on one that a command starts on our database."""
     uri, run = tracking_uri(), own_run()
-    page = "" if run is None else run.page
+    page = "" if run is None else run.page()
     if uri.startswith(("http://", "https://")):
         return f"{uri.rstrip('/')}/{page}"
     started = f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"

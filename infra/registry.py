@@ -54,6 +54,7 @@ def register(name: str, run: str, folder: Path) -> str:
         name,
         f"{found.info.artifact_uri}/{_PLACE}",
         run_id=run,
+        await_creation_for=0,  # which else is announced in a line
         description=found.data.tags.get("mlflow.note.content"),
         tags={each: found.data.tags[each] for each in ("recipe", "overrides") if found.data.tags.get(each)},
     )

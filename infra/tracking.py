@@ -131,11 +131,11 @@ class Tracker:
         """Since the run began."""
         return time.time() - self._client.get_run(self.run).info.start_time / 1000
 
-    @property
-    def page(self) -> str:
-        """Where MLflow's pages show the run, below the address of their server; as a training, not as an agent's."""
+    def page(self, file: str = "") -> str:
+        """Where MLflow's pages show the run, or a file of it, below the address of their server; as a training."""
         experiment = self._client.get_run(self.run).info.experiment_id
-        return f"#/experiments/{experiment}/runs/{self.run}?{_READ}"
+        place = f"/artifacts/{file}" if file else ""
+        return f"#/experiments/{experiment}/runs/{self.run}{place}?{_READ}"
 
     def finish(self, status: str = "FINISHED") -> None:
         if self.run:

@@ -35,9 +35,14 @@ def made(tmp_path: Path) -> dict[str, str]:
     return make_all(str(tmp_path / "root"), days=40)
 
 
-def test_list_and_show(asked, made: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_list_and_show(asked, made: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     status, told = asked("list")
-    assert status == 0 and "40 d" in told and f"encode/{made['encode']}" in told and "8 artifacts" in told
+    assert status == 0 and "40 d" in told and f"encode/{made['encode']}" in told and f"{len(made)} artifacts" in told
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = asked("list")[1].splitlines()[1:]  # the title is a place
+    assert max(map(len, narrow)) <= 80 and all(
+        any(f" {stage}/{made[stage]} " in line for line in narrow) for stage in made
+    )
     listed = {each["artifact"]: each for each in json.loads(asked("list", "--json", "--stage", "encode")[1])}
     assert set(listed) == {f"encode/{made['encode']}"}
     assert f"shard/{made['shard']}" in listed[f"encode/{made['encode']}"]["made_from"]

@@ -25,7 +25,9 @@ from tests.helpers.builders import at, put, small_recipe
 NAME = "demo_tiny guidance.scale=4"
 
 
-def test_the_run_itself_has_report_picture_note_and_is_found_by_its_changes(tmp_path: Path, home: Path) -> None:
+def test_the_run_itself_has_report_picture_note_and_is_found_by_its_changes(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
     root, recipe = at(tmp_path), small_recipe()
@@ -45,7 +47,10 @@ def test_the_run_itself_has_report_picture_note_and_is_found_by_its_changes(tmp_
     assert {file.path for file in client.list_artifacts(run.run)} == {"generated.png", "report.html"}
     said = found.data.tags["mlflow.note.content"]
     assert NAME in said and "| frechet_x | 12.35 | 1.5 |" in said and "| judge_accuracy | 0.75 | – |" in said
-    assert report.uri in said
+    assert report.uri in said and run.run in said
+    monkeypatch.setattr(Tracker, "page", lambda self, file="": f"#/run/{file}")
+    there = shown.note(NAME, report.manifest, report.uri, Tracker("http://server:5000/", run.run))
+    assert "[run](http://server:5000/#/run/), [report](http://server:5000/#/run/report.html)" in there
     assert list(found.data.params) == ["sample.guidance.scale", "name", "sample.steps"], "what differs comes first"
     experiment = client.get_experiment(found.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
