@@ -87,7 +87,7 @@ class SampleTab:
             each.set_visibility(False)
         self._timer = ui.timer(0.3, self._follow)
         ui.timer(0, self._choice.refresh, once=True)
-        ui.context.client.on_disconnect(self._cancel)
+        ui.context.client.on_delete(self._cancel)
 
     # ------------------------------------------------------------------------------------------------- choosing
 

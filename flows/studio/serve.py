@@ -17,6 +17,8 @@ TOKEN = "LATENTFORGE_STUDIO_TOKEN"
 LOOPBACK = "127.0.0.1"
 LIBRARIES = "requirements-studio.lock"
 _SHORTEST = 16
+_PATIENCE = 60.0
+"""Seconds that a page which does not answer, beside a training, is waited for."""
 _HERE = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -77,7 +79,7 @@ def application(root: str) -> App:
     warnings.filterwarnings("ignore", category=FutureWarning, module="nicegui")
     app = FastAPI(title="latentforge studio", docs_url=None, redoc_url=None, openapi_url=None)
     page.register(root)
-    ui.run_with(app, title="latentforge studio", favicon="🔨", dark=None)
+    ui.run_with(app, title="latentforge studio", favicon="🔨", dark=None, reconnect_timeout=_PATIENCE)
     return app
 
 
