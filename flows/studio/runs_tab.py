@@ -100,8 +100,8 @@ class RunsTab:
                 _row(entry, scores)
             if not found.pages:
                 ui.label("No report under this root yet.").classes("opacity-70")
-        await self._look()
         self._offer([name for name in self._curves() if name.startswith(_TRAINED[0])][:_CURVES])
+        await self._look()
 
     async def _follow(self) -> None:
         if self.looked_at:  # else nobody asks MLflow

@@ -149,6 +149,9 @@ class SampleTab:
             f"{self._names[label]}: columns {columns}; rows {rows}",
             lambda: "\n".join(command(player.model, str(label), 1, own, given, name) for name, given, own in lines),
         )
+        self._bars.clear()  # how the last cell formed says nothing of the grid
+        for each in (self._beside, self._slider):
+            each.set_visibility(False)
 
     async def _draw(self, work: Callable[[Look], Pixels], told: str, line: Callable[[], str]) -> None:
         """Make a picture in a thread, show it, and the command that makes it again."""
