@@ -60,6 +60,9 @@ def prepared(folder: Path, recipe: Recipe, judged: bool) -> Context:
     put_networks(root, recipe)
     tokenizer = Artifact(root, "train_vavae", "train_vavae").manifest
     put(root, recipe, "train_vavae", list(tokenizer.files), facts={"curves": CURVES}, scores={"psnr": 21.4})
+    shards = Artifact(root, "shard", "shard").manifest
+    looked = {"source": {"lines": ["10 classes", "left out: 3 × no picture (.txt)"]}}
+    put(root, recipe, "shard", list(shards.files), facts={**shards.facts, **looked})
     labels = np.arange(40) % 10
     random = np.random.default_rng(1)
     put_sample(root, recipe, np.stack([drawing(int(label), random, side=32) for label in labels]), labels)
@@ -123,6 +126,7 @@ def test_page_tells_scores_beside_their_floor_costs_and_recipe(reported: Artifac
     for stage in ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample", "evaluate"):
         assert f"{stage} 1.5 s" in text
     assert "semantic_first" in text and "torch" in text
+    assert "Source 10 classes left out: 3 × no picture (.txt)" in text
 
 
 def test_page_says_what_scores_of_few_images_are_worth(reported: Artifact) -> None:

@@ -50,7 +50,9 @@ def _odd_pile(root: Path) -> Path:
     return root
 
 
-def test_an_odd_pile_end_to_end(tmp_path: Path) -> None:
+def test_an_odd_pile_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, bytes] = {}
+    monkeypatch.setattr(tracking.Tracker, "file", lambda _, name, data: kept.update({name: data}))
     pile = _odd_pile(tmp_path / "my pile")
     recipe = folder_recipe(
         pile,
@@ -65,6 +67,7 @@ def test_an_odd_pile_end_to_end(tmp_path: Path) -> None:
     assert facts["classes"] == ["b", "größe 1", "no images"]
     assert facts["source"]["left_out"] == {"no picture (.txt)": 1}
     assert facts["source"]["counts"] == {"all": [28, 20, 0]} and facts["source"]["splits"] == {"all": 48}
+    assert len(facts["source"]["lines"]) == 5 and kept["source.txt"].decode().splitlines() == facts["source"]["lines"]
     reasons = {"empty file": 1, "too many pixels": 1, "truncated image": 1}
     assert facts["quarantine"] == reasons
     assert sum(facts["splits"].values()) == 45 and 1 <= facts["splits"]["test"] <= 5
