@@ -1,6 +1,6 @@
 """A cascade against its own finest resolution: quality and images a second of the same weights (docs/lowdiff.md).
 
-    python -m benchmarks.lowdiff [--root FOLDER] [--seeds 0 1 2] [--images 32000] [--sampled 600] [--threads 1]
+    python -m benchmarks.lowdiff [--rival] [--root FOLDER] [--seeds 0 1 2] [--images 32000] [--sampled 600]
 
 Trains one small LowDiff on Fashion-MNIST latents for each seed, on one tokenizer and one set of latents, and samples
 the same labels from it three ways without guidance:
@@ -10,7 +10,11 @@ the same labels from it three ways without guidance:
 - `equal`, the finest alone again with as many steps as the cascade has evaluations' worth, because fewer steps are
   the plainest way to be faster.
 
-The three take turns batch by batch, so that all feel the same noise; speeds are medians over turns of ratios within
+With `--rival` beside them what a cascade has to beat: `rival/n`, a network that saw the finest resolution alone, for as
+many FLOPs of training, sampled by UniPC in n steps, and `cascade/c+f`, the cascade by UniPC too. Read score at equal
+cost and cost at equal score off `effective_evaluations`, which are in passes at the finest resolution.
+
+All ways take turns batch by batch, so that all feel the same noise; speeds are medians over turns of ratios within
 one turn, in CPU time of the process and in wall time, without and with decoding. Scores are against the test split by
 EfficientNet-Lite0 and by a small classifier; a difference is taken seed by seed. The last line is one JSON object.
 """
@@ -19,8 +23,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +54,7 @@ from tasks.scoring import classifier
 from tasks.scoring.features import FeatureExtractor, FeatureNetworks, ImageFeatures, PerImageFeatures
 from tasks.scoring.score import compare
 from tasks.stage import Context, Job, Stage, perform
+from tasks.training.flops import flops_per_image
 from tasks.training.launch import train
 
 PREPARED = ("shard", "train_vavae", "encode")
@@ -67,6 +73,13 @@ RECIPE = (
     "sample.guidance={method: none}", "sample.stages=[]", "evaluate.bootstrap=0", "evaluate.classifier={epochs: 1}",
     "compute.train.workers=1", "compute.train.engine=plain", "compute.train.log_every=6400",
 )  # fmt: skip
+APART = "train_dit.cascade={sides: [4], probabilities: null}"
+"""The rival sees one resolution; its network is the cascade's but for the other's embedding."""
+RIVALS = {f"rival/{n}": f"[{{side: 4, steps: {n}, solver: unipc}}]" for n in (4, 6, 9, 12, 18)}
+MULTISTEP = {
+    f"cascade/{c}+{f}": f"[{{side: 2, solver: unipc, steps: {c}}}, {{side: 4, solver: unipc, steps: {f}}}]"
+    for c, f in ((5, 3), (8, 4), (12, 6), (24, 12))
+}
 SCORES = ("frechet", "class_consistency")
 
 
@@ -86,6 +99,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32_000)
     parser.add_argument("--sampled", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rival", action="store_true", help="beside them a network of the finest resolution alone")
     parser.add_argument("--prepare", action="store_true", help="make tokenizer and latents, and stop")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -156,13 +170,11 @@ def run(
     """One network trained, sampled and scored."""
     started = time.process_time()
     recipe = recipe_of(f"train_dit.seed={seed}", f"train_dit.images={given.images}", f"sample.seed={seed}")
-    stage, job = job_of(root, recipe, "train_dit")
-    context = Context(job)
-    if not context.artifact.is_complete():
-        perform(replace(stage, run=lambda context: train(context, recipe.train_dit, alone=True)), job)
-    trained = time.process_time() - started
-    print(f"seed {seed}: trained in {trained:.0f} s of CPU time", flush=True)
-    turns, evaluations, labels = sampled(root, recipe, context.artifact, given.sampled)
+    models = {"": trained(root, recipe)}
+    if given.rival:
+        models["rival"] = trained(root, rival_of(recipe, seed))
+    print(f"seed {seed}: trained in {time.process_time() - started:.0f} s of CPU time", flush=True)
+    turns, evaluations, labels = sampled(root, recipe, models, given.sampled)
     found: dict[str, Any] = {"seed": seed, "evaluations": evaluations, "speed": speeds(turns)}
     for name, each in turns.items():
         scores = compare(
@@ -178,32 +190,54 @@ def run(
     return found
 
 
+def trained(root: str, recipe: Recipe) -> Artifact:
+    """The recipe's diffusion network, trained where it is not there yet."""
+    stage, job = job_of(root, recipe, "train_dit")
+    artifact = Context(job).artifact
+    if not artifact.is_complete():
+        perform(replace(stage, run=lambda context: train(context, recipe.train_dit, alone=True)), job)
+    return artifact
+
+
+def rival_of(recipe: Recipe, seed: int) -> Recipe:
+    """The same training on the finest resolution alone: whole batches, for no fewer FLOPs."""
+    apart, section = recipe_of(APART), recipe.train_dit
+    flops = [flops_per_image(each, "train_dit") or 0.0 for each in (recipe, apart)]
+    images = section.batch * math.ceil(section.images * flops[0] / flops[1] / section.batch)
+    return recipe_of(APART, f"train_dit.seed={seed}", f"train_dit.images={images}", f"sample.seed={seed}")
+
+
 def sampled(
-    root: str, recipe: Recipe, model: Artifact, count: int
+    root: str, recipe: Recipe, models: Mapping[str, Artifact], count: int
 ) -> tuple[dict[str, Turns], dict[str, float], np.ndarray]:
-    """As :func:`in_turns`, of a trained network and the labels of all images."""
+    """As :func:`in_turns`, of trained networks and the labels of all images."""
     device = default_device()
     prints = {name: job_of(root, recipe, name)[1].fingerprint for name in PREPARED}
     tokenizer = trained_autoencoder(Artifact(root, "train_vavae", prints["train_vavae"])).to(device)
     statistics = LatentStatistics.from_facts(Artifact(root, "encode", prints["encode"]).manifest.facts)
     labels = image_labels("balanced", np.arange(count), recipe.data.classes, recipe.sample.seed)
-    network = trained_dit(model, ema=True).to(device)
-    turns, evaluations = in_turns(recipe, network, Decoder(tokenizer, statistics), labels)
+    networks = {name: trained_dit(model, ema=True).to(device) for name, model in models.items()}
+    turns, evaluations = in_turns(
+        recipe, networks[""], Decoder(tokenizer, statistics), labels, rival=networks.get("rival")
+    )
     return turns, evaluations, labels
 
 
 def in_turns(
-    recipe: Recipe, network: DiffusionNetwork, decoder: Decoder, labels: np.ndarray
+    recipe: Recipe,
+    network: DiffusionNetwork,
+    decoder: Decoder,
+    labels: np.ndarray,
+    rival: DiffusionNetwork | None = None,
 ) -> tuple[dict[str, Turns], dict[str, float]]:
     """Every way's turns, batch by batch, and its evaluations per image in units of the finest resolution."""
     device, seed, batch = default_device(), recipe.sample.seed, recipe.sample.batch
-    settings = {
-        name: recipe.model_copy(
-            update={"sample": load_recipe("lowdiff_demo", [*RECIPE, f"sample.stages={stages}"]).sample}
-        )
-        for name, stages in SAMPLES.items()
+    ways = {
+        name: Integrator(recipe_of(f"sample.stages={stages}"), network)
+        for name, stages in (SAMPLES | (MULTISTEP if rival is not None else {})).items()
     }
-    ways = {name: Integrator(each, network) for name, each in settings.items()}
+    if rival is not None:
+        ways |= {name: Integrator(recipe_of(APART, f"sample.stages={s}"), rival) for name, s in RIVALS.items()}
     turns = {name: Turns() for name in ways}
     with torch.inference_mode():
         for start in range(-batch, len(labels), batch):  # the first turn warms up
@@ -235,8 +269,9 @@ def speeds(turns: dict[str, Turns]) -> dict[str, dict[str, float]]:
     """How many times as fast as `base` every other way is: `cpu` and `wall`, and the same with decoding."""
     found: dict[str, dict[str, float]] = {}
     base = turns["base"]
-    for name in ("cascade", "equal"):
-        own = turns[name]
+    for name, own in turns.items():
+        if name == "base":
+            continue
         found[name] = {}
         for clock in ("cpu", "wall"):
             pairs = list(zip(base.integrating, own.integrating, base.decoding, own.decoding, strict=True))
@@ -253,14 +288,15 @@ def summary(results: list[dict[str, Any]], given: argparse.Namespace) -> dict[st
     def spread(values: list[float]) -> dict[str, float]:
         return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0.0}
 
-    scores = {way: {score: spread([each[way][score] for each in results]) for score in SCORES} for way in SAMPLES}
+    ways = list(results[0]["evaluations"])
+    scores = {way: {score: spread([each[way][score] for each in results]) for score in SCORES} for way in ways}
     gaps = {
         way: {score: spread([each[way][score] - each["base"][score] for each in results]) for score in SCORES}
-        for way in ("cascade", "equal")
+        for way in ways[1:]
     }
     speed = {
         way: {kind: mean(each["speed"][way][kind] for each in results) for kind in results[0]["speed"][way]}
-        for way in ("cascade", "equal")
+        for way in ways[1:]
     }
     return {
         "lowdiff_vs_base": speed["cascade"]["cpu_decoded"],

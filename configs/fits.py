@@ -13,7 +13,7 @@ from configs.data import Foundation
 from configs.diffusion import DitModel, UnetModel
 from configs.foundations import known_features, unfit
 from configs.rules import models_of, sampled
-from configs.sampling import ClassifierFree
+from configs.sampling import ClassifierFree, RoutedGuidance
 from models.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -60,6 +60,15 @@ def _routes(recipe: Recipe) -> None:
             f"train_dit.model.align_depth is {model.align_depth}, where tokens go around blocks {routing.first} to "
             f"{routing.last} and have no features: align before block {routing.first} or from {routing.last} on"
         )
+
+
+def _routed_guides(recipe: Recipe) -> None:
+    for field, section in sampled(recipe):
+        if isinstance(section.guidance, RoutedGuidance) and recipe.train_dit.routing is None:
+            raise ValueError(
+                f"{field}.guidance.method is routed but train_dit.routing is not set, so no token goes around a block: "
+                "set it, or use classifier_free"
+            )
 
 
 def _pairs(recipe: Recipe) -> None:
@@ -195,10 +204,10 @@ def _label_dropout(recipe: Recipe) -> None:
     if not trained.images or trained.objective.label_dropout > 0 or recipe.sample.labels == "unconditional":
         return
     for field, section in sampled(recipe):
-        if isinstance(section.guidance, ClassifierFree) and section.guidance.scale > 1.0:
+        if isinstance(section.guidance, ClassifierFree | RoutedGuidance) and section.guidance.scale > 1.0:
             raise ValueError(
-                f"{field}.guidance.method is classifier_free but train_dit.objective.label_dropout is 0, so the model "
-                "never learns to do without a label: raise it (0.1 is usual), or use method: none"
+                f"{field}.guidance.method is {section.guidance.method} but train_dit.objective.label_dropout is 0, so "
+                "the model never learns to do without a label: raise it (0.1 is usual), or use method: none"
             )
 
 
@@ -243,10 +252,11 @@ def _sampled_by_map(recipe: Recipe) -> None:
             "none here, and tune_fewstep.guidance to what it is to learn"
         )
     bent = sample.shift or sample.shift_base or sample.times or sample.off_by_one or sample.ema_sigma
+    bent = bent or sample.delta is not None
     if sample.solver != "euler" or bent or sample.labels == "unconditional":
         raise ValueError(
             "sample of a flow map (tune_fewstep) takes even steps of labelled images: use solver euler, and leave "
-            "shift, shift_base, times, off_by_one, ema_sigma and labels: unconditional out"
+            "shift, shift_base, times, off_by_one, delta, ema_sigma and labels: unconditional out"
         )
 
 
@@ -351,6 +361,7 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _heads: ("train_dit",),
     _levels: ("train_dit",),
     _routes: ("train_dit",),
+    _routed_guides: ("train_dit", "sample"),
     _pairs: ("train_dit",),
     _optimizers: (),
     _grids: (),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from configs.autoencoders import AutoencoderModel
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, StatisticsFiles, UnetModel
-from configs.sampling import AutoGuidance, ClassifierFree, Guided, Sample
+from configs.sampling import AutoGuidance, ClassifierFree, Guided, RoutedGuidance, Sample
 
 if TYPE_CHECKING:
     from configs.recipe import Recipe
@@ -344,10 +344,10 @@ def _labels(recipe: Recipe) -> None:
     plan, classes = recipe.sample.labels, recipe.data.classes
     if plan == "unconditional":
         for field, section in sampled(recipe):
-            if isinstance(section.guidance, ClassifierFree):
+            if isinstance(section.guidance, ClassifierFree | RoutedGuidance):
                 raise ValueError(
-                    f"sample.labels is unconditional but {field}.guidance.method is classifier_free, whose two passes "
-                    "would be the same: use method: none, or labels that name classes"
+                    f"sample.labels is unconditional but {field}.guidance.method is {section.guidance.method}, whose "
+                    "two passes would be the same: use method: none, or labels that name classes"
                 )
         if recipe.train_dit.images and recipe.train_dit.objective.label_dropout == 0.0:
             raise ValueError(

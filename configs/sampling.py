@@ -54,6 +54,13 @@ class ClassifierFree(Guided):
     """Guide the first channels only (3 reproduces the published LightningDiT scores); None guides all."""
 
 
+class RoutedGuidance(Guided):
+    """The guide is the same network without a label, through whose middle blocks only the kept tokens of
+    `train_dit.routing` go: a weaker pass that costs less (SPRINT, arXiv 2510.21986)."""
+
+    method: Literal["routed"] = "routed"
+
+
 class AutoGuidance(Guided):
     """The guide is a weaker model, under the same label."""
 
@@ -74,7 +81,7 @@ class AutoGuidance(Guided):
         return self
 
 
-Guidance = Annotated[NoGuidance | ClassifierFree | AutoGuidance, Field(discriminator="method")]
+Guidance = Annotated[NoGuidance | ClassifierFree | RoutedGuidance | AutoGuidance, Field(discriminator="method")]
 
 
 Solver = Literal["euler", "heun", "dopri5", "sde", "dpmpp_2m", "unipc"]

@@ -14,6 +14,7 @@ from torch import nn
 from models.autoencoder import AutoencoderKL, Level, Middle
 from models.cascade_dit import CascadeDiT
 from models.lightningdit import LightningDiT
+from models.routing import RoutedPass
 from models.semantic_vae import SemanticVAE, TransformerBlock
 from models.sizes import kept_count
 from models.wide_head_dit import WideHeadDiT
@@ -31,6 +32,9 @@ def forward_flops(network: nn.Module, *, side: int | None = None, alignment: boo
     A CascadeUNet and an autoencoder of diffusers are counted by torch.
     Raises TypeError on any other network, ValueError where `side` is missing.
     """
+    if isinstance(network, RoutedPass):
+        model: Any = network.model
+        return blocks_flops(model, side, network.routed) + _around_blocks(model, False, side)
     if isinstance(network, LightningDiT):
         return blocks_flops(network, side) + _around_blocks(network, alignment, side)
     counted: Any = getattr(network, "flops_at", None)  # of networks whose library is not imported to ask

@@ -8,9 +8,10 @@ image, and their number is the same for all, so that graphs and shapes stay stat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.sizes import kept_count
 
@@ -40,6 +41,33 @@ class Route:
 
     def _index(self, x_BND: Tensor) -> Tensor:
         return self.kept_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1])
+
+
+class RoutedPass(nn.Module):
+    """A network without a label, through whose blocks from `first` to `last` only some tokens go: the guide of SPRINT
+    (arXiv 2510.21986), which costs less than the pass that it guides.
+
+    The kept tokens are the same for all images and passes, drawn once for a grid: our choice, so that an image depends
+    on its number alone.
+    """
+
+    def __init__(self, model: nn.Module, first: int, last: int, drop: float) -> None:
+        super().__init__()
+        self.model = model
+        self.routed = first, last, drop
+        self._kept: dict[tuple[int, torch.device], Tensor] = {}
+
+    def forward(self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor, *condition: Tensor | None) -> Tensor:
+        """Velocity at x_BCHW; of the labels y_B only their number counts."""
+        model: Any = self.model
+        first, last, drop = self.routed
+        grid = (x_BCHW.shape[-1] // model.patch_size) ** 2, x_BCHW.device
+        if grid not in self._kept:  # once, so that a recorded pass copies nothing from the host
+            draws = torch.randn(1, grid[0], generator=torch.Generator().manual_seed(0))
+            self._kept[grid] = kept_tokens(draws, drop).to(x_BCHW.device)
+        route = Route(first, last, self._kept[grid].expand(len(x_BCHW), -1))
+        velocity: Tensor = model(x_BCHW, t_BG, torch.full_like(y_B, model.null_label), *condition, route=route)
+        return velocity
 
 
 def kept_tokens(draws_BN: Tensor, drop: float) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from configs import Recipe
 from configs.data import ParquetFiles
 from configs.published import departures, scores_of
-from configs.sampling import AutoGuidance
+from configs.sampling import AutoGuidance, RoutedGuidance
 from tasks.dag import FLOWS, PIPELINE, in_pipeline
 from tasks.data.portions import SAMPLE_GRID_ROWS, SAMPLE_ROWS_PER_PART
 from tasks.plan import networks, passes, scoring, sizes, trainings
@@ -118,6 +118,8 @@ def sample(recipe: Recipe, images: Images, evaluations: int) -> Work:
     for stage in recipe.sampled_resolutions:
         own = section.at(stage)
         main = guide = networks.sampled(recipe, stage.side)[0].flops
+        if isinstance(own.guidance, RoutedGuidance):
+            guide = main - networks.routed_flops(recipe, recipe.train_dit.model, stage.side)
         if isinstance(own.guidance, AutoGuidance):
             weak, weak_head = networks.diffusion(recipe, own.guidance.model, stage.side)
             guides[own.guidance.weights], guide = weak + weak_head, weak.flops

@@ -17,6 +17,7 @@ from configs.sampling import AutoGuidance as AutoGuidanceSection
 from configs.sampling import ClassifierFree as ClassifierFreeSection
 from configs.sampling import Guidance as GuidanceSection
 from configs.sampling import NoGuidance as NoGuidanceSection
+from configs.sampling import RoutedGuidance as RoutedGuidanceSection
 from configs.sampling import Sample
 from infra.weights import load_pretrained
 from models.cascade import Cascade, Conditioned
@@ -26,6 +27,7 @@ from models.flops import forward_flops
 from models.flow_map import FlowMapDiT, walk
 from models.groups import ChannelGroups
 from models.guidance import AutoGuidance, ClassifierFree, Guidance, NoGuidance, Velocity, Watched
+from models.routing import RoutedPass
 from models.solvers import sample as solve
 from tasks.networks import DiffusionNetwork, build_network, channel_groups, sampling_clock
 
@@ -45,7 +47,7 @@ class _Resolution:
     side: int
     section: Sample
     augment: float
-    weak: DiffusionNetwork | None
+    weak: nn.Module | None
     passes: dict[str, int]
 
 
@@ -63,7 +65,7 @@ class Integrator:
         recipe: Recipe,
         model: DiffusionNetwork,
         ready: Callable[[DiffusionNetwork], DiffusionNetwork] = lambda model: model,
-        captured: Callable[[DiffusionNetwork], Callable[..., Tensor]] | None = None,
+        captured: Callable[[nn.Module], Callable[..., Tensor]] | None = None,
     ) -> None:
         self.recipe, self.model = recipe, model
         self.groups, self.clock = channel_groups(recipe), sampling_clock(recipe)
@@ -73,7 +75,7 @@ class Integrator:
         self.sigmas: Callable[[int], Tensor] | None = None
         if isinstance(unet, UnetModel):
             self.sigmas = partial(sigma_grid, low=unet.sigma_min, high=unet.sigma_max, rho=unet.rho)
-        weak: dict[str, DiffusionNetwork] = {}
+        weak: dict[str, nn.Module] = {}
         self.stages: list[_Resolution] = []
         for stage in recipe.sampled_resolutions:
             own = recipe.sample.at(stage)
@@ -83,6 +85,8 @@ class Integrator:
                 if found not in weak:
                     weak[found] = ready(_weak_guide(recipe, own.guidance, model))
                 guide = weak[found]
+            if isinstance(own.guidance, RoutedGuidanceSection):
+                guide = weak.setdefault("routed", _routed_guide(recipe, model))
             self.stages.append(_Resolution(stage.side, own, stage.augment, guide, {"main": 0, "guide": 0}))
         networks = [model, *weak.values()]
         self._runs = {id(each): each if captured is None else captured(each) for each in networks}
@@ -207,6 +211,12 @@ def build_guidance(
         )
     assert guide is not None  # the integrator loads one for every stage that is guided so
     return AutoGuidance(guide, asked.scales(groups.names), asked.interval, groups)
+
+
+def _routed_guide(recipe: Recipe, model: nn.Module) -> RoutedPass:
+    routing = recipe.train_dit.routing
+    assert routing is not None  # the recipe's rules
+    return RoutedPass(model, routing.first, routing.last, routing.drop)
 
 
 def _weak_guide(recipe: Recipe, section: AutoGuidanceSection, model: DiffusionNetwork) -> DiffusionNetwork:

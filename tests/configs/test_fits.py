@@ -31,6 +31,20 @@ GRID = "set foundation.input_size"
             ["train_dit.routing={first: 1, last: 1}", "train_dit.model.value_residual=true"],
             ["routing.first is 1", "value_residual"],
         ),
+        (
+            "demo_tiny",
+            ["sample.guidance={method: routed, scale: 2.0}"],
+            ["train_dit.routing is not set", "classifier_free"],
+        ),
+        (
+            "demo_tiny",
+            [
+                "train_dit.routing={first: 3, last: 3}",
+                "sample.guidance={method: routed, scale: 2.0}",
+                "train_dit.objective.label_dropout=0.0",
+            ],
+            ["method is routed", "label_dropout is 0"],
+        ),
         ("demo_tiny", ["train_dit.model.patch_size=2"], ["patch_size is 2", "2 × 2", "align_weight 0"]),
         ("demo_tiny", ["foundation.feature_dim=64"], ["foundation.feature_dim is 64", "gives 112"]),
         ("demo_tiny", ["evaluate.features.feature_dim=1280"], ["evaluate.features.feature_dim to 320"]),

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.cascade_dit import CascadeDiT
 from models.clocks import SemanticFirst, Synchronous
-from models.flops import training_flops_per_image
+from models.flops import forward_flops, training_flops_per_image
 from models.groups import ChannelGroups, single_group
 from models.lightningdit import LightningDiT
 from models.objectives import TrainableVelocity, VelocityMatching, strangers
-from models.routing import Route, kept_tokens
+from models.routing import Route, RoutedPass, kept_tokens
 from models.sizes import kept_count
 
 PAIR = ChannelGroups(("texture", "semantic"), (3, 1))
@@ -149,6 +149,26 @@ def test_flops_of_a_routed_pass_are_torchs(build: Callable[[], nn.Module]) -> No
     assert formula < 0.85 * training_flops_per_image(model, alignment=True)
     again = training_flops_per_image(model, recompute=True, routed=(2, 3, 0.5))
     assert again < training_flops_per_image(model, recompute=True)
+
+
+@RESIDUAL
+def test_a_routed_guide_knows_no_label_and_costs_what_torch_counts(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    x, t, y = arguments(model)
+    guide = RoutedPass(model, 2, 3, 0.5)
+    with torch.no_grad():
+        found = guide(x, t, y)
+        assert torch.equal(found, guide(x, t, torch.zeros_like(y)))
+        torch.testing.assert_close(found[:1], guide(x[:1], t[:1], y[:1]))
+        nobody = torch.full_like(y, model.null_label)
+        everybody = model(x, t, nobody)
+        assert not torch.allclose(found, everybody)
+        whole = torch.arange(16).expand(4, -1)
+        guide._kept[16, x.device] = whole[:1]
+        assert torch.equal(guide(x, t, y), everybody), "with all tokens it is the unconditional pass"
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        RoutedPass(model, 2, 3, 0.5)(x[:1], t[:1], y[:1])
+    assert counter.get_total_flops() == forward_flops(guide) < forward_flops(model)
 
 
 # ------------------------------------------------------------------------------------ contrastive, stopped alignment

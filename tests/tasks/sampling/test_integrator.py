@@ -19,6 +19,7 @@ from tasks.data.tensors import WRITE_OPTIONS, latent_table
 from tasks.encode import standards
 from tasks.loading.loader import Batch
 from tasks.networks import build_dit, channel_groups
+from tasks.plan import networks
 from tasks.sample import STAGE
 from tasks.sampling.integrator import build_guidance
 from tasks.sampling.sampler import Sampler
@@ -377,3 +378,21 @@ def test_interrupted_and_resumed_is_the_same_in_every_bit(
     stored = load(weights[0]["model.safetensors"])
     assert not [key for key in stored if key.startswith("coarse_")], "tables are made anew, not stored"
     assert stored["resolution_embedder.weight"].shape[0] == 2
+
+
+def test_a_routed_guide_costs_what_the_plan_says(tmp_path: Path) -> None:
+    """Less than twice the passes of no guidance, and other images than classifier-free guidance makes."""
+    routing = "train_dit.routing={first: 1, last: 2, drop: 0.5}"
+    ours = sampler(tmp_path, routing, "sample.guidance={method: routed, scale: 2.0}", "sample.steps=3")
+    routed = ours.images(np.arange(2))[1]
+    recipe = ours.recipe
+    model, sides = recipe.train_dit.model, [each.side for each in recipe.sampled_resolutions]
+    passes = [networks.diffusion(recipe, model, side)[0].flops for side in sides]
+    guides = [main - networks.routed_flops(recipe, model, side) for main, side in zip(passes, sides, strict=True)]
+    assert all(guide < 0.8 * main for guide, main in zip(guides, passes, strict=True))
+    found, steps = ours.integrator.evaluations(), [recipe.sample.at(each).steps for each in recipe.sampled_resolutions]
+    cost = sum(n * (main + guide) for n, main, guide in zip(steps, passes, guides, strict=True))
+    assert found["effective_evaluations"] == pytest.approx(cost / passes[-1])
+    assert found["evaluations"] == 2 * sum(steps)
+    plain = sampler(tmp_path, routing, GUIDED, "sample.steps=3").images(np.arange(2))[1]
+    assert not np.array_equal(routed, plain)
