@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tracemalloc
 
+import pyarrow as pa
 import pytest
 
 from configs.data import Shard
 from tasks.data import rows
-from tasks.sources import Listing
+from tasks.sources import Listing, base
 from tasks.sources.base import Refusal, Row, identity_of_rows, listed_rows, refusal_table
 from tasks.sources.ordering import ordered
 
@@ -80,3 +82,33 @@ def test_the_identity_is_of_every_row_in_the_order_of_keys(bounds: None, kind: s
         digest.update(f"{one.key}\0{one.reason}\n".encode())
     found = identity_of_rows("web", listed_rows(listed), ["é"], rows.Rows.of(refusal_table(refused)), [7, 3])
     assert found == digest.hexdigest()[:32]
+
+
+POOLS: list[pa.MemoryPool] = []
+"""Kept, since what was taken from one may be given back to it at any time."""
+
+
+def _peak_bytes(count: int) -> int:
+    """Of what Arrow and Python hold while so many rows are listed, named and ordered."""
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    POOLS.append(pool)
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        listing = Listing(listed_rows((f"{n:09d}.jpg", 0, None, "0.tar", n, 1) for n in range(count)), ("a",))
+        assert ordered(listing, Shard()).rows.num_rows == count
+        identity_of_rows("web", listing.rows, listing.classes, listing.ruled_out)
+        return pool.max_memory() + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+
+
+def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_AT_ONCE", 200)
+    monkeypatch.setattr(rows, "AT_ONCE", 400)
+    monkeypatch.setattr(rows, "HELD_BYTES", 40_000)
+    monkeypatch.setattr(rows, "_SAMPLED", 100)
+    _peak_bytes(100)  # what is imported on the way
+    few, many = (_peak_bytes(count) for count in (4_000, 16_000))
+    assert many < 1.5 * few, "12,000 rows more would be four times as much"
