@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from configs import UserError, load_recipe
@@ -139,3 +140,14 @@ def test_wrong_keys_are_refused(s3_root: str, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID") as refused:
         Storage.at(s3_root).check_writable()
     assert "wrong-secret-value" not in str(refused.value)
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_tables_beyond_memory_are_the_same_file(bucket: bool, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    storage = Storage.at(request.getfixturevalue("s3_root") if bucket else str(tmp_path / "root"))
+    table = pa.table({"x": [1, 2, 3]})
+    for pieces in ([table.slice(0, 2), table.slice(2)], []):
+        whole = pa.concat_tables([table.slice(0, 0), *pieces])
+        at_once = storage.write_table("one.parquet", whole, 2)
+        assert replace(storage.write_tables("two.parquet", pieces, table.schema, 2), path="one.parquet") == at_once
+        assert storage.read_bytes("two.parquet") == storage.read_bytes("one.parquet")
