@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Column, Table
 
 from configs import UserError
@@ -53,10 +54,10 @@ def list_all(
         told = [each.fault.partition(";")[0]] if each.fault else []
         told += [_short(name) if name in entries else f"{_short(name)} (gone)" for name in each.made_from]
         age = _age(time.time() - each.written)
-        table.add_row(each.name, age, _size(each.bytes), "\n".join(told), str(len(users[each.name])))
+        table.add_row(each.name, age, decimal(each.bytes), "\n".join(told), str(len(users[each.name])))
     console = Console()
     console.print(table)
-    console.print(f"{len(shown)} artifacts, {_size(sum(each.bytes for each in shown))}")
+    console.print(f"{len(shown)} artifacts, {decimal(sum(each.bytes for each in shown))}")
 
 
 def _short(name: str) -> str:
@@ -142,14 +143,14 @@ def prune(
             print(f"keeps {name}: {choice.kept[name]}")
     freed = 0
     for entry in choice.gone:
-        print(f"{'deletes' if yes else 'would delete'} {entry.name}, {_size(entry.bytes)}")
+        print(f"{'deletes' if yes else 'would delete'} {entry.name}, {decimal(entry.bytes)}")
         if yes:
             with alone(entry.artifact.uri):
                 entry.artifact.discard()
         freed += entry.bytes
     verb = "deleted" if yes else "would delete"
     rest = "" if yes or not choice.gone else "; --yes does it"
-    print(f"{verb} {len(choice.gone)} of {len(entries)} artifacts, {_size(freed)}{rest}")
+    print(f"{verb} {len(choice.gone)} of {len(entries)} artifacts, {decimal(freed)}{rest}")
 
 
 @app.command()
@@ -207,11 +208,3 @@ def _age(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
-
-
-def _size(amount: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:.3g} TB"

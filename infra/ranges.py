@@ -1,20 +1,17 @@
-"""A remote file as one on disk: seekable, each read a range of it that storage is asked for, again where need be."""
+"""What is read by ranges, as a seekable file: a remote file, pieces that follow each other, part of another file."""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from infra.storage import Storage
+from collections.abc import Callable
+from typing import Any
 
 
 class Ranges(io.RawIOBase):
-    """A remote file as seekable bytes, each read a range of it."""
+    """`size` bytes as a file, each read one call of `read_range(start, length)`, which may give fewer."""
 
-    def __init__(self, storage: Storage, name: str) -> None:
-        self._storage, self._name, self._at = storage, name, 0
-        self._size = storage.size(name)
+    def __init__(self, read_range: Callable[[int, int], bytes], size: int) -> None:
+        self._read_range, self._size, self._at = read_range, size, 0
 
     def readable(self) -> bool:
         return True
@@ -33,7 +30,7 @@ class Ranges(io.RawIOBase):
         wanted = max(0, min(len(buffer), self._size - self._at))
         if not wanted:
             return 0
-        data = self._storage.read_range(self._name, self._at, wanted)[:wanted]
+        data = self._read_range(self._at, wanted)[:wanted]  # a server may send the whole file
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
@@ -164,7 +164,7 @@ class Storage:
         if self.local:
             with self._explained("read", name):
                 return self.fs.open(self.locate(name), "rb")
-        return io.BufferedReader(Ranges(self, name), _READ_AHEAD)
+        return io.BufferedReader(Ranges(partial(self.read_range, name), self.size(name)), _READ_AHEAD)
 
     # ---------------------------------------------------------------------------------------------- writing
 

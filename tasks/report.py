@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rich.filesize import decimal
 
 from configs import UserError
 from configs.published import beside, departures, scores_of_pictures
@@ -223,7 +224,7 @@ def _stage_row(name: str, manifest: Manifest, total: float) -> dict[str, Any]:
         "share": manifest.seconds / total if total else 0.0,
         "rows": f"{manifest.rows:,}",
         "unit": "images seen" if name.startswith(("train_", "tune_")) else "images",
-        "bytes": _size(manifest.size),
+        "bytes": decimal(manifest.size),
         "fingerprint": manifest.fingerprint,
         "created": _timestamp(manifest.created),
     }
@@ -258,11 +259,3 @@ def _duration(seconds: float) -> str:
 def _timestamp(created: str) -> str:
     """A manifest's timestamp (ISO, UTC) to the minute."""
     return created[:16].replace("T", " ") + " UTC"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

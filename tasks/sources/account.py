@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.filesize import decimal
 
 from configs import Recipe, UserError
 from configs.data import Data, Shard
@@ -93,7 +94,7 @@ class Account:
 
     def lines(self, data: Data, shard: Shard) -> list[str]:
         """Five lines for people."""
-        size = f", {_size(self.bytes)}" if self.bytes else ""
+        size = f", {decimal(self.bytes)}" if self.bytes else ""
         kinds = _listed([f".{name} {count:,}" for name, count in self.suffixes.items()])
         out = [f"{count:,} {what}" for what, count in (*self.refused.items(), *self.left_out.items())]
         empty = [name for name, count in zip(self.classes, self.counts(), strict=True) if not count]
@@ -252,11 +253,3 @@ def _listed(items: Sequence[str]) -> str:
 def _above(share: float) -> str:
     """A share in two digits that is not below this one."""
     return f"{min(1.0, np.ceil(share * 100) / 100):.2f}"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"

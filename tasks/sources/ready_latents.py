@@ -25,6 +25,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
+from infra.ranges import Ranges
 from infra.storage import Storage
 from tasks.sources.base import identity_of
 
@@ -195,33 +196,14 @@ class ReadyLatentsSource:
         return found
 
 
-class _Pieces(io.RawIOBase):
-    """Files one after the other as one file."""
+class _Pieces:
+    """Files that follow each other as one: `read(start, length)` over all of them."""
 
     def __init__(self, place: Storage, pieces: list[tuple[str, int]]) -> None:
-        self._place, self._pieces, self._at = place, pieces, 0
+        self._place, self._pieces = place, pieces
         self.size = sum(size for _, size in pieces)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.range(self._at, len(buffer))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def range(self, start: int, length: int) -> bytes:
+    def read(self, start: int, length: int) -> bytes:
         """Bytes of the whole, across pieces; fewer at its end. Called from several threads."""
         found, begin = [], 0
         for name, size in self._pieces:
@@ -233,11 +215,11 @@ class _Pieces(io.RawIOBase):
 
 
 def _of_archive(archive: str, pieces: _Pieces) -> Iterator[LatentShard]:
-    head = pieces.range(0, 512)
+    head = pieces.read(0, 512)
     packed = head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
     count = 0
     try:
-        buffered = io.BufferedReader(pieces, 1 << 22 if packed else 1 << 12)
+        buffered = io.BufferedReader(Ranges(pieces.read, pieces.size), 1 << 22 if packed else 1 << 12)
         with tarfile.open(fileobj=buffered, mode="r|*" if packed else "r:") as tar:
             for member in tar:
                 if not member.isfile() or not member.name.endswith(_SHARD):
@@ -292,7 +274,7 @@ def _ranged(place: Storage, name: str, start: int, length: int) -> bytes:
 
 
 def _within(pieces: _Pieces, begin: int) -> Callable[[int, int], bytes]:
-    return lambda start, length: pieces.range(begin + start, length)
+    return lambda start, length: pieces.read(begin + start, length)
 
 
 def _natural(name: str) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 
 from configs.errors import UserError
 from infra.progress import Bar
+from infra.ranges import Ranges
 from tasks.data import formats
 from tasks.sources import names
 from tasks.sources.base import Refusal
@@ -155,7 +155,18 @@ def _walk(
             f"data.source: {path}{within} is not a whole, uncompressed tar ({error}); decompress or fetch it again"
         ) from None
     for name, start, length in inner:
-        _walk(_Window(file, start, length), offset + start, f"{name}/", nested, rows, advance, path)
+        _walk(_member(file, start, length), offset + start, f"{name}/", nested, rows, advance, path)
+
+
+def _member(file: Any, start: int, length: int) -> Ranges:
+    """`length` bytes of a file from `start` on, as a file."""
+
+    def read(begin: int, wanted: int) -> bytes:
+        file.seek(start + begin)
+        data: bytes = file.read(wanted)
+        return data
+
+    return Ranges(read, length)
 
 
 def _looked_into(file: Any, member: tarfile.TarInfo, suffix: str) -> dict[str, Any]:
@@ -169,30 +180,3 @@ def _looked_into(file: Any, member: tarfile.TarInfo, suffix: str) -> dict[str, A
         return {"picture": False}
     file.seek(member.offset_data)
     return {"picture": formats.looks_like_picture(file.read(min(member.size, formats.HEAD_BYTES)))}
-
-
-class _Window(io.RawIOBase):
-    """A byte range of a file, as a file."""
-
-    def __init__(self, file: Any, start: int, length: int) -> None:
-        self._file, self._start, self._length, self._at = file, start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._length)[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._length - self._at)
-        self._file.seek(self._start + self._at)
-        data: bytes = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(data)
-        return data
