@@ -14,7 +14,8 @@ from infra import open_runs
 from infra.tracking import tracking_uri
 
 _SPEED = "images_per_second"
-LOSSES = ("total", "validation/total")
+LOSSES = {"total": "loss/total", "validation/total": "validation/total"}
+"""Curves that are looked at first: what a training's artifact calls them, and what MLflow does."""
 Curves = dict[str, list[tuple[float, float]]]
 """(images seen, value) points by name."""
 
@@ -120,9 +121,9 @@ def _of(client: Any, run: Any, alive: bool | None) -> Running:
         silent=0.0 if last is None else now - last.timestamp / 1000,
         preview=_preview(client, made),
         curves={
-            name: [(float(point.step), point.value) for point in client.get_metric_history(made, name)]
-            for name in LOSSES
-            if name in child.data.metrics
+            name: [(float(point.step), point.value) for point in client.get_metric_history(made, tracked)]
+            for name, tracked in LOSSES.items()
+            if tracked in child.data.metrics
         },
     )
 

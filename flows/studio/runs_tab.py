@@ -102,6 +102,8 @@ class RunsTab:
                 ui.label("No report under this root yet.").classes("opacity-70")
         self._offer([name for name in self._curves() if name.startswith(_TRAINED[0])][:_CURVES])
         await self._look()
+        now = [name for name in self._curves() if name not in found.trained]
+        self._offer([*now, *self._names.value])
 
     async def _follow(self) -> None:
         if self.looked_at:  # else nobody asks MLflow

@@ -25,7 +25,7 @@ def test_a_training_under_way_and_after_it_was_killed() -> None:
         )
         stage = tracking.start_run("running", "train_dit", {"stage": "train_dit"}, parent)
         stage.params({"train_dit": {"images": 1000}})
-        stage.series([("images_per_second", 90.0, 100), ("total", 2.0, 100), ("total", 1.5, 200)])
+        stage.series([("images_per_second", 90.0, 100), ("loss/total", 2.0, 100), ("loss/total", 1.5, 200)])
         stage.series([("images_per_second", 80.0, 200)])
         stage.file("preview/00000000000100.png", b"first")
         stage.file("preview/00000000000200.png", b"second")
