@@ -154,7 +154,7 @@ def _card(run: Running, price: float) -> None:
             ui.label(since + quiet).classes("text-sm opacity-70")
         if run.preview is not None:
             with ui.column().classes("gap-0 shrink-0"):
-                ui.element("img").props["src"] = as_url(run.preview)
+                ui.element("img").classes("w-96").props["src"] = as_url(run.preview)
                 ui.label("what it makes now").classes("text-xs opacity-70")
 
 
