@@ -12,6 +12,9 @@ ARGS   ?=
 # shares a process. `ARGS="-n 0"` tests in one.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# Threads that wait give way: two processes and what they start have more threads than there are cores.
+test test-all quick: export OMP_WAIT_POLICY := passive
+
 BENCHMARKS := $(filter-out s3_server,$(notdir $(basename $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
