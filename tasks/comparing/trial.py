@@ -122,7 +122,7 @@ def run(context: Context) -> Outcome:
             shown.append((labels, pixels))
         found.append(examiner.look(labels, pixels))
     made = ImageFeatures.of(PerImageFeatures.joined(found))
-    real = with_statistics(_real(context.input("reference")), references.resolve(recipe))
+    real = with_statistics(_real(context.input("reference"), judge), references.resolve(recipe))
     scores = scored(real, made, recipe)
     return Outcome(
         files=[context.out.write_bytes(SHEET, pictures.png(_sheet(shown)))],
@@ -204,5 +204,5 @@ def _examiner(networks: FeatureNetworks, threads: int) -> FeatureExtractor:
 
 
 @lru_cache(maxsize=1)
-def _real(reference: Artifact) -> ImageFeatures:
-    return on_record(reference)
+def _real(reference: Artifact, judge: Artifact | None) -> ImageFeatures:
+    return on_record(reference, judge)

@@ -155,7 +155,8 @@ def features_of(
     }
     if reference.artifact is not None:
         artifacts["reference"] = reference.artifact
-    return features | {name: on_record(artifact) for name, artifact in artifacts.items()}, artifacts
+    known = {name: on_record(artifact, judge) for name, artifact in artifacts.items()}
+    return features | known, artifacts
 
 
 def _kept_sets(given: ScoringInputs, reference: Reference, judge: Artifact | None) -> dict[str, _KeptSet]:
@@ -227,15 +228,21 @@ def _written(found: ImageFeatures | None, aside: Context, judged: bool, network:
     return Outcome([aside.out.write_bytes(name, data) for name, data in files.items()], rows=found.images)
 
 
-def on_record(artifact: Artifact) -> ImageFeatures:
-    """What a `reference`, `floor` or `reconstruction` artifact says of its images."""
+def on_record(artifact: Artifact, judge: Artifact | None) -> ImageFeatures:
+    """What a `reference`, `floor` or `reconstruction` artifact says of its images.
+
+    judge: whose features are compared. What another one saw, of a reference that is given, is left
+        out: distances between features of two networks say nothing.
+    """
+    same = judge is not None and artifact.manifest.inputs.get("judge") == judge.fingerprint
+    hidden = set[str]() if same else {JUDGED}
     with np.load(io.BytesIO(artifact.read(_FEATURES)), allow_pickle=False) as columns:
-        findings = PerImageFeatures(**{name: columns[name] for name in columns.files})
+        findings = PerImageFeatures(**{name: columns[name] for name in columns.files if name not in hidden})
     with np.load(io.BytesIO(artifact.read(_GAUSSIANS)), allow_pickle=False) as found:
         gaussians = {
             name: Gaussian(found[f"{name}_mean"], found[f"{name}_covariance"])
             for name in VECTORS
-            if f"{name}_mean" in found.files
+            if f"{name}_mean" in found.files and name not in hidden
         }
         return ImageFeatures(findings, gaussians, int(found["images"]))
 
@@ -250,7 +257,7 @@ def with_statistics(real: ImageFeatures, reference: Reference) -> ImageFeatures:
     """The reference with the means and covariances that its file brings, where it brings some."""
     if reference.statistics is None or "pool" not in real.gaussians:
         return real
-    own = {name: value for name, value in real.gaussians.items() if name == "features"}
+    own = {name: value for name, value in real.gaussians.items() if name in ("features", JUDGED)}
     brought = reference.statistics.gaussians
     return replace(real, gaussians=own | brought) if brought else real
 
@@ -268,8 +275,8 @@ def score_names(section: Evaluate) -> dict[str, Callable[[str], str]]:
 
 
 def has_both(vectors: str, *sets: ImageFeatures) -> bool:
-    """Whether these sets can be compared: the judge's features are missing where it is too weak, and in a reference
-    from elsewhere."""
+    """Whether these sets can be compared: the judge's features are missing where it is too weak, and
+    in a reference that it never saw."""
     return vectors != JUDGED or all(vectors in each.gaussians for each in sets)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from tasks.scoring.adm_file import read_statistics
 from tasks.scoring.features import ImageFeatures, PerImageFeatures
 from tasks.scoring.gaussian import Gaussian
 from tasks.scoring.inception import Identity
+from tasks.scoring.real_images import has_both, on_record
 from tasks.scoring.reference import external, looked_at, resolve
 from tasks.stage import perform
-from tests.helpers.builders import at, context, drawing, put_sample, put_shard, small_recipe
+from tests.helpers.builders import at, context, drawing, put, put_sample, put_shard, small_recipe
 from tests.helpers.inceptions import put_inception
 
 PLAIN = ("evaluate.classifier=null",)
@@ -104,6 +106,40 @@ def test_statistics_of_a_file_go_before_those_of_the_images(tmp_path: Path, weig
     assert np.array_equal(found.gaussians["pool"].covariance, np.eye(2048))
     assert found.gaussians["features"] is looked.gaussians["features"]
     assert evaluate.with_statistics(looked, resolve(small_recipe())) is looked
+
+
+def test_what_another_judge_saw_of_a_reference_is_not_compared(tmp_path: Path) -> None:
+    root, vectors = at(tmp_path), np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    looked = ImageFeatures.of(PerImageFeatures(np.zeros(5, np.int64), vectors, judged=vectors[:, :3]))
+    folder = Artifact(root, "reference", "kept").storage
+    gaussians = {
+        f"{name}_{part}": getattr(each, part)
+        for name, each in looked.gaussians.items()
+        for part in ("mean", "covariance")
+    }
+    files = {
+        "found.npz": {"labels": np.zeros(5, np.int64), "features": vectors, "judged": vectors[:, :3]},
+        "gaussians.npz": {"images": 5, **gaussians},
+    }
+    entries = []
+    for name, arrays in files.items():
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        entries.append(folder.write_bytes(name, buffer.getvalue()))
+    kept = put(root, small_recipe(), "reference", entries, "kept", inputs={"judge": "ours"})
+    ours, others = (on_record(kept, Artifact(root, "judge", name)) for name in ("ours", "others"))
+    np.testing.assert_array_equal(ours.gaussians["judged"].mean, looked.gaussians["judged"].mean)
+    assert others.gaussians.keys() == on_record(kept, None).gaussians.keys() == {"features"}
+    assert has_both("judged", ours, looked) and not has_both("judged", others.first(3), looked)
+
+
+def test_a_file_of_statistics_leaves_the_judge_its_own(tmp_path: Path, weights: Path) -> None:
+    recipe = against(with_statistics(tmp_path), f"evaluate.inception={{weights: {weights}}}")
+    vectors = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    columns = {"pool": np.resize(vectors, (5, 2048)), "judged": vectors[:, :3]}
+    looked = ImageFeatures.of(PerImageFeatures(np.zeros(5, np.int64), vectors, **columns))
+    found = evaluate.with_statistics(looked, resolve(recipe))
+    assert found.gaussians["judged"] is looked.gaussians["judged"]
 
 
 # -------------------------------------------------------------------------------------------------- evaluations
