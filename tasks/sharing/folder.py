@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from configs import Recipe, UserError
 from configs.autoencoders import DiffusersModel, PythonModel
 from configs.diffusion import UnetModel
-from configs.sampling import AutoGuidance, NoGuidance, Sample, SampleResolution
+from configs.rules import sampled
+from configs.sampling import AutoGuidance, NoGuidance, RoutedGuidance, Sample, SampleResolution
 from infra.weights import load_pretrained
 from models.checkpoints import stamped
 from tasks.data.statistics import LatentStatistics
@@ -82,6 +83,12 @@ def write_folder(context: Context, folder: Path) -> None:
 def _refuse_own_parts(recipe: Recipe) -> None:
     """Raises UserError where a part has no place in a folder that others run."""
     model = recipe.train_dit.model
+    for field, section in sampled(recipe):
+        if isinstance(section.guidance, RoutedGuidance):
+            raise UserError(
+                f"{field}.guidance.method is routed: the shared code routes no tokens; export with "
+                "classifier_free or none"
+            )
     if recipe.tune_fewstep is not None:
         raise UserError("tune_fewstep is set: the shared code knows no flow map; share the artifact itself")
     if getattr(model, "head", None) is not None:

@@ -156,8 +156,15 @@ _PLAIN = (
             ),
             r"train_vavae.model.kind is python \(/mine.py\): code of your own is not shared",
         ),
+        (
+            (
+                "train_dit.routing={first: 2, last: 2, drop: 0.5}",
+                "sample.guidance={method: routed, scale: 2.0}",
+            ),
+            r"sample.guidance.method is routed: the shared code routes no tokens",
+        ),
     ],
-    ids=["wide head", "own code"],
+    ids=["wide head", "own code", "routed guidance"],
 )
 def test_parts_that_the_shared_code_does_not_know_are_refused(
     tmp_path: Path, overrides: tuple[str, ...], said: str
