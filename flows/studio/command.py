@@ -13,7 +13,10 @@ from infra.home import default_root
 from infra.storage import Storage
 from tasks.sampling.playing import laid_upon
 
-_ALIKE = ("data", "image", "foundation", "shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample")
+_ALIKE = (
+    *("data", "image", "foundation", "shard", "train_vavae", "train_semvae", "encode", "train_dit"),
+    *("tune_fewstep", "sample"),
+)
 """Sections that say which model is sampled, and how."""
 _NEVER = ("sample.images",)
 _MOST = 12
@@ -30,6 +33,8 @@ def command(model: Artifact, classes: str, rows: int, seed: int, settings: Seque
     before = ""
     if changes is None:
         name, changes = "model.yaml", list(settings)
+        if model.manifest.recipe.get("tune_fewstep") is not None:
+            changes = ["tune_fewstep=null", *changes]
         before = f"latentforge artifacts show {model.stage}/{model.fingerprint} --recipe{root} > {name}\n"
     given = ["latentforge", "sample", "--recipe", name, "--classes", classes, "--rows", str(rows), "--seed", str(seed)]
     given += [part for change in changes for part in ("--set", change)]

@@ -142,8 +142,10 @@ def as_colours(latents_BChw: Tensor) -> Pixels:
 
 
 def laid_upon(artifact: Artifact, settings: Sequence[str]) -> Recipe:
-    """The recipe that an artifact was made by, with overrides. Raises UserError on what cannot be."""
+    """The recipe that a `train_dit` artifact was made by, with overrides. Raises UserError on what
+    cannot be."""
     values = read_recorded(artifact.manifest.recipe, f"the recipe of {artifact.uri}").model_dump(mode="json")
+    values["tune_fewstep"] = None  # a flow map that the same run made is another artifact
     for setting in settings:
         assign(values, setting)
     return read_recorded(values, "these settings")

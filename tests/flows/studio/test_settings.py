@@ -75,6 +75,19 @@ def test_the_command_names_the_recipe_and_what_it_changes(tmp_path: Path) -> Non
     assert again.sample.delta == 0.5 and parts[parts.index("--root") + 1] == str(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["demo_fewstep", "mine"])
+def test_a_model_that_a_map_was_made_of_is_sampled_itself(tmp_path: Path, name: str) -> None:
+    recipe = load_recipe("demo_fewstep").model_copy(update={"name": name})
+    model = builders.put(builders.at(tmp_path), recipe, "train_dit", [])
+    settings = ["sample.steps=20", "sample.guidance={method: classifier_free, scale: 2.5}"]
+    wanted = laid_upon(model, settings)
+    assert wanted.tune_fewstep is None and wanted.sample.steps == 20
+    parts = shlex.split(command(model, "5", 1, 3, settings, "a.png"))
+    sets = [value for flag, value in pairwise(parts) if flag == "--set"]
+    again = load_recipe("demo_fewstep", sets)
+    assert again.tune_fewstep is None and again.sample == wanted.sample
+
+
 def test_a_recipe_of_ones_own_is_written_out_first(tmp_path: Path) -> None:
     model = _model(tmp_path, name="mine")
     first, second = command(model, "1", 1, 0, ["sample.steps=5"], "x.png").splitlines()
