@@ -267,6 +267,9 @@ def check_fits(model: nn.Module, checkpoint: Checkpoint, where: str, which: Whic
     for label, names in (("missing", missing), ("unknown", surplus), ("of another shape", shapes)):
         if names:
             problems.append(f"{len(names)} tensors {label} (such as {', '.join(names[:3])})")
+    own = getattr(model, "value_residual", False)
+    if checkpoint.arguments and bool(checkpoint.arguments.get("value_residual")) != own:
+        problems.append(f"trained {'without' if own else 'with'} a value residual, which has no tensors")
     if problems:
         raise ValueError(
             f"{where} does not fit this {type(model).__name__}: {'; '.join(problems)}. Make the model section "

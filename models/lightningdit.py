@@ -56,7 +56,10 @@ class Attention(nn.Module):
         tokens_BN: Tensor | None = None,
         first_BKNI: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """What is attended to, and its values. first_BKNI: values that are half of what is looked at."""
+        """(B, N, D) and the values that were looked at (B, K, N, I), of K heads of width I.
+
+        first_BKNI: values of the first block, which are half of those that are looked at.
+        """
         q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
@@ -73,7 +76,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, *, qk_norm: bool, swiglu: bool, rmsnorm: bool, shift: bool) -> None:
         super().__init__()
-        self.shift, self.tells = shift, False
+        self.shift, self.returns_values = shift, False
         self.norm1 = _norm(dim, rmsnorm)
         self.attn = Attention(dim, num_heads, qk_norm, rmsnorm)
         self.norm2 = _norm(dim, rmsnorm)
@@ -90,7 +93,8 @@ class Block(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """c_BD: the condition after its SiLU, which is the same for all blocks; (B, N, D) where tokens have their own.
         tokens_BN: which of the grid's tokens x_BND are; None are all of them.
-        first_BKNI: values of the first block, for a value residual; a block that `tells` gives its own beside x.
+        first_BKNI: values of the first block, for a value residual; one that `returns_values` gives
+            its own beside x.
         """
         modulation = _of_tokens(self.adaLN_modulation[1](c_BD))
         if self.shift:
@@ -104,7 +108,7 @@ class Block(nn.Module):
             attended, values = self.attn(self.norm1(x_BND) * (1 + scale_a), rope, tokens_BN, first_BKNI)
             x_BND = x_BND + gate_a * attended
             x_BND = x_BND + gate_m * self.mlp(self.norm2(x_BND) * (1 + scale_m))
-        return (x_BND, values) if self.tells else x_BND
+        return (x_BND, values) if self.returns_values else x_BND
 
 
 class FinalLayer(nn.Module):
@@ -194,7 +198,7 @@ class LightningDiT(nn.Module):
             for _ in range(depth)
         )
         first: Any = self.blocks[0]
-        first.tells = self.value_residual = value_residual
+        first.returns_values = self.value_residual = value_residual
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * out_channels, rmsnorm)
         self.repa_projector = None
         if align_dim is not None:

@@ -213,3 +213,13 @@ def test_loading_is_strict_but_for_the_alignment_head() -> None:
         load_into(small_dit(), Checkpoint("lightningdit", small_dit(depth=3).state_dict()), "deep.pt")
     with pytest.raises(ValueError, match="of another shape"):
         load_into(small_dit(), Checkpoint("lightningdit", small_dit(num_classes=9).state_dict()), "more.pt")
+
+
+def test_weights_with_a_value_residual_are_another_network_though_no_tensor_says_so() -> None:
+    plain, residual = small_dit(), small_dit(value_residual=True)
+    for model, told, words in ((residual, {"depth": 2}, "without"), (plain, {"value_residual": True}, "with")):
+        given = Checkpoint("lightningdit", plain.state_dict(), told)
+        with pytest.raises(ValueError, match=f"trained {words} a value residual"):
+            load_into(model, given, "a.safetensors")
+    load_into(residual, Checkpoint("lightningdit", plain.state_dict(), {"value_residual": True}), "same")
+    load_into(residual, Checkpoint("lightningdit", plain.state_dict()), "of unknown arguments")
