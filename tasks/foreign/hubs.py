@@ -47,17 +47,19 @@ def _fault(check: Callable[[], None]) -> str | None:
 def _needed(recipe: Recipe, stages: Collection[str]) -> Iterator[Callable[[], None]]:
     foundation, tokenizer = recipe.foundation, recipe.train_vavae
     readers = {stage for field in feature_readers(recipe) for stage in _BY_READER[field]}
+    if recipe.online_latents and recipe.train_semvae is not None:
+        readers.add("train_dit")
+    layers = tokenizer.objective.perceptual_layers
+    perceptual = tokenizer.images > 0 and tokenizer.perceptual
+    if perceptual and layers:
+        readers.add("train_vavae")
     if foundation is not None and foundation.weights == _HUB and readers & set(stages):
         yield partial(hubs.check_timm, "foundation.weights", foundation.name)
     features = None if recipe.lacks("evaluate") else recipe.evaluate.features
     if features is not None and features.weights == _HUB and {"evaluate", "evaluate_tokenizer"} & set(stages):
         yield partial(hubs.check_timm, "evaluate.features.weights", features.name)
-    perceptual = "train_vavae" in stages and tokenizer.images > 0 and tokenizer.perceptual
-    if perceptual and tokenizer.objective.perceptual_layers:
-        if foundation is not None and foundation.weights == _HUB:
-            yield partial(hubs.check_timm, "foundation.weights", foundation.name)
-        perceptual = False
-    if perceptual and tokenizer.objective.lpips_weights == _HUB:
+    by_lpips = "train_vavae" in stages and perceptual and not layers
+    if by_lpips and tokenizer.objective.lpips_weights == _HUB:
         yield partial(hubs.check_torch, "train_vavae.objective.lpips_weights", _VGG16)
     if "evaluate_tokenizer" in stages and recipe.evaluate_tokenizer.lpips_weights == _HUB:
         yield partial(hubs.check_torch, "evaluate_tokenizer.lpips_weights", _VGG16)

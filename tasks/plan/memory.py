@@ -133,9 +133,10 @@ def _parts(recipe: Recipe, stage: str) -> tuple[int, int, float, str]:
     image = KEPT_CONVOLVED[half] * activations(section.model, recipe.image.size)
     if section.adversarial:
         own += sum(part.values for part in networks.discriminator(section.objective.discriminator, recipe.image.size))
-    if section.aligned:
+    by_foundation = section.perceptual and bool(section.objective.perceptual_layers)
+    if section.aligned or by_foundation:
         frozen += _foundation_values(recipe)
-    if section.perceptual and not section.objective.perceptual_layers:
+    if section.perceptual and not by_foundation:
         frozen += networks.VGG_VALUES
         # Two images, each layer and its activation.
         image += (2 if half else 4) * 4 * networks.vgg_activations(recipe.image.size)

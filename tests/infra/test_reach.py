@@ -180,6 +180,8 @@ def test_dead_proxies_are_noted_where_nothing_needs_them(dead: str, monkeypatch:
 # --------------------------------------------------------------------------------------------------------------- hubs
 
 FROM_HUB = "input_size: 56, weights: hub, layer: null"
+ONLINE = ("encode.latents=online", "encode.align_features=false", "train_dit.objective.align_weight=0")
+IN_PLACE = ("train_vavae.objective.perceptual_layers=[2]", "train_vavae.objective.align_weight=0")
 DINO = f"foundation={{name: vit_base_patch14_reg4_dinov2.lvd142m, feature_dim: 768, {FROM_HUB}}}"
 
 
@@ -197,6 +199,12 @@ def test_what_stages_take_from_hubs_is_looked_for_first(dead: str, monkeypatch: 
     ):  # fmt: skip
         assert f"{field} is hub, but" in str(told.value)
     check_hubs(recipe, ["shard", "sample", "report"])  # need none of them
+    check_hubs(recipe, ["train_dit"])  # takes latents and features as they are stored
+    with pytest.raises(UserError, match=r"foundation\.weights is hub, but"):
+        check_hubs(load_recipe("demo_tiny", [DINO, *ONLINE]), ["train_dit"])
+    with pytest.raises(UserError) as told:
+        check_hubs(load_recipe("demo_tiny", [DINO, perceptual, *IN_PLACE]), ["train_vavae"])
+    assert "foundation.weights is hub" in str(told.value) and "lpips" not in str(told.value)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # whose machines will fetch
     check_hubs(recipe, ["train_vavae", "evaluate"])
 

@@ -179,6 +179,16 @@ def test_frozen_networks_are_counted() -> None:
     assert planned(recipe="vavae_f16d32", stage="train_vavae").fixed > 16 * own
 
 
+def test_a_perceptual_term_counts_the_network_that_gives_it() -> None:
+    plain = ("train_vavae.objective.align_weight=0", "train_vavae.objective.gan_weight=0")
+    without = planned(*plain, "train_vavae.objective.perceptual_weight=0", recipe="vavae_f16d32", stage="train_vavae")
+    layers = (*plain, "train_vavae.objective.perceptual_weight=1", "train_vavae.objective.perceptual_layers=[2, 5]")
+    recipe = load_recipe("vavae_f16d32", layers)
+    assert recipe.foundation is not None
+    more = planned(*layers, recipe="vavae_f16d32", stage="train_vavae").fixed - without.fixed
+    assert more == 4 * networks.foundation_values(recipe.foundation)
+
+
 def test_workers_take_the_micro_batch_that_their_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(gigabytes: float, *overrides: str, device: str = "cuda") -> int | None:
         properties = SimpleNamespace(total_memory=gigabytes * 1e9)
