@@ -55,7 +55,7 @@ class Claim:
         """Whether nobody took the artifact over meanwhile. Raises UserError where the storage cannot be read."""
         if _newest(self.storage) != self.number:
             return False
-        try:  # numbers begin again once an artifact is complete
+        try:  # once an artifact is complete, claims are gone
             return bool(json.loads(self.storage.read_bytes(self.name))["token"] == self.token)
         except FileNotFoundError:
             return False
@@ -70,7 +70,7 @@ class Claim:
         while not until.wait(EVERY):
             self.beats += 1
             with suppress(UserError, OSError):  # an outage: the next one may be written
-                if _newest(self.storage) != self.number:
+                if not self.held():  # by its token: numbers begin again
                     return
                 self.storage.write_bytes(self.name, self.text())
 

@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -170,15 +169,19 @@ class Storage:
 
     def write_bytes(self, name: str, data: bytes, rows: int | None = None) -> FileEntry:
         """Write a whole file that appears only when complete (rename, or one object upload)."""
+        self._put(name, [data], lambda target: self.fs.pipe_file(target, data))
+        return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), rows)
+
+    def _put(self, name: str, pieces: Iterable[bytes], send: Callable[[str], None]) -> None:
+        """Write a file's pieces on local disk, else let `send` do it, where :attr:`guard` allows it then."""
         target, allowed = self.locate(name), self.guard or (lambda: None)
         with self._explained("write", name):
             if self.local:
-                with _beside(target, [data]) as partial:
+                with _beside(target, pieces) as whole:
                     allowed()
-                    os.replace(partial, target)
+                    os.replace(whole, target)
             else:
-                self._retried(lambda: (allowed(), self.fs.pipe_file(target, data)))
-        return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), rows)
+                self._retried(lambda: (allowed(), send(target)))
 
     def create_bytes(self, name: str, data: bytes) -> bool:
         """Write a whole file where there is none yet; False, and nothing written, where there is one.
@@ -240,26 +243,12 @@ class Storage:
 
     def upload(self, local_path: str, name: str, rows: int | None = None) -> FileEntry:
         """Copy a local file of any size here; it appears only when complete."""
-        digest, size, target = hashlib.sha256(), 0, self.locate(name)
-        allowed = self.guard or (lambda: None)
-
-        def pieces() -> Iterator[bytes]:
-            nonlocal size
-            with open(local_path, "rb") as file:
-                while piece := file.read(_READ_AHEAD):
-                    digest.update(piece)
-                    size += len(piece)
-                    yield piece
-
-        with self._explained("write", name):
-            if self.local:
-                with _beside(target, pieces()) as partial:
-                    allowed()
-                    os.replace(partial, target)
-            else:
-                deque(pieces(), maxlen=0)
-                self._retried(lambda: (allowed(), self.fs.put_file(local_path, target)))
-        return FileEntry(name, size, digest.hexdigest(), rows)
+        with open(local_path, "rb") as file:
+            digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+            file.seek(0)
+            pieces = iter(partial(file.read, _READ_AHEAD), b"")
+            self._put(name, pieces, lambda target: self.fs.put_file(local_path, target))
+        return FileEntry(name, size, digest, rows)
 
     def take(self, name: str, origin: Storage) -> None:
         """Move a file of this name here from another place on the same kind of storage, over what is here."""

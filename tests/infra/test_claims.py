@@ -183,10 +183,14 @@ def test_who_wakes_late_overwrites_no_part_of_the_other(root: str, quick: None) 
     assert told and [artifact.read(f"part-{number}") for number in range(2)] == [b"the other's"] * 2
 
 
-def test_a_number_that_began_again_is_another_machines(root: str) -> None:
+def test_a_number_that_began_again_is_another_machines(root: str, quick: None) -> None:
     storage = _whole(root, "demo").storage
     first, second = Claim(storage, 1), Claim(storage, 1)
     assert storage.create_bytes(first.name, first.text()) and first.held()
     storage.delete("claims")
     assert not first.held()
     assert storage.create_bytes(second.name, second.text()) and second.held() and not first.held()
+    awake = threading.Event()
+    threading.Timer(0.5, awake.set).start()
+    first.keep(awake)
+    assert second.held(), "who was frozen says nothing in another's place"
