@@ -1,7 +1,9 @@
 """Who may come in: on loopback whoever is on this machine, elsewhere whoever knows the token.
 
-Everything passes here, pages and websockets alike. A page of another site cannot reach the studio through its
-visitor's browser: the address that is asked for must be the studio's own, and what a page sends must come from it.
+Everything passes here, pages and websockets alike. A page of another site cannot reach the studio
+through its visitor's browser: the address that is asked for must be the studio's own, a page that
+asks by a script must be of it (answers allow any, by the library's choice), and none has it in a
+frame, where its buttons could lie under others.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 ENTER = "/enter"
 _COOKIE = "latentforge-studio"
 _LONGEST_FORM = 4096
-_SAFE = ("GET", "HEAD")
+_FRAMES = ("iframe", "frame", "embed", "object")
 _FORM = b"""<!doctype html><meta charset="utf-8"><title>latentforge studio</title>
 <body style="font: 16px system-ui; display: grid; place-items: center; min-height: 90vh">
 <form method="post" action="/enter"><label>Token<br><input type="password" name="token" autofocus required
@@ -46,7 +48,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if not self._at_home(scope, headers):
+        if not self._at_home(headers):
             await _refuse(scope, send, 403, b"asked for under another name, or by another site's page\n")
         elif self._known(headers):
             await self._app(scope, receive, send)
@@ -55,14 +57,15 @@ class Guard:
         else:
             await _refuse(scope, send, 401, _FORM, "text/html; charset=utf-8")
 
-    def _at_home(self, scope: Scope, headers: dict[str, str]) -> bool:
+    def _at_home(self, headers: dict[str, str]) -> bool:
         host = headers.get("host", "")
-        if self._hosts and urlsplit(f"//{host}").hostname not in self._hosts:
+        origin = headers.get("origin")  # a link has none, nor have programs, which have nobody's cookie
+        try:
+            named, asking = urlsplit(f"//{host}").hostname, urlsplit(origin or f"//{host}").netloc
+        except ValueError:
             return False
-        if scope["type"] == "http" and scope["method"] in _SAFE:
-            return True
-        origin = headers.get("origin")  # programs that are no browsers send none, and have nobody's cookie
-        return origin is None or urlsplit(origin).netloc == host
+        known = not self._hosts or named in self._hosts
+        return known and asking == host and headers.get("sec-fetch-dest") not in _FRAMES
 
     def _known(self, headers: dict[str, str]) -> bool:
         if not self._token:

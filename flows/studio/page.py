@@ -20,8 +20,6 @@ _STYLE = """
 .q-tab__label { font-size: 15px; text-transform: none } .nicegui-content { padding: 0 }
 .q-uploader__list, .q-uploader__subtitle { display: none }
 """
-
-
 _KINDS = {".html": "text/html; charset=utf-8", ".png": "image/png"}
 _ALONE = {"content-security-policy": "sandbox; default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'"}
 """A report is looked at; nothing in it runs."""
@@ -34,6 +32,8 @@ def register(root: str) -> None:
     def file(stage: str, fingerprint: str, name: str) -> Response:
         try:
             kind = _KINDS[Path(name).suffix]
+            if ".." in (stage, fingerprint):
+                raise UserError("it lies outside of the root")
             return Response(Artifact(root, stage, fingerprint).read(name), 200, _ALONE, kind)
         except (KeyError, UserError, OSError) as error:
             return Response(f"no such page: {error}\n", 404, media_type="text/plain")

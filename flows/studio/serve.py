@@ -49,7 +49,8 @@ def serve(root: str | None, port: int, listen: str = LOOPBACK) -> None:
 
 
 def guard(app: App, token: str, listen: str) -> App:
-    return Guard(app, token, _HERE if _is_loopback(listen) else frozenset())
+    """The application behind its door; on loopback it has no other names than this machine's own."""
+    return Guard(app, token, _HERE | {listen} if _is_loopback(listen) else frozenset())
 
 
 def token_for(listen: str) -> str:

@@ -64,10 +64,18 @@ def test_on_loopback_no_token_is_asked_for_and_no_other_site_comes_in() -> None:
     client = visitor("127.0.0.1", "")
     assert client.get("/").text == "inside" and socket_says(client) == "inside"
     assert client.get("/", headers={"host": "rebound.example"}).status_code == 403
-    assert client.post("/", headers={"origin": "https://elsewhere.example"}).status_code == 403
+    for method in ("GET", "POST"):
+        foreign = {"origin": "https://elsewhere.example"}
+        assert client.request(method, "/", headers=foreign).status_code == 403
+    assert client.post("/", headers={"origin": "null"}).status_code == 403
+    assert client.get("/", headers={"host": "[::1"}).status_code == 403
+    assert client.get("/", headers={"sec-fetch-dest": "iframe"}).status_code == 403
+    assert client.get("/", headers={"sec-fetch-dest": "document"}).text == "inside"
     assert client.post("/", headers={"origin": "http://127.0.0.1:8090"}).text == "inside"
     assert socket_says(client, origin="https://elsewhere.example") == "refused"
     assert socket_says(client, origin="http://127.0.0.1:8090") == "inside"
+    for listen, base in (("127.0.0.2", "http://127.0.0.2:8090"), ("::1", "http://[::1]:8090")):
+        assert visitor(listen, "", base).get("/").text == "inside"
 
 
 def test_another_address_without_a_token_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
