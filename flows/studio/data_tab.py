@@ -56,6 +56,7 @@ class DataTab:
 
     def __init__(self, root: str) -> None:
         self._shown = 0
+        self._asked: object = None
         self._line = Line()
         with ui.row().classes("items-center gap-3 w-full"):
             self._choice = Choice(root, "shard", "Shards", self._line, self._opened)
@@ -97,15 +98,15 @@ class DataTab:
         shard = self._choice.artifact
         if shard is None:
             return
+        asked = self._asked = object()
         label, text = self._class.value, (self._search.value or "").strip()
-        asked = self._split.value, label, text
         wanted = browsing.with_key(text) if text else browsing.of_class(None if label == _EVERY else label)
         given = shard, self._split.value, wanted, _AT_ONCE, self._shown
         found = await self._line.attempt(
             lambda: [(each, as_url(each.picture(_SIDE))) for each in browsing.find(*given)]
         )
-        if found is None or asked != (self._split.value, self._class.value, (self._search.value or "").strip()):
-            return  # somebody asked for others meanwhile
+        if found is None or asked is not self._asked:  # or for others meanwhile
+            return
         self._shown += len(found)
         self._more.set_visibility(len(found) == _AT_ONCE)
         if not self._shown:

@@ -94,6 +94,8 @@ class SampleTab:
     async def _opened(self) -> None:
         model = self._choice.artifact
         found = None if model is None else await self._line.attempt(partial(_opened, self._root, model))
+        if model != self._choice.artifact:  # another is looked at meanwhile
+            return
         if found is None:
             self._player = None
             return
@@ -164,6 +166,8 @@ class SampleTab:
         self._go.disable()
         self._told.set_text(f"Waiting for the processor: {told}")
         made = await self._line.attempt(lambda: _alone(work, drawing, line))
+        if drawing is not self._drawing:  # stopped, and another is made
+            return
         self._go.enable()
         self._stop.set_visibility(False)
         if made is None:

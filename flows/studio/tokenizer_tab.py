@@ -54,10 +54,12 @@ class TokenizerTab:
         ui.timer(0, self._choice.refresh, once=True)
 
     async def _opened(self) -> None:
-        tokenizer = self._choice.artifact
+        tokenizer, self._network = self._choice.artifact, None
         if tokenizer is not None:
-            self._network = await self._line.attempt(partial(_loaded, tokenizer))
-            self._number = 0
+            network = await self._line.attempt(partial(_loaded, tokenizer))
+            if tokenizer != self._choice.artifact:  # another is looked at meanwhile
+                return
+            self._network, self._number = network, 0
             await self._next()
 
     async def _next(self) -> None:
