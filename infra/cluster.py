@@ -70,20 +70,22 @@ def connect() -> None:
 def _known_to_its_workers() -> Iterator[None]:
     """While a local Ray starts, the environment that its workers inherit says where it is.
 
-    Else they take any Ray of this machine for theirs: where two commands train at once, Ray Train's watcher of the one
-    asks the other's Ray whether its training lives, hears that it does not, and ends it.
+    Else they take any Ray of this machine for theirs: where two commands train at once, Ray Train's
+    watcher of the one asks the other's Ray whether its training lives, hears that it does not, and
+    ends it.
     """
-    kept = os.environ.pop("RAY_ADDRESS", None)
     with socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ |= {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    before = {name: os.environ[name] for name in told if name in os.environ}
+    os.environ |= told
     try:
         yield
     finally:
-        del os.environ["RAY_GCS_SERVER_PORT"], os.environ["RAY_ADDRESS"]
-        if kept is not None:
-            os.environ["RAY_ADDRESS"] = kept
+        for name in told:
+            del os.environ[name]
+        os.environ |= before
 
 
 def job_config() -> Any:

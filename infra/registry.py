@@ -16,7 +16,7 @@ _PLACE = "model"
 def name_of(option: str, address: str) -> str:
     """NAME of `models:/NAME`. Raises UserError where it says something else."""
     name = address.removeprefix(SCHEME)
-    if not name or set(name) & set("/:@"):
+    if not name or set(name) & set("/:@'"):
         raise UserError(f"{option} {address}: expected models:/NAME; the registry counts its versions")
     return name
 
@@ -86,7 +86,12 @@ def _version(client: Any, name: str) -> tuple[str, str]:
     if alias:
         return model, str(client.get_model_version_by_alias(model, named).version)
     model, _, version = name.partition("/")
-    return model, version or str(client.get_registered_model(model).latest_versions[0].version)
+    if version:
+        return model, version
+    newest = max((int(each.version) for each in client.get_registered_model(model).latest_versions), default=None)
+    if newest is None:
+        raise FileNotFoundError("it has no version")
+    return model, str(newest)
 
 
 def _client() -> Any:
