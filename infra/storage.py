@@ -172,7 +172,7 @@ class Storage:
         self._put(name, [data], lambda target: self.fs.pipe_file(target, data))
         return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), rows)
 
-    def _put(self, name: str, pieces: Iterable[bytes], send: Callable[[str], None]) -> None:
+    def _put(self, name: str, pieces: Iterable[bytes], send: Callable[[str], object]) -> None:
         """Write a file's pieces on local disk, else let `send` do it, where :attr:`guard` allows it then."""
         target, allowed = self.locate(name), self.guard or (lambda: None)
         with self._explained("write", name):

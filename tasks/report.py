@@ -5,7 +5,6 @@ The page is one HTML file without any outside reference; the pictures are also f
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -123,7 +122,9 @@ def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int
         columns=[_class_name(classes, label) for label in labels],
         absent=[_class_name(classes, label) for label in _absent(labels, recipe.data.classes)],
         few=_few(made),
-        pictures={name.removesuffix(".png"): _as_url(data) for name, data in files.items() if name.endswith(".png")},
+        pictures={
+            name.removesuffix(".png"): pages.as_url(data) for name, data in files.items() if name.endswith(".png")
+        },
         cards=_cards(made),
         rows=_score_rows(made),
         split="test" if held_out else "training",
@@ -242,10 +243,6 @@ def _other_scores(manifests: dict[str, Manifest]) -> list[tuple[str, str, str]]:
 
 def _class_name(classes: Sequence[str], label: int) -> str:
     return str(classes[label]) if label < len(classes) else str(label)
-
-
-def _as_url(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def _duration(seconds: float) -> str:

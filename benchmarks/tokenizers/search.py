@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.tokenizers.__main__ import alone
 from benchmarks.tokenizers.data import SIDE, TEST, fashion, put_shards
+from benchmarks.tokenizers.kept import alone, kept
 from benchmarks.tokenizers.tables import table
 from benchmarks.tokenizers.trials import Trial
 from configs.scores import Classifier
@@ -79,19 +79,16 @@ class Search:
         self.shards = put_shards(self.root, "fashion", fashion)
 
     def row(self, name: str) -> dict[str, Any]:
-        """The scores of a candidate, by those of :data:`SCORES`."""
-        file = self.folder / f"{name.replace(' ', '-')}-{self.seconds:g}.json"
-        if not file.exists():
-            file.write_text(json.dumps(self._trained_and_scored(name)))
-        row: dict[str, Any] = json.loads(file.read_text())
-        return row
+        """The name and the scores of a candidate, by those of :data:`SCORES`."""
+        file = f"{name.replace(' ', '-')}-{self.seconds:g}"
+        return {"name": name, **kept(self.folder, file, lambda: self._trained_and_scored(name))}
 
-    def _trained_and_scored(self, name: str) -> dict[str, Any]:
+    def _trained_and_scored(self, name: str) -> dict[str, float]:
         pace = _seconds(self._tokenizer(name, TRIAL)) / TRIAL
         steps = max(TRIAL, round(self.seconds / pace))
         tokenizer = self._tokenizer(name, steps)
         figures = {"images": steps * BATCH, "milliseconds": 1e3 * _seconds(tokenizer) / steps}
-        return {"name": name, **self._scores(tokenizer), **figures}
+        return {**self._scores(tokenizer), **figures}
 
     def _tokenizer(self, name: str, steps: int) -> Artifact:
         length = f"train_vavae.images={steps * BATCH}", f"train_vavae.batch={BATCH}"
@@ -107,12 +104,12 @@ class Search:
         distances = (
             FrechetFrom(real.gaussians[vectors])(made.gaussians[vectors]) for vectors in ("features", "judged")
         )
-        psnr, kept = made.findings.psnr, made.findings.consistency
-        assert psnr is not None and kept is not None  # of reconstructions that a judge saw
+        psnr, consistency = made.findings.psnr, made.findings.consistency
+        assert psnr is not None and consistency is not None  # of reconstructions that a judge saw
         return {
             "psnr": float(psnr.mean()),
             **dict(zip(("frechet", "frechet_classifier"), distances, strict=True)),
-            "consistency": kept,
+            "consistency": consistency,
         }
 
     def _looked(self, examiner: FeatureExtractor, reconstruct: bool) -> ImageFeatures:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.cluster import CLUSTERS, load_cluster
+from flows.plan import duration
 from infra import open_runs
 from infra.tracking import tracking_uri
 
@@ -54,7 +55,7 @@ class Running:
 
     @property
     def told(self) -> str:
-        """`train_dit · 3,200 of 32,000 images · 410/s · 1 min 10 s left`."""
+        """`train_dit · 3,200 of 32,000 images · 410/s · 70 s left of this stage`."""
         if self.alive is False:
             return f"{self.stage or 'its process'}: killed; the same command goes on, and closes this run"
         parts = [self.stage or "between stages"]
@@ -87,12 +88,6 @@ def prices() -> dict[str, float]:
             if pool.dollars_per_hour:
                 found[f"{path.stem}: {name}, {pool.machine}"] = pool.dollars_per_hour
     return found
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _client() -> Any:

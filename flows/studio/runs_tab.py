@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 from nicegui import ui
 
+from flows.plan import duration
 from flows.studio.choosing import named
-from flows.studio.running import LOSSES, Curves, Running, duration, prices, running
+from flows.studio.running import LOSSES, Curves, Running, prices, running
 from flows.studio.work import Line, as_url
 from infra import inventory
 from infra.inventory import Entry

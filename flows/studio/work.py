@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import traceback
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from PIL import Image
 
 from configs.errors import UserError
 from infra import logs
+from tasks.drawing import pages
 
 T = TypeVar("T")
 
@@ -68,4 +68,4 @@ def as_url(picture: Image.Image | bytes) -> str:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         picture = buffer.getvalue()
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
+    return pages.as_url(picture)

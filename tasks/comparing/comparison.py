@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -224,9 +223,11 @@ def page(
             for each in compared_runs
             if each.published
         },
-        pictures={name.removesuffix(".png"): _as_url(data) for name, data in pictures.items()},
+        pictures={name.removesuffix(".png"): pages.as_url(data) for name, data in pictures.items()},
         sheets=[
-            (each.name, each.seed, _as_url(each.sheet)) for each, *_ in _by_name(compared_runs).values() if each.sheet
+            (each.name, each.seed, pages.as_url(each.sheet))
+            for each, *_ in _by_name(compared_runs).values()
+            if each.sheet
         ],
         facts=[(each.name, each.seed, each.facts) for each in compared_runs],
         details={name: yaml.safe_dump(value, sort_keys=False, allow_unicode=True) for name, value in details.items()},
@@ -238,10 +239,6 @@ def _by_name(compared_runs: Sequence[ComparedRun]) -> dict[str, list[ComparedRun
     for each in compared_runs:
         found.setdefault(each.name, []).append(each)
     return found
-
-
-def _as_url(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -18,3 +19,8 @@ _ENVIRONMENT = Environment(
 def render(template: str, **values: Any) -> str:
     """The page of `{template}.html.jinja`. Raises jinja2.UndefinedError for a value that it misses."""
     return _ENVIRONMENT.get_template(f"{template}.html.jinja").render(**values)
+
+
+def as_url(png: bytes) -> str:
+    """The bytes of a PNG as an address that needs no further request."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
