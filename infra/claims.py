@@ -5,8 +5,8 @@ The highest one holds, and says so anew every few seconds. A claim that has not 
 whoever waits, is of a machine that died, and the next number is taken. One of the same home folder needs no wait:
 `infra/locks.py` lets one process of it through.
 
-A machine that was frozen for longer finds its claim passed when it wakes, and leaves the artifact to the other: each
-of its writes looks at the claim first (:meth:`Claim.check`), so that no part of the other's is overwritten.
+A machine that was frozen for longer finds its claim passed when it wakes, and leaves the artifact to the other: it
+looks at the claim before it writes or deletes a file (:meth:`Claim.check`), so that all of the other's stay.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class Storage:
     """A place for files, addressed by a URL that fsspec understands. Picklable; opens lazily in each process."""
 
     url: str
-    guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
-    """Called before each file is written; raises UserError where nothing may be written any more."""
+    guard: Callable[[], object] | None = field(default=None, compare=False, repr=False)
+    """Called before a file is written or deleted; raises UserError where nothing may be any more."""
 
     @classmethod
     def at(cls, root: str) -> Storage:
@@ -111,15 +111,13 @@ class Storage:
 
     def read_bytes(self, name: str) -> bytes:
         with self._explained("read", name):
-            data: bytes = self._retried(lambda: self.fs.cat_file(self.locate(name)))
-            return data
+            return bytes(self._retried(lambda: self.fs.cat_file(self.locate(name))))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of a file from `start` on; fewer where the file ends earlier."""
         with self._explained("read", name):
             end = start + length
-            data: bytes = self._retried(lambda: self.fs.cat_file(self.locate(name), start=start, end=end))
-            return data
+            return bytes(self._retried(lambda: self.fs.cat_file(self.locate(name), start=start, end=end)))
 
     def size(self, name: str) -> int:
         """Bytes of a file. Raises FileNotFoundError where there is none."""
@@ -173,15 +171,17 @@ class Storage:
         return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), rows)
 
     def _put(self, name: str, pieces: Iterable[bytes], send: Callable[[str], object]) -> None:
-        """Write a file's pieces on local disk, else let `send` do it, where :attr:`guard` allows it then."""
-        target, allowed = self.locate(name), self.guard or (lambda: None)
+        """Write a file's pieces on local disk, else let `send` do it, where the guard allows it then."""
         with self._explained("write", name):
             if self.local:
-                with _beside(target, pieces) as whole:
-                    allowed()
-                    os.replace(whole, target)
+                with _beside(self.locate(name), pieces) as whole:
+                    self._ask()
+                    os.replace(whole, self.locate(name))
             else:
-                self._retried(lambda: (allowed(), send(target)))
+                self._retried(lambda: (self._ask(), send(self.locate(name))))
+
+    def _ask(self) -> object:
+        return None if self.guard is None else self.guard()
 
     def create_bytes(self, name: str, data: bytes) -> bool:
         """Write a whole file where there is none yet; False, and nothing written, where there is one.
@@ -263,6 +263,7 @@ class Storage:
     def delete(self, name: str = "") -> None:
         """Delete a file or everything below a name; nothing there is fine."""
         with self._explained("delete", name), suppress(FileNotFoundError):
+            self._ask()
             self.fs.rm(self.locate(name), recursive=True)
 
     def check_writable(self) -> None:

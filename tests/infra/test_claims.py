@@ -171,6 +171,8 @@ def test_who_wakes_late_overwrites_no_part_of_the_other(root: str, quick: None) 
         for late in (actor.out, task):
             with pytest.raises(TakenOver, match="taken over by another machine"):
                 late.write_bytes("part-0", b"ours, too late")
+            with pytest.raises(TakenOver):
+                late.delete("part-0")
         job = context.job
         assert context.artifact.complete(Manifest(job.stage, 1, job.fingerprint, {}, {}, {}, tuple(files), 2))
         place.delete("claims")
