@@ -151,6 +151,9 @@ class Shard(Section):
     limit: Positive | None = None
     """Keep this many images of each split (the first by key hash); None keeps all."""
     seed: Seed = 0
+    grows: Annotated[str | None, Field(pattern=r"^[0-9a-f]{16}$"), Added(before=None)] = None
+    """Fingerprint of a `shard` artifact under the same root: what it has is kept, and only what differs is read
+    (docs/sources.md)."""
 
 
 class Foundation(Section):

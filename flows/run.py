@@ -198,7 +198,7 @@ class Run:
 
     def _perform(self, stage: Stage, artifact: Artifact, job: Job, complete: bool) -> None:
         logger, out = get_run_logger(), Context(job).out
-        child = self._begun_run(out) if complete else self._child_run(stage, artifact, out, job.inputs)
+        child = self._begun_run(out) if complete else self._child_run(stage, artifact, out, job)
         if child is not None:
             job = Job(**{**asdict(job), "tracking": {**asdict(child), "prefect_flow_run": self.prefect_flow_run}})
         if not complete:
@@ -240,13 +240,14 @@ class Run:
         child = tracking.Tracker.of(known)
         return child if child.uri == self.tracker.uri and child.reopen() else None
 
-    def _child_run(self, stage: Stage, artifact: Artifact, out: Storage, inputs: Mapping[str, str]) -> tracking.Tracker:
+    def _child_run(self, stage: Stage, artifact: Artifact, out: Storage, job: Job) -> tracking.Tracker:
         """The stage's MLflow run; an interrupted stage goes on in the run it began.
 
         The record beside the artifact also says what the stage reads, so that nobody deletes it meanwhile.
         """
         child = self._begun_run(out) or self._new_run(stage, artifact)
-        out.write_bytes(RUN_FILE, json.dumps({**asdict(child), "inputs": dict(inputs)}).encode())
+        reads = {"inputs": job.inputs, "sections": job.sections}
+        out.write_bytes(RUN_FILE, json.dumps({**asdict(child), **reads}).encode())
         return child
 
     def _new_run(self, stage: Stage, artifact: Artifact) -> tracking.Tracker:

@@ -74,7 +74,7 @@ def require_whole(artifacts: Mapping[Artifact, bool]) -> None:
         UserError: one is damaged; it says what was expected, what was found, and which options mend it.
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        _refuse(artifacts, dict(zip(artifacts, pool.map(_lost, artifacts), strict=True)))
+        _refuse(artifacts, dict(zip(artifacts, pool.map(lost, artifacts), strict=True)))
 
 
 def require_unchanged(artifacts: Mapping[Artifact, bool], checked: Callable[[int], None]) -> None:
@@ -95,7 +95,7 @@ def _refuse(artifacts: Mapping[Artifact, bool], damage: Mapping[Artifact, list[s
         raise UserError(f"{'; '.join(told)}; the same command with {words} makes what is damaged anew")
 
 
-def _lost(artifact: Artifact) -> list[str]:
+def lost(artifact: Artifact) -> list[str]:
     """What is not there as the manifest says, a line each."""
     if not artifact.is_complete():
         return []

@@ -183,8 +183,9 @@ def _entry(
             fault = str(error)
     elif RUN_FILE in files:
         with suppress(FileNotFoundError, ValueError):  # finished, deleted or half written since the listing
-            inputs = json.loads(artifact.storage.read_bytes(RUN_FILE)).get("inputs", {})
-            made_from = [f"{stage}/{fingerprint}" for stage, fingerprint in inputs.items()]
+            begun = json.loads(artifact.storage.read_bytes(RUN_FILE))
+            made_from = [f"{stage}/{fingerprint}" for stage, fingerprint in begun.get("inputs", {}).items()]
+            made_from += _mentioned(begun.get("sections"), known)
     unique = tuple(name for name in dict.fromkeys(made_from) if name != "/".join(place))
     written = max(when for _, when in files.values())
     return Entry(artifact, manifest, fault, sum(size for size, _ in files.values()), written, unique)

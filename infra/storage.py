@@ -260,6 +260,22 @@ class Storage:
                 self._retried(lambda: self.fs.cp_file(origin.locate(name), self.locate(name)))
                 origin.delete(name)
 
+    def share(self, name: str, origin: Storage) -> None:
+        """Have a file of this name here too, over what is here, that lies in another place on the same kind of storage:
+        by a hard link, or copied. Files are replaced and never written into, so that neither changes with the other."""
+        with self._explained("write", name):
+            if self.guard is not None:
+                self.guard()
+            if not self.local:
+                self._retried(lambda: self.fs.cp_file(origin.locate(name), self.locate(name)))
+                return
+            self.delete(name)
+            os.makedirs(os.path.dirname(self.locate(name)), exist_ok=True)
+            try:
+                os.link(origin.locate(name), self.locate(name))
+            except OSError:  # a disk without hard links; what else is wrong shows here
+                self.upload(origin.locate(name), name)
+
     def delete(self, name: str = "") -> None:
         """Delete a file or everything below a name; nothing there is fine."""
         with self._explained("delete", name), suppress(FileNotFoundError):

@@ -1,7 +1,8 @@
 """Stage `encode`: image shards to latents, one output file per input shard.
 
 Ray Data decodes on CPU workers while actors hold the networks; a shard travels as one row, so a part is made whole
-by one actor and is the same bytes whoever makes it. What is finished has a receipt and is not made again.
+by one actor and is the same bytes whoever makes it. What is finished has a receipt and is not made again; of a set
+that has grown, neither is what was encoded before.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from infra.artifacts import Artifact
 from infra.cluster import actor_options, connect, require_gpus
 from infra.progress import Bar
 from infra.storage import FileEntry
-from tasks.data import ready_latents
+from tasks.data import kept_latents, ready_latents
 from tasks.data.decode import Undecodable, load
 from tasks.data.receipts import InOrder, Receipt, finished, quiet_ray_data, receipts
 from tasks.data.statistics import ChannelSums, Merging, statistics_hash
@@ -56,11 +57,27 @@ def run(context: Context) -> Outcome:
     rows = sum(entry.rows or 0 for entry in parts)
     with Bar("encode", rows) as bar:
         bar.skip(rows - sum(entry.rows or 0 for entry in missing))
+        for receipt in _kept(context, kept_latents.jobs(context, STAGE.version, missing)):
+            done.add(receipt)
+            bar.skip(receipt.entry.rows or 0)
+        missing = [entry for entry in missing if entry.path not in done]
         for receipt in _encoded(context, shards, missing):
             done.add(receipt)
             bar.advance(receipt.entry.rows or 0)
     facts = shards.manifest.facts
     return _outcome(recipe, done, facts["classes"], facts["splits"])
+
+
+def _kept(context: Context, jobs: list[dict[str, Any]]) -> Iterator[Receipt]:
+    """Receipts of parts whose latents an artifact has that was made before the set grew."""
+    if not jobs:
+        return
+    import ray.data
+
+    connect()
+    quiet_ray_data()
+    rows = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(partial(kept_latents.part_row, job=context.job))
+    yield from filter(None, receipts(rows.iter_rows()))
 
 
 def _encoded(context: Context, shards: Artifact, parts: list[FileEntry]) -> Iterator[Receipt]:
@@ -155,12 +172,14 @@ def _outcome(recipe: Recipe, receipts: Iterable[Receipt], classes: list[str], sp
     entries: list[FileEntry] = []
     first: Mapping[str, Any] = {}
     spent: Counter[str] = Counter()
+    timed = 0
     whole: dict[str, Merging] = defaultdict(Merging)
     coarser: dict[tuple[str, str], Merging] = defaultdict(Merging)
     for receipt in receipts:
         entries.append(receipt.entry)
         first = first or receipt.facts
         spent.update(receipt.facts["seconds"])
+        timed += bool(receipt.facts["seconds"]) * (receipt.entry.rows or 0)
         for name, sums in receipt.facts["sums"].items() if receipt.entry.path.startswith("train/") else ():
             whole[name].add(ChannelSums(**sums))
             for side, averages in receipt.facts["averages"][name].items():
@@ -179,7 +198,7 @@ def _outcome(recipe: Recipe, receipts: Iterable[Receipt], classes: list[str], sp
         "classes": classes,
         "splits": {"train": rows, "test": 0} if splits is None else splits,
     }
-    scores = {f"{name}_images_per_second_per_worker": rows / seconds for name, seconds in spent.items()}
+    scores = {f"{name}_images_per_second_per_worker": timed / seconds for name, seconds in spent.items()}
     return Outcome(entries, rows, facts, scores)
 
 

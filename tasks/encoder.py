@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from configs import Recipe, UserError
 from configs.errors import attempt, checked
 from infra.artifacts import Artifact
 from infra.device import computing, default_device
+from infra.storage import Storage
 from models.posterior import DiagonalGaussian
 from tasks.data.pixels import to_tensor
 from tasks.data.receipts import Receipt, receipt_row, write_receipt
@@ -122,20 +123,9 @@ class Encoder(LatentNetworks):
         with self._turn:
             started = time.perf_counter()
             tensors = self.encode(keys, pixels)
-        out, part = self.context.out, row["part"].as_py()
-        stored = {} if self.recipe.online_latents else tensors
-        entry = out.write_table(
-            part, latent_table(keys, labels, stored), self.recipe.encode.rows_per_group, **WRITE_OPTIONS
-        )
-        facts = {
-            "sums": {name: vars(_sums(name, tensors)) for name in ("z", "s") if name in tensors},
-            "averages": {name: _averages(name, tensors) for name in ("z", "s") if name in tensors},
-            "shapes": {name: list(values.shape[1:]) for name, values in stored.items()},
-            "seconds": {"decode": row["seconds"].as_py(), "encode": time.perf_counter() - started},
-        }
-        receipt = Receipt(entry, row["made_from"].as_py(), facts)
-        write_receipt(out, receipt)
-        return receipt
+        seconds = {"decode": row["seconds"].as_py(), "encode": time.perf_counter() - started}
+        job = {name: row[name].as_py() for name in ("part", "made_from")}
+        return written_part(self.recipe, self.context.out, job, keys, labels, tensors, seconds)
 
     def encode(self, keys: Sequence[str], pixels_NHWC: np.ndarray) -> dict[str, np.ndarray]:
         """float16 columns (N, C, h, w) by name, for the images as they are and, where that is stored, mirrored."""
@@ -209,20 +199,48 @@ class Encoder(LatentNetworks):
         return moved
 
 
+def written_part(
+    recipe: Recipe,
+    out: Storage,
+    job: Mapping[str, str],
+    keys: Sequence[str],
+    labels: np.ndarray,
+    tensors: Mapping[str, np.ndarray],
+    seconds: Mapping[str, float],
+) -> Receipt:
+    """Write a part of latents and its receipt.
+
+    job: `part` and `made_from`; seconds: what it took of each kind of worker, empty where nothing was encoded.
+    """
+    stored = {} if recipe.online_latents else tensors
+    entry = out.write_table(
+        job["part"], latent_table(keys, labels, stored), recipe.encode.rows_per_group, **WRITE_OPTIONS
+    )
+    facts = {
+        "sums": {name: vars(_sums(name, tensors)) for name in ("z", "s") if name in tensors},
+        "averages": {name: _averages(name, tensors) for name in ("z", "s") if name in tensors},
+        "shapes": {name: list(values.shape[1:]) for name, values in stored.items()},
+        "seconds": dict(seconds),
+    }
+    receipt = Receipt(entry, job["made_from"], facts)
+    write_receipt(out, receipt)
+    return receipt
+
+
 def layout(device: torch.device, compiled: bool) -> torch.memory_format:
     """Of the autoencoder's activations. Channels lie side by side for tensor cores and for a CPU; but on CUDA a group
     norm answers with channels apart, so that every block would turn them twice, unless a compiler fuses it."""
     return torch.contiguous_format if device.type == "cuda" and not compiled else torch.channels_last
 
 
-def _averages(name: str, tensors: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+def _averages(name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """Sums of what coarser resolutions of a cascade see, by side; none where moments are stored, which none sees."""
     if name + DEVIATION in tensors:
         return {}
     return {str(side): vars(sums) for side, sums in ChannelSums.of_averages(tensors[name]).items()}
 
 
-def _sums(name: str, tensors: dict[str, np.ndarray]) -> ChannelSums:
+def _sums(name: str, tensors: Mapping[str, np.ndarray]) -> ChannelSums:
     """Of what training sees: where moments are stored, of samples drawn from them."""
     sums = ChannelSums.of(tensors[name])
     if name + DEVIATION not in tensors:

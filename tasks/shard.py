@@ -24,6 +24,7 @@ from configs import Recipe, UserError
 from configs.data import Data, FashionMnist
 from configs.data import Shard as ShardSection
 from infra import logs, servers
+from infra.artifacts import Artifact
 from infra.cluster import connect
 from infra.progress import Bar
 from infra.storage import FileEntry, Storage
@@ -40,10 +41,11 @@ from tasks.data.receipts import (
     write_receipt,
 )
 from tasks.data.rows import Rows, cut_to, in_order, sized
-from tasks.sources import Account, Listing, Reader, Refusal, ScannedSource, listing_of, open_source
+from tasks.sources import Account, Listing, Reader, Refusal, ScannedSource, growing, listing_of, open_source
 from tasks.sources.base import REFUSALS, refusal_table
 from tasks.sources.duplicates import SCHEMA as DUPLICATES_SCHEMA
 from tasks.sources.duplicates import find_duplicates
+from tasks.sources.growing import PARTS_PER_PLAN, Growth, OldPart, plan_name
 from tasks.sources.ordering import SPLITS, Order, ordered
 from tasks.sources.unpack import BLOBS, Unpacked, unpack
 from tasks.stage import Context, Outcome, Stage
@@ -59,7 +61,6 @@ SCHEMA = pa.schema(
     ]
 )
 """`image` is the encoded file, as it was or as `shard.reencode` wants it; `content` a hash of it, for duplicates."""
-_PARTS_PER_PLAN = 1_000  # every task reads the footer of a plan: it must not grow with the data
 _AT_ONCE = 4_096  # parts that Ray Data is given at once: it holds some kilobytes for each
 _READERS = 8  # threads that wait for storage while one decodes
 _ROWS_PER_GROUP = 10_000  # of quarantine and duplicates
@@ -71,9 +72,11 @@ def run(context: Context) -> Outcome:
     """List, plan, write what is missing, and account for every image of the source.
 
     Raises:
-        UserError: the source is missing, contradicts the recipe, or too much of it is unusable.
+        UserError: the source is missing, contradicts the recipe, or too much of it is unusable; or the set that it
+            grows from cannot be used.
     """
     recipe, out = context.recipe, context.out
+    old = growing.origin(recipe, context.job.root)
     source = open_source(recipe.data)
     listing = listing_of(source)
     account = Account.of(recipe.data, listing, context.job.sections.get("external", {}).get("source", ""))
@@ -83,14 +86,23 @@ def run(context: Context) -> Outcome:
         logs.say(line, stage="shard")
     order = ordered(listing, recipe.shard)
     _check_learnable(order.learnt, listing.classes, recipe)
+    growth = None if old is None else growing.grown(old, order)
+    if growth is not None:
+        order = growth.order
+        logs.say(growth.line, stage="shard")
     if isinstance(source, ScannedSource):
         order = replace(order, rows=unpack(out, recipe.data, order.rows))
-    jobs = write_plan(out, order, recipe.shard.rows_per_shard)
+    jobs = write_plan(out, order, recipe.shard.rows_per_shard, growth)
     made = _made(out, recipe, jobs, order.rows.num_rows)
     for chunk in order.ruled_out.chunks():
         made.refused.add(chunk)
-    outcome = _outcome(out, account, recipe, [made.entries[job["part"]] for job in jobs], made.refused)
-    context.tracker.file("source.txt", "\n".join(account.lines(recipe.data, recipe.shard)).encode())
+    entries = [entry for job in jobs if (entry := made.entries[job["part"]]).rows]  # all of a part may be refused
+    outcome = _outcome(out, account, recipe, entries, made.refused)
+    lines = account.lines(recipe.data, recipe.shard)
+    if growth is not None:
+        outcome.facts["grown"] = growth.facts()
+        lines.append(growth.line)
+    context.tracker.file("source.txt", "\n".join(lines).encode())
     for leftover in (BLOBS, f"{RECEIPTS}/{BLOBS}"):
         out.delete(leftover)
     return outcome
@@ -175,25 +187,32 @@ def _check_learnable(learnt: Set[int], classes: Sequence[str], recipe: Recipe) -
         )
 
 
-def write_plan(out: Storage, order: Order, rows_per_shard: int) -> list[dict[str, Any]]:
-    """Write the order as one row group per part; the jobs, one per part, as plain rows."""
-    jobs: list[dict[str, Any]] = []
+def write_plan(out: Storage, order: Order, rows_per_shard: int, growth: Growth | None = None) -> list[dict[str, Any]]:
+    """Write the order as one row group per part; the jobs, one per part, as plain rows.
+
+    growth: whose order it is, where the set grew from another.
+    """
+    parts: list[tuple[str, int, OldPart | None]] = []
     for split, total in order.counts.items():
+        old = [each for each in growth.parts if each.entry.path.startswith(f"{split}/")] if growth else []
+        parts += [(each.entry.path, each.rows, each) for each in old]
+        total -= sum(each.rows for each in old)
+        first = growth.first[split] if growth else 0
         cuts = np.linspace(0, total, -(-total // rows_per_shard) + 1).astype(int).tolist()
-        for number, (start, stop) in enumerate(pairwise(cuts)):
-            plan, group = divmod(len(jobs), _PARTS_PER_PLAN)
-            jobs.append({"part": part_name(split, number), "plan": plan, "group": group, "rows": stop - start})
+        parts += [(part_name(split, n), stop - start, None) for n, (start, stop) in enumerate(pairwise(cuts), first)]
+    jobs: list[dict[str, Any]] = []
+    for number, (name, rows, kept) in enumerate(parts):
+        plan, group = divmod(number, PARTS_PER_PLAN)
+        root, whole = (growth.origin.root, kept.whole) if growth and kept else ("", False)
+        jobs.append({"part": name, "plan": plan, "group": group, "rows": rows, "root": root, "whole": whole})
+    longest = max([rows_per_shard, *(job["rows"] for job in jobs)])  # an old set's parts may be longer
     tables = cut_to(order.rows.chunks(), [job["rows"] for job in jobs])
     hashes = []
-    for first in range(0, len(jobs), _PARTS_PER_PLAN):
-        some = islice(tables, min(_PARTS_PER_PLAN, len(jobs) - first))
-        name = _plan_name(first // _PARTS_PER_PLAN)
-        hashes.append(out.write_tables(name, some, order.rows.schema, rows_per_shard).sha256)
+    for first in range(0, len(jobs), PARTS_PER_PLAN):
+        some = islice(tables, min(PARTS_PER_PLAN, len(jobs) - first))
+        name = plan_name(first // PARTS_PER_PLAN)
+        hashes.append(out.write_tables(name, some, order.rows.schema, longest).sha256)
     return [{**job, "made_from": hashes[job["plan"]]} for job in jobs]
-
-
-def _plan_name(number: int) -> str:
-    return f"plan-{number:05d}.parquet" if number else "plan.parquet"
 
 
 def _written(out: Storage, recipe: Recipe, jobs: list[dict[str, Any]]) -> Iterator[Receipt]:
@@ -216,11 +235,17 @@ def _write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSec
 
 
 def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSection) -> Receipt:
-    """Read, check and write one part."""
+    """Read, check and write one part; one of the set that this one grew from, of what that has."""
+    old = Artifact(job["root"], "shard", section.grows) if job["root"] and section.grows else None
+    if old is not None and job["whole"]:
+        out.share(job["part"], old.storage)
+        return _written_part(out, job, next(e for e in old.manifest.files if e.path == job["part"]))
+    with out.open(plan_name(job["plan"])) as file:
+        rows = pq.ParquetFile(file).read_row_group(job["group"])
+    if old is not None:
+        return _written_part(out, job, _write(out, job["part"], growing.kept_part(old, job["part"], rows)))
     source = open_source(data)
     reader = Unpacked(out) if isinstance(source, ScannedSource) else source
-    with out.open(_plan_name(job["plan"])) as file:
-        rows = pq.ParquetFile(file).read_row_group(job["group"])
     kept: list[tuple[str, int, bytes, bytes]] = []
     refused: list[Refusal] = []
     for key, label, image in _images(reader, rows, section):
@@ -230,11 +255,17 @@ def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSect
             kept.append((key, label, image, hashlib.blake2b(image, digest_size=8).digest()))
     columns = list(zip(*kept, strict=True)) or [()] * len(SCHEMA)
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-    entry = out.write_table(
-        job["part"], table, SHARD_ROWS_PER_GROUP, compression="none", use_dictionary=False, write_page_checksum=True
+    return _written_part(out, job, _write(out, job["part"], table), refused)
+
+
+def _write(out: Storage, part: str, table: pa.Table) -> FileEntry:
+    return out.write_table(
+        part, table, SHARD_ROWS_PER_GROUP, compression="none", use_dictionary=False, write_page_checksum=True
     )
-    facts = {"refused": [[r.key, r.reason, r.detail] for r in refused]}
-    receipt = Receipt(entry, job["made_from"], facts)
+
+
+def _written_part(out: Storage, job: dict[str, Any], entry: FileEntry, refused: Sequence[Refusal] = ()) -> Receipt:
+    receipt = Receipt(entry, job["made_from"], {"refused": [[r.key, r.reason, r.detail] for r in refused]})
     write_receipt(out, receipt)
     return receipt
 

@@ -24,6 +24,7 @@ from infra.logs import say
 from infra.storage import FileEntry, Storage
 from infra.tracking import Tracker
 from infra.trust import trust
+from tasks.data.lineage import first_set
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ class Stage:
     """Identities of what it reads from outside the root (a source's listing, a file's hash), if it reads any."""
     present: Callable[[Recipe], bool] = lambda recipe: True
     """Whether a recipe has this stage at all."""
+    on_first_set: bool = False
+    """Whether, where a set grows, it stays with the images that it was made on: those that the set began with."""
     check: Callable[[Recipe], None] | None = None
     """Opens what it is given from outside (weights, statistics) and raises UserError where that does not fit the
     recipe: before any stage runs, since the one that needs it may come days later."""
@@ -139,7 +142,11 @@ class Stage:
         root: URL under which all artifacts lie.
         inputs: fingerprints by stage; others than the stage's own are refused by the artifact's readers, not here.
         tracking: as in :class:`Job`.
+
+        Raises UserError where `shard.grows` names no complete set.
         """
+        if self.on_first_set and recipe.shard.grows is not None and "shard" in inputs:
+            inputs = {**inputs, "shard": first_set(root, recipe.shard.grows)}
         found, sections = self.fingerprint(recipe, inputs)
         recorded = recipe.model_dump(mode="json")
         return Job(self.name, found, root, recorded, dict(inputs), sections, dict(tracking or {}))

@@ -171,6 +171,7 @@ STAGE = TrainedStage(
     version=2,
     sections=("image", "foundation", "train_semvae"),
     inputs=("shard",),
+    on_first_set=True,
     run=run,
     external=external,
     check=check,

@@ -277,6 +277,7 @@ STAGE = TrainedStage(
     version=2,
     sections=("image", "foundation", "train_vavae"),
     inputs=("shard",),
+    on_first_set=True,
     run=run,
     external=external,
     check=check,

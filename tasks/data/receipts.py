@@ -68,7 +68,7 @@ def finished(out: Storage, wanted: Iterable[tuple[str, str]]) -> Iterator[Receip
     with ThreadPoolExecutor(_READERS) as readers:
         for first in range(0, len(there), _AT_ONCE):
             some = there[first : first + _AT_ONCE]
-            found = readers.map(lambda pair: _receipt(out, pair[0]), some)
+            found = readers.map(lambda pair: read_receipt(out, pair[0]), some)
             for (part, made_from), receipt in zip(some, found, strict=True):
                 if receipt and receipt.made_from == made_from and sizes[part] == receipt.entry.bytes:
                     yield receipt
@@ -94,11 +94,11 @@ class InOrder:
             yield from map(Receipt.from_json, chunk["receipt"].to_pylist())
 
 
-def _receipt(out: Storage, part: str) -> Receipt | None:
-    """None where it cannot be read: such a receipt proves nothing."""
+def read_receipt(out: Storage, part: str) -> Receipt | None:
+    """None where there is none, or it cannot be read: such a receipt proves nothing."""
     try:
         return Receipt.from_json(out.read_bytes(_receipt_name(part)))
-    except (ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -106,7 +106,7 @@ def _receipt_name(part: str) -> str:
     return f"{RECEIPTS}/{part}.json"
 
 
-def receipt_row(make: Callable[[], Receipt]) -> dict[str, bytes]:
+def receipt_row(make: Callable[[], Receipt | None]) -> dict[str, bytes]:
     """A row for Ray Data with the receipt of the part that `make` made, or with the UserError it met."""
     return {"receipt": pickle.dumps(attempt(make))}
 

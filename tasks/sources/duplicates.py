@@ -43,7 +43,7 @@ def find_duplicates(storage: Storage, parts: Sequence[str]) -> tuple[Rows, dict[
         rows of :data:`SCHEMA`, and counts of them as the manifest has them.
     """
     seen = Rows(_SEEN)
-    for part, table in zip(parts, in_turn(lambda part: _contents(storage, part), parts), strict=True):
+    for part, table in zip(parts, in_turn(lambda part: contents(storage, part), parts), strict=True):
         places = np.arange(seen.num_rows, seen.num_rows + table.num_rows)
         hashes = np.frombuffer(b"".join(table["content"].to_pylist()), np.uint64)
         split = pa.repeat(part.split("/")[0], table.num_rows)
@@ -60,7 +60,8 @@ def find_duplicates(storage: Storage, parts: Sequence[str]) -> tuple[Rows, dict[
     return found, counts
 
 
-def _contents(storage: Storage, part: str) -> pa.Table:
+def contents(storage: Storage, part: str) -> pa.Table:
+    """`key`, `label` and `content` of a shard's rows."""
     with storage.open(part) as file:
         return pq.ParquetFile(file).read(columns=["key", "label", "content"])
 

@@ -70,7 +70,7 @@ def test_an_artifact_does_not_show_where_its_rows_lay(
 def test_a_long_plan_is_several_files(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = _pile(tmp_path / "pile", "webdataset")
     one = run_stage(STAGE, recipe, str(tmp_path / "one"))
-    monkeypatch.setattr(shard, "_PARTS_PER_PLAN", 4)
+    monkeypatch.setattr(shard, "PARTS_PER_PLAN", 4)
     several = run_stage(STAGE, recipe, str(tmp_path / "two"))
     assert several.manifest.files == one.manifest.files
     assert len([name for name in several.storage.names() if name.startswith("plan")]) == -(-_parts(one) // 4)
