@@ -35,6 +35,7 @@ PARTS_PER_PLAN = 1_000
 """Every task reads the footer of a plan: it must not grow with the data."""
 _KEPT = ("max_pixels", "reencode", "seed")
 """Fields of `shard` by which old parts and new ones have to be made."""
+_REMEDY = "make that set anew by its own recipe with --force shard, or leave shard.grows out"
 _NEW, _TEST = 1 << 40, 1 << 41
 """Bits of a row's place: old parts of a split come before new ones, the train split before the test split."""
 _PLACED = LISTING_SCHEMA.append(pa.field("place", pa.int64()))
@@ -103,10 +104,7 @@ def origin(recipe: Recipe, root: str) -> Artifact | None:
         )
     artifact = grown_from(root, grows)
     if damage := lost(artifact):
-        raise UserError(
-            f"shard.grows: {artifact.uri}/{damage[0]}: make that set anew by its own recipe with --force shard, or "
-            "leave shard.grows out"
-        )
+        raise UserError(f"shard.grows: {artifact.uri}/{damage[0]}: {_REMEDY}")
     was = artifact.manifest.recipe["shard"]
     now = recipe.shard.model_dump(mode="json")
     for name in _KEPT:
@@ -160,7 +158,10 @@ def kept_part(old: Artifact, part: str, rows: pa.Table) -> pa.Table:
 
     Raises UserError where it is damaged.
     """
-    table = pq.read_table(pa.BufferReader(old.read(part)))
+    try:
+        table = pq.read_table(pa.BufferReader(old.read(part)))
+    except UserError as error:
+        raise UserError(f"shard.grows: {str(error).partition(';')[0]}: {_REMEDY}") from None
     found = table.take(pc.index_in(rows["key"], value_set=table["key"].combine_chunks()))
     at = found.schema.get_field_index("label")
     return found.set_column(at, found.schema.field(at), rows["label"])
@@ -201,13 +202,20 @@ def _matched(chunk: pa.Table, found: Rows, counts: dict[str, int]) -> tuple[np.n
 def _listed(old: Artifact, entries: list[FileEntry]) -> Iterator[pa.Table]:
     """What the old set's listing said of the images in each part; those that were refused are not in it."""
     groups = _groups(old)
-    for table in in_turn(lambda entry: contents(old.storage, entry.path), entries):
+    for table in in_turn(lambda entry: _contents(old, entry), entries):
         keys = table["key"].combine_chunks()
         of_part = (group.filter(pc.is_in(group["key"], value_set=keys)) for group in groups)
         listed = next((rows for rows in of_part if rows.num_rows), None)  # of a group may all have been refused
         if listed is None or not listed["key"].combine_chunks().equals(keys):
-            raise UserError(_no_plan(old, "is another's"))
+            raise UserError(_no_plan(old, "is gone or another's"))
         yield listed.set_column(1, listed.schema.field(1), table["label"])
+
+
+def _contents(old: Artifact, entry: FileEntry) -> pa.Table:
+    try:
+        return contents(old.storage, entry.path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"shard.grows: {old.uri}/{entry.path} cannot be read ({_short(error)}): {_REMEDY}") from None
 
 
 def _groups(old: Artifact) -> Iterator[pa.Table]:
@@ -219,14 +227,15 @@ def _groups(old: Artifact) -> Iterator[pa.Table]:
                 plan = pq.ParquetFile(file)
                 yield from map(plan.read_row_group, range(plan.num_row_groups))
         except (OSError, pa.ArrowException) as error:
-            raise UserError(_no_plan(old, f"cannot be read ({str(error)[:100]})")) from None
+            raise UserError(_no_plan(old, f"cannot be read ({_short(error)})")) from None
 
 
 def _no_plan(old: Artifact, what: str) -> str:
-    return (
-        f"shard.grows: the plan of {old.uri}, which has the sizes of its images, {what}: make that set anew by its own "
-        "recipe with --force shard, or leave shard.grows out"
-    )
+    return f"shard.grows: the plan of {old.uri}, which has the sizes of its images, {what}: {_REMEDY}"
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 def plan_name(number: int) -> str:

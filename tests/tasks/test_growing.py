@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,9 +185,8 @@ def test_a_set_that_grows_twice(bounds: str, tmp_path: Path, work: Work, monkeyp
     assert {path: path.read_bytes() for path in before} == before, "what there was is what it was"
     found = inventory.read(str(root))
     assert not any(map(len, faults(found.values()).values()))
-    chosen = inventory.choose(
-        found, keep_last=1, now=2 * inventory.RECENT_SECONDS + max(e.written for e in found.values())
-    )
+    later = max(entry.written for entry in found.values()) + 2 * inventory.RECENT_SECONDS
+    chosen = inventory.choose(found, keep_last=1, now=later)
     assert {entry.name for entry in chosen.gone} == {f"encode/{each.fingerprint}" for each in (latents, again)}
 
 
@@ -207,10 +205,9 @@ def _same_latents(one: Artifact, other: Artifact) -> None:
 def test_the_order_of_a_grown_set(tmp_path: Path, work: Work) -> None:
     """What was there stays in its order and its part; what is new follows by key hash, in parts of its own."""
     pile = _pile(tmp_path / "pile", _LABELS)
-    first = _shard(pile, tmp_path / "root")
-    labels = {name: label for name, label in _LABELS.items() if int(name[:3]) % 7} | {
-        f"{n}.png": 0 for n in range(100, 125)
-    }
+    first, again = _shard(pile, tmp_path / "root"), _shard(pile, tmp_path / "other")
+    labels = {name: label for name, label in _LABELS.items() if int(name[:3]) % 7}
+    labels |= {f"{n}.png": 0 for n in range(100, 125)}
     second = _shard(_pile(tmp_path / "pile", labels), tmp_path / "root", first)
     for split in ("train", "test"):
         old, now = _keys(first, split), _keys(second, split)
@@ -224,8 +221,7 @@ def test_the_order_of_a_grown_set(tmp_path: Path, work: Work) -> None:
                 assert set(_part_keys(second, part)) <= set(_part_keys(first, old_parts[part.path]))
             else:
                 assert set(_part_keys(second, part)) <= set(new)
-    again = _shard(pile, tmp_path / "other" / "root")
-    assert _shard(pile, tmp_path / "other" / "root", again).manifest.files == second.manifest.files
+    assert _shard(pile, tmp_path / "other", again).manifest.files == second.manifest.files
 
 
 def test_parts_that_stay_are_the_old_files(tmp_path: Path, work: Work) -> None:
@@ -236,7 +232,7 @@ def test_parts_that_stay_are_the_old_files(tmp_path: Path, work: Work) -> None:
     parts = first.files("train/") + first.files("test/")
     assert [entry for entry in second.manifest.files if "/" in entry.path] == parts
     for entry in parts:
-        assert os.path.samefile(first.storage.locate(entry.path), second.storage.locate(entry.path))
+        assert Path(first.storage.locate(entry.path)).samefile(second.storage.locate(entry.path))
     assert work.taken()[0] == set(_LABELS)
     first.discard()
     assert [second.read(entry.path) for entry in parts]
@@ -286,27 +282,49 @@ def test_latents_of_other_content_are_not_taken(tmp_path: Path, work: Work) -> N
     [
         ("none", r"shard\.grows names 0123456789abcdef, but .*/shard/0123456789abcdef is not complete"),
         ("lost", r"shard\.grows: .*part-00001\.parquet is missing, expected [\d,]+ bytes: make that set anew"),
-        ("plan", r"the plan of .* cannot be read .*make that set anew"),
-        ("other plan", r"the plan of .* does not fit train/part-00000\.parquet"),
+        ("torn", r"shard\.grows: .*/train/part-00001\.parquet cannot be read \(.*\): make that set anew"),
+        ("plan", r"the plan of .*, which has the sizes of its images, is gone or another's: make that set anew"),
+        ("torn plan", r"the plan of .*, which has the sizes of its images, cannot be read .*: make that set anew"),
+        ("other plan", r"the plan of .*, which has the sizes of its images, is gone or another's"),
         ("seed", r"shard\.seed is 1, but the set that shard\.grows names was made with 0"),
     ],
 )
 def test_what_cannot_grow_is_told_before_anything_is_read(fault: str, said: str, tmp_path: Path, work: Work) -> None:
     pile = _pile(tmp_path / "pile", _LABELS)
     first = _shard(pile, tmp_path / "root")
+    part = first.files("train/")[1]
     match fault:
         case "none":
             first = Artifact(first.root, "shard", "0123456789abcdef")
         case "lost":
-            first.storage.delete("train/part-00001.parquet")
+            first.storage.delete(part.path)
+        case "torn":
+            first.storage.write_bytes(part.path, bytes(part.bytes))
         case "plan":
             first.storage.delete("plan.parquet")
+        case "torn plan":
+            first.storage.write_bytes("plan.parquet", b"PAR1")
         case "other plan":
             first.storage.write_bytes("plan.parquet", _other_plan(tmp_path))
-    work.taken()
+    work.read.clear()
     with pytest.raises(UserError, match=said):
         _shard(pile, tmp_path / "root", first, *(["shard.seed=1"] if fault == "seed" else []))
     assert work.taken() == (set(), set())
+
+
+def test_a_damaged_part_is_not_carried_on(tmp_path: Path, work: Work) -> None:
+    """A part of which rows go is held to its hash before what is left of it is written."""
+    pile = _pile(tmp_path / "pile", _LABELS)
+    first = _shard(pile, tmp_path / "root")
+    part = first.files("train/")[1]
+    gone, data = _part_keys(first, part)[0], bytearray(first.read(part.path))
+    data[data.index(jpeg(int(_part_keys(first, part)[1][:3]))) + 200] ^= 1
+    first.storage.write_bytes(part.path, bytes(data))
+    pile = _pile(tmp_path / "pile", {name: label for name, label in _LABELS.items() if name != gone})
+    with pytest.raises(
+        UserError, match=r"train/part-00001\.parquet is not the file .*expected SHA-256.*: make that set"
+    ):
+        _shard(pile, tmp_path / "root", first)
 
 
 def _other_plan(folder: Path) -> bytes:
