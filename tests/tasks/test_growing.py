@@ -238,6 +238,30 @@ def test_parts_that_stay_are_the_old_files(tmp_path: Path, work: Work) -> None:
     assert [second.read(entry.path) for entry in parts]
 
 
+@pytest.mark.parametrize("place", ["folder", "no links", "bucket"])
+def test_a_shared_file_is_of_both(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    root = request.getfixturevalue("s3_root") if place == "bucket" else str(tmp_path)
+    if place == "no links":
+        monkeypatch.setattr("os.link", lambda *paths: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    one, other = Storage.at(root).child("one"), Storage.at(root).child("other")
+    entry = one.write_bytes("train/part", b"first")
+    for _ in range(2):  # the second time over what is there
+        other.share(entry.path, one)
+        assert other.read_bytes(entry.path) == b"first"
+    one.write_bytes(entry.path, b"second")
+    assert other.read_bytes(entry.path) == b"first"
+    one.delete()
+    assert other.names() == [entry.path]
+    with pytest.raises((UserError, FileNotFoundError)):
+        other.share("gone", one)
+    guarded = Storage(other.url, guard=lambda: (_ for _ in ()).throw(UserError("taken over")))
+    other.write_bytes("here", b"")
+    with pytest.raises(UserError, match="taken over"):
+        guarded.share("here", other)
+
+
 def test_a_new_class_relabels_without_reading(tmp_path: Path, work: Work) -> None:
     """Names sort to labels: one that comes first moves all others."""
     names = {f"{n:03d}.png": "bc"[n % 2] for n in range(20)}
