@@ -267,3 +267,16 @@ def test_a_manifests_recipe_makes_the_same_artifact_again(tmp_path: Path) -> Non
     assert manifest is not None
     stage = replace(load_stage("sample"), external=None)
     assert stage.fingerprint(read_recorded(manifest.recipe), manifest.inputs)[0] == made["sample"]
+
+
+def test_what_a_begun_stage_names_beside_its_inputs_is_kept(tmp_path: Path) -> None:
+    """A set that grows from another reads it, though none of its inputs is one."""
+    made = make_all(str(tmp_path), days=60)
+    half = Artifact(Storage.at(str(tmp_path)).url, "shard", "f" * 16)
+    begun = {"uri": "", "run": "", "inputs": {}, "sections": {"shard": {"grows": made["shard"]}}}
+    half.storage.write_bytes(inventory.RUN_FILE, json.dumps(begun).encode())
+    age(half, days=40)
+    entries = inventory.read(str(tmp_path))
+    assert entries[f"shard/{half.fingerprint}"].made_from == (f"shard/{made['shard']}",)
+    assert "shard" not in gone(entries, older_than=30 * DAY)
+    assert "shard" in gone(entries, older_than=30 * DAY, unfinished=True)
