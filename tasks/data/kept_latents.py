@@ -32,7 +32,7 @@ def jobs(context: Context, version: int, parts: list[FileEntry]) -> list[dict[st
     shards, latents = found
     before = {entry.path: entry.sha256 for entry in shards.files(suffix=".parquet")}
     made = {entry.path: entry.sha256 for entry in latents.manifest.files}
-    taken = [
+    taken: list[dict[str, Any]] = [
         {
             "part": entry.path,
             "made_from": entry.sha256,
