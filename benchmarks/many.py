@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,7 +41,7 @@ from tasks import shard
 from tasks.data.decode import Undecodable
 from tasks.data.receipts import InOrder, Receipt, part_name
 from tasks.data.statistics import ChannelSums
-from tasks.sources import Account, looked, one_look, unpack
+from tasks.sources import Account, one_look, unpack
 from tasks.stage import perform
 
 CLASSES, ROWS_PER_FILE, WORKERS = 1_000, 100_000, 2
@@ -146,6 +147,27 @@ def merge_statistics(recipe: Recipe, parts: int) -> None:
     encode._outcome(recipe, done, [], {})
 
 
+@contextmanager
+def watched(phases: Phases) -> Iterator[None]:
+    """Steps of the stage are phases, and two processes stand for Ray's workers."""
+    steps = (
+        (shard, "listing_of", "listing"),
+        (Account, "of", "account"),
+        (shard, "ordered", "order"),
+        (shard, "unpack", "unpacking"),
+        (shard, "write_plan", "plan"),
+        (shard, "_made", "parts and receipts"),
+        (shard, "_outcome", "duplicates, quarantine"),
+    )
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(shard, "_written", _parts))
+        stack.enter_context(patch.object(unpack, "_written", _blobs))
+        for owner, name, phase in steps:
+            measured = phases.of(phase, getattr(owner, name))
+            stack.enter_context(patch.object(owner, name, measured))
+        yield
+
+
 def measure(rows: int, folder: Path) -> dict[str, Any]:
     """The whole of it in an empty folder."""
     phases, source = Phases(), folder / "source"
@@ -163,18 +185,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     )
     began, started = time.monotonic(), processor_seconds()
     base = peak_mib()
-    with (
-        patch.object(shard, "_written", _parts),
-        patch.object(unpack, "_written", _blobs),
-        patch.object(shard, "listing_of", phases.of("listing", looked.listing_of)),
-        patch.object(Account, "of", phases.of("account", Account.of)),
-        patch.object(shard, "ordered", phases.of("order", shard.ordered)),
-        patch.object(shard, "unpack", phases.of("unpacking", shard.unpack)),
-        patch.object(shard, "write_plan", phases.of("plan", shard.write_plan)),
-        patch.object(shard, "_made", phases.of("parts and receipts", shard._made)),
-        patch.object(shard, "_outcome", phases.of("duplicates, quarantine", shard._outcome)),
-        one_look(),
-    ):
+    with watched(phases), one_look():
         artifact = perform(shard.STAGE, shard.STAGE.job(recipe, str(folder / "root"), {}))
     manifest = artifact.manifest
     phases.of("statistics", merge_statistics)(recipe, len(manifest.files))

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,17 +50,11 @@ def export(
         evaluation = evaluation_of(run)
         evaluated = evaluation.manifest
         context = Context(_job_of(Artifact(evaluation.root, "sample", evaluated.inputs["sample"])))
-    if target.startswith(_HUB):
-        _check_repository(target)
+    if target.startswith((_HUB, registry.SCHEME)):
+        send = _sender(target, evaluated, public)
         with tempfile.TemporaryDirectory(prefix="latentforge-export-") as folder:
             _write(context, evaluated, Path(folder))
-            return _push(Path(folder), target, public)
-    if target.startswith(registry.SCHEME):
-        name = registry.name_of("--to", target)
-        found = registry.run_of("--to", target, None if evaluated is None else evaluated.fingerprint)
-        with tempfile.TemporaryDirectory(prefix="latentforge-export-") as folder:
-            _write(context, evaluated, Path(folder))
-            return registry.register(name, found, Path(folder))
+            return send(Path(folder))
     place = Path(target).expanduser()
     if place.exists() and any(place.iterdir()) and not (place / "model_index.json").is_file():
         raise UserError(f"--to {target}: the folder holds other things; name an empty or a new one")
@@ -135,6 +129,16 @@ def _write(context: Context, evaluated: Manifest | None, folder: Path) -> None:
     if context.artifact.is_complete() and context.artifact.files(GRID):
         (folder / GRID).write_bytes(context.artifact.read(GRID))
     (folder / "README.md").write_text(card(context, evaluated))
+
+
+def _sender(target: str, evaluated: Manifest | None, public: bool) -> Callable[[Path], str]:
+    """What pushes or registers a folder. Raises UserError, before one is written, where that cannot be."""
+    if target.startswith(_HUB):
+        _check_repository(target)
+        return lambda folder: _push(folder, target, public)
+    name = registry.name_of("--to", target)
+    run = registry.run_of("--to", target, None if evaluated is None else evaluated.fingerprint)
+    return lambda folder: registry.register(name, run, folder)
 
 
 def _job_of(sample: Artifact) -> Job:

@@ -31,42 +31,51 @@ def register(root: str) -> None:
     @app.get(FILES + "/{stage}/{fingerprint}/{name}")
     def file(stage: str, fingerprint: str, name: str) -> Response:
         try:
-            kind = _KINDS[Path(name).suffix]
-            if ".." in (stage, fingerprint):
-                raise UserError("it lies outside of the root")
-            return Response(Artifact(root, stage, fingerprint).read(name), 200, _ALONE, kind)
+            return _file(root, stage, fingerprint, name)
         except (KeyError, UserError, OSError) as error:
             return Response(f"no such page: {error}\n", 404, media_type="text/plain")
 
     @ui.page("/")
     def studio(tab: str = "") -> None:
-        ui.add_css(_STYLE)
-        ui.colors(primary="#0072b2", negative="#b3261e")
-        dark = ui.dark_mode(None)
-        with ui.header().classes("items-center px-6 py-0 gap-6 no-wrap bg-slate-900 text-white"):
-            ui.label("latentforge studio").classes("text-lg font-medium whitespace-nowrap")
-            with ui.tabs().props("dense no-caps indicator-color=white") as tabs:
-                for name in TABS:
-                    ui.tab(name)
-            ui.space()
-            ui.label(root).classes("text-xs opacity-80 truncate").tooltip(root)
-            ui.button(icon="contrast", on_click=lambda: dark.set_value(not dark.value)).props(
-                "flat round dense color=white"
-            )
-        first = tab if tab in TABS else next(iter(TABS))
-        drawn: dict[str, Any] = {}
-        with ui.tab_panels(tabs, value=first, keep_alive=True).classes("w-full bg-transparent"):
-            panels = {name: ui.tab_panel(name) for name in TABS}
-        for panel in panels.values():
-            panel.classes("w-full max-w-[1240px] mx-auto px-6 py-4 gap-3")
+        _draw(root, tab if tab in TABS else next(iter(TABS)))
 
-        def show(name: str) -> None:
-            """A tab is drawn when it is first looked at, and told whether it is."""
-            if name not in drawn:
-                with panels[name]:
-                    drawn[name] = TABS[name](root)
-            for each, tab in drawn.items():
-                tab.looked_at = each == name
 
-        tabs.on_value_change(lambda event: show(event.value))
-        show(first)
+def _file(root: str, stage: str, fingerprint: str, name: str) -> Response:
+    """Raises KeyError or UserError where an artifact has no such page or picture."""
+    if ".." in (stage, fingerprint):
+        raise UserError("it lies outside of the root")
+    kind = _KINDS[Path(name).suffix]
+    return Response(Artifact(root, stage, fingerprint).read(name), 200, _ALONE, kind)
+
+
+def _draw(root: str, first: str) -> None:
+    """The head, and the tab that is looked at first."""
+    ui.add_css(_STYLE)
+    ui.colors(primary="#0072b2", negative="#b3261e")
+    dark = ui.dark_mode(None)
+    with ui.header().classes("items-center px-6 py-0 gap-6 no-wrap bg-slate-900 text-white"):
+        ui.label("latentforge studio").classes("text-lg font-medium whitespace-nowrap")
+        with ui.tabs().props("dense no-caps indicator-color=white") as tabs:
+            for name in TABS:
+                ui.tab(name)
+        ui.space()
+        ui.label(root).classes("text-xs opacity-80 truncate").tooltip(root)
+        ui.button(icon="contrast", on_click=lambda: dark.set_value(not dark.value)).props(
+            "flat round dense color=white"
+        )
+    drawn: dict[str, Any] = {}
+    with ui.tab_panels(tabs, value=first, keep_alive=True).classes("w-full bg-transparent"):
+        panels = {name: ui.tab_panel(name) for name in TABS}
+    for panel in panels.values():
+        panel.classes("w-full max-w-[1240px] mx-auto px-6 py-4 gap-3")
+
+    def show(name: str) -> None:
+        """A tab is drawn when it is first looked at, and told whether it is."""
+        if name not in drawn:
+            with panels[name]:
+                drawn[name] = TABS[name](root)
+        for each, tab in drawn.items():
+            tab.looked_at = each == name
+
+    tabs.on_value_change(lambda event: show(event.value))
+    show(first)

@@ -55,39 +55,45 @@ class SampleTab:
         self._line = Line()
         with ui.row().classes("w-full gap-6 no-wrap items-start"):
             with ui.column().classes("w-80 shrink-0 gap-3"):
-                self._choice = Choice(root, "train_dit", "Model", self._line, self._opened)
-                self._classes = ui.select({}, multiple=True, label="Classes").classes("w-full")
-                self._classes.props("dense outlined use-chips")
-                with ui.row().classes("no-wrap gap-3 w-full"):
-                    self._rows = ui.number("Images of a class", value=2, min=1, max=16, precision=0)
-                    self._seed = ui.number("Seed", value=0, min=0, precision=0)
-                    for each in (self._rows, self._seed):
-                        each.props("dense outlined").classes("w-1/2")
-                self._settings = Fields()
-                with ui.row().classes("gap-2"):
-                    self._go = ui.button("Sample", on_click=self._sample).props("no-caps unelevated")
-                    self._stop = ui.button("Stop", on_click=self._cancel).props("no-caps flat")
-                with ui.expansion("A grid over two settings").classes("w-full border border-gray-400/50 rounded"):
-                    self._across = Axis("Columns", "guidance", "1, 2, 4")
-                    self._down = Axis("Rows", "steps", "4, 10, 20")
-                    ui.button("Draw the grid", on_click=self._grid).props("no-caps outline").classes("mt-2")
+                self._lay_out_settings()
             with ui.column().classes("grow gap-3 min-w-0"):
-                self._told = ui.label("Choose classes and press Sample.").classes("text-sm opacity-70")
-                self._bars = ui.column().classes("w-full gap-1")
-                with ui.row().classes("w-full gap-6 items-end"):
-                    self._picture = Picture()
-                    self._beside = ui.column().classes("gap-1 min-w-0")
-                    with self._beside:
-                        ui.label("semantic latents: three channels as red, green, blue").classes("text-xs opacity-70")
-                        self._semantics = Picture()
-                self._slider = ui.slider(min=0, max=1, value=0, on_change=self._turned).classes("w-96")
-                self._slider.tooltip("How it formed")
-                self._code = ui.code("", language="bash").classes("w-full text-sm")
+                self._lay_out_picture()
         for each in (self._beside, self._slider, self._code, self._stop):
             each.set_visibility(False)
         self._timer = ui.timer(0.3, self._follow)
         ui.timer(0, self._choice.refresh, once=True)
         ui.context.client.on_delete(self._cancel)
+
+    def _lay_out_settings(self) -> None:
+        self._choice = Choice(self._root, "train_dit", "Model", self._line, self._opened)
+        self._classes = ui.select({}, multiple=True, label="Classes").classes("w-full")
+        self._classes.props("dense outlined use-chips")
+        with ui.row().classes("no-wrap gap-3 w-full"):
+            self._rows = ui.number("Images of a class", value=2, min=1, max=16, precision=0)
+            self._seed = ui.number("Seed", value=0, min=0, precision=0)
+            for each in (self._rows, self._seed):
+                each.props("dense outlined").classes("w-1/2")
+        self._settings = Fields()
+        with ui.row().classes("gap-2"):
+            self._go = ui.button("Sample", on_click=self._sample).props("no-caps unelevated")
+            self._stop = ui.button("Stop", on_click=self._cancel).props("no-caps flat")
+        with ui.expansion("A grid over two settings").classes("w-full border border-gray-400/50 rounded"):
+            self._across = Axis("Columns", "guidance", "1, 2, 4")
+            self._down = Axis("Rows", "steps", "4, 10, 20")
+            ui.button("Draw the grid", on_click=self._grid).props("no-caps outline").classes("mt-2")
+
+    def _lay_out_picture(self) -> None:
+        self._told = ui.label("Choose classes and press Sample.").classes("text-sm opacity-70")
+        self._bars = ui.column().classes("w-full gap-1")
+        with ui.row().classes("w-full gap-6 items-end"):
+            self._picture = Picture()
+            self._beside = ui.column().classes("gap-1 min-w-0")
+            with self._beside:
+                ui.label("semantic latents: three channels as red, green, blue").classes("text-xs opacity-70")
+                self._semantics = Picture()
+        self._slider = ui.slider(min=0, max=1, value=0, on_change=self._turned).classes("w-96")
+        self._slider.tooltip("How it formed")
+        self._code = ui.code("", language="bash").classes("w-full text-sm")
 
     # ------------------------------------------------------------------------------------------------- choosing
 

@@ -22,7 +22,10 @@ def printed(*command: str) -> list[str]:
     [
         ("--help",),
         ("recipes",),
-        *((name, "--help") for name in ("run", "look", "init", "sample", "export", "compare", "sweep", "serve")),
+        *(
+            (name, "--help")
+            for name in ("run", "look", "init", "sample", "export", "compare", "sweep", "serve", "studio")
+        ),
     ],
     ids=" ".join,
 )
