@@ -12,8 +12,7 @@ from configs.autoencoders import TRAINABLE, DiffusersModel, PythonModel
 from configs.data import Foundation
 from configs.diffusion import DitModel, UnetModel
 from configs.foundations import known_features, unfit
-from configs.rules import models_of, sampled
-from configs.sampling import ClassifierFree, RoutedGuidance
+from configs.rules import models_of
 from models.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -60,15 +59,6 @@ def _routes(recipe: Recipe) -> None:
             f"train_dit.model.align_depth is {model.align_depth}, where tokens go around blocks {routing.first} to "
             f"{routing.last} and have no features: align before block {routing.first} or from {routing.last} on"
         )
-
-
-def _routed_guides(recipe: Recipe) -> None:
-    for field, section in sampled(recipe):
-        if isinstance(section.guidance, RoutedGuidance) and recipe.train_dit.routing is None:
-            raise ValueError(
-                f"{field}.guidance.method is routed but train_dit.routing is not set, so no token goes around a block: "
-                "set it, or use classifier_free"
-            )
 
 
 def _pairs(recipe: Recipe) -> None:
@@ -199,67 +189,6 @@ def _aligned_tokens(recipe: Recipe) -> None:
             )
 
 
-def _label_dropout(recipe: Recipe) -> None:
-    trained = recipe.train_dit
-    if not trained.images or trained.objective.label_dropout > 0 or recipe.sample.labels == "unconditional":
-        return
-    for field, section in sampled(recipe):
-        if isinstance(section.guidance, ClassifierFree | RoutedGuidance) and section.guidance.scale > 1.0:
-            raise ValueError(
-                f"{field}.guidance.method is {section.guidance.method} but train_dit.objective.label_dropout is 0, so "
-                "the model never learns to do without a label: raise it (0.1 is usual), or use method: none"
-            )
-
-
-def _fewstep(recipe: Recipe) -> None:
-    section, trained = recipe.tune_fewstep, recipe.train_dit
-    if section is None:
-        return
-    if not isinstance(trained.model, DitModel) or trained.model.head is not None or trained.cascade is not None:
-        raise ValueError(
-            "tune_fewstep makes a flow map of a LightningDiT at one resolution: leave it out, or train_dit.cascade, "
-            "train_dit.model.head and a UNet"
-        )
-    if isinstance(section.guidance, ClassifierFree) and trained.images and not trained.objective.label_dropout:
-        raise ValueError(
-            "tune_fewstep.guidance.method is classifier_free but train_dit.objective.label_dropout is 0, so the "
-            "teacher never learns to do without a label: raise it (0.1 is usual), or use method: none"
-        )
-    channels = getattr(section.guidance, "channels", None)
-    if channels is not None and channels > recipe.latent_channels:
-        raise ValueError(
-            f"tune_fewstep.guidance.channels is {channels} but the latent has {recipe.latent_channels} channels"
-        )
-    if isinstance(section.guidance, ClassifierFree) and section.guidance.groups != "both" and not recipe.train_semvae:
-        raise ValueError(
-            "tune_fewstep.guidance.groups names one of two groups but there are no semantic channels "
-            "(train_semvae): use both"
-        )
-
-
-def _sampled_by_map(recipe: Recipe) -> None:
-    section, sample = recipe.tune_fewstep, recipe.sample
-    if section is None:
-        return
-    if sample.steps not in section.evaluations:
-        raise ValueError(
-            f"sample.steps is {sample.steps} but tune_fewstep.evaluations are {list(section.evaluations)}: sample in "
-            "as many passes as the map has learnt"
-        )
-    if sample.guidance.method != "none":
-        raise ValueError(
-            f"sample.guidance.method is {sample.guidance.method} but a flow map brings its guidance along: set it to "
-            "none here, and tune_fewstep.guidance to what it is to learn"
-        )
-    bent = sample.shift or sample.shift_base or sample.times or sample.off_by_one or sample.ema_sigma
-    bent = bent or sample.delta is not None
-    if sample.solver != "euler" or bent or sample.labels == "unconditional":
-        raise ValueError(
-            "sample of a flow map (tune_fewstep) takes even steps of labelled images: use solver euler, and leave "
-            "shift, shift_base, times, off_by_one, delta, ema_sigma and labels: unconditional out"
-        )
-
-
 def _limit(recipe: Recipe) -> None:
     limit, classes = recipe.shard.limit, recipe.data.classes
     if limit is None:
@@ -279,24 +208,6 @@ def check_batches(recipe: Recipe, images: int, what: str) -> None:
         if section is not None and section.images and section.batch > images:
             raise ValueError(
                 f"{name}.batch {section.batch} is more than all images to learn from ({what}): use at most {images}"
-            )
-
-
-def _steps(recipe: Recipe) -> None:
-    for resolution in recipe.sampled_resolutions:
-        own = recipe.sample.at(resolution)
-        if own.off_by_one and own.steps < 2:
-            raise ValueError(f"sample.steps is {own.steps} and off_by_one counts its points: use at least 2")
-        if own.shift_base is not None and (own.shift or own.times or own.solver == "dopri5"):
-            raise ValueError(
-                f"sample.shift_base {own.shift_base} shifts steps by the latents' dimension, beside solver "
-                f"{own.solver}, shift {own.shift:g}, times {own.times}: leave out shift and times, and take a "
-                "solver of fixed steps"
-            )
-        if own.times is not None and (own.shift or own.off_by_one or own.solver == "dopri5"):
-            raise ValueError(
-                f"sample.times is the whole grid, beside solver {own.solver}, shift {own.shift:g} and off_by_one "
-                f"{str(own.off_by_one).lower()}: leave out shift and off_by_one, and take a solver of fixed steps"
             )
 
 
@@ -361,18 +272,13 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _heads: ("train_dit",),
     _levels: ("train_dit",),
     _routes: ("train_dit",),
-    _routed_guides: ("train_dit", "sample"),
     _pairs: ("train_dit",),
     _optimizers: (),
     _grids: (),
     _unfit: (),
     _widths: (),
     _aligned_tokens: ("train_dit",),
-    _label_dropout: ("train_dit", "sample"),
-    _fewstep: ("train_dit",),
-    _sampled_by_map: ("train_dit", "sample"),
     _limit: (),
-    _steps: ("train_dit", "sample"),
     _critics: (),
     _neighbours: ("sample", "evaluate"),
 }

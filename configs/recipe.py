@@ -17,6 +17,7 @@ from configs.fits import RULES as FITS
 from configs.published import Published
 from configs.rules import RULES, check
 from configs.sampling import Sample, SampleResolution
+from configs.sampling_rules import RULES as SAMPLING
 from configs.scores import Evaluate, Report
 from configs.section import NOTHING, LeftOut, Section, fingerprinted
 from configs.tokenizers import EvaluateTokenizer, TrainSemvae, TrainVavae
@@ -127,5 +128,5 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
-        check(self, {**RULES, **FITS})
+        check(self, {**RULES, **SAMPLING, **FITS})
         return self

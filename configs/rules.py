@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from configs.autoencoders import AutoencoderModel
 from configs.diffusion import DiffusionModel, DitModel, SemanticFirstClock, StatisticsFiles, UnetModel
-from configs.sampling import AutoGuidance, ClassifierFree, Guided, RoutedGuidance, Sample
+from configs.sampling import AutoGuidance
+from configs.sampling_rules import sampled
 
 if TYPE_CHECKING:
     from configs.recipe import Recipe
@@ -85,17 +86,6 @@ def models_of(recipe: Recipe) -> list[tuple[str, DiffusionModel]]:
     ]
 
 
-def sampled(recipe: Recipe) -> list[tuple[str, Sample]]:
-    """The sample section, and as it holds at every stage that says otherwise, with their fields' names."""
-    if recipe.lacks("sample"):
-        return []
-    stages = enumerate(recipe.sample.stages)
-    return [
-        ("sample", recipe.sample),
-        *((f"sample.stages.{number}", recipe.sample.at(stage)) for number, stage in stages if stage.guidance),
-    ]
-
-
 def _cascade(recipe: Recipe) -> None:
     cascade = recipe.train_dit.cascade
     if cascade is None:
@@ -112,27 +102,6 @@ def _cascade(recipe: Recipe) -> None:
     if cascade.sides[-1] != whole:
         raise ValueError(
             f"train_dit.cascade.sides ends at {cascade.sides[-1]}: it must end at the latents' side {whole}"
-        )
-
-
-def _stages(recipe: Recipe) -> None:
-    cascade, stages = recipe.train_dit.cascade, recipe.sample.stages
-    if cascade is None:
-        if stages:
-            raise ValueError(
-                "sample.stages is set but train_dit.cascade is not: leave the stages out, or add a cascade"
-            )
-        return
-    sampled = [stage.side for stage in stages] or list(cascade.sides)
-    if sampled != list(cascade.sides[len(cascade.sides) - len(sampled) :]):
-        raise ValueError(
-            f"sample.stages goes through {sampled}: name the last sides of train_dit.cascade.sides "
-            f"{list(cascade.sides)} in their order, since each one is trained on the one before it"
-        )
-    if len(sampled) < len(cascade.sides) and recipe.train_dit.images and cascade.condition_dropout == 0.0:
-        raise ValueError(
-            f"sample.stages begins at {sampled[0]} but train_dit.cascade.condition_dropout is 0, so that side is never "
-            "trained without a condition: raise it, or begin at the coarsest side"
         )
 
 
@@ -315,67 +284,6 @@ def _alignment(recipe: Recipe) -> None:
         raise ValueError("train_dit.model.align_depth is set but foundation is not: name the network to align with")
 
 
-def _guidance(recipe: Recipe) -> None:
-    for field, section in sampled(recipe):
-        guidance = section.guidance
-        channels = getattr(guidance, "channels", None)
-        if channels is not None and channels > recipe.latent_channels:
-            raise ValueError(
-                f"{field}.guidance.channels is {channels} but the latent has {recipe.latent_channels} channels"
-            )
-        if isinstance(guidance, Guided) and guidance.groups != "both" and recipe.train_semvae is None:
-            raise ValueError(
-                f"{field}.guidance.groups is {guidance.groups} but there are no semantic channels (train_semvae): "
-                "use both"
-            )
-        if isinstance(guidance, AutoGuidance) and guidance.semantic_scale is not None and recipe.train_semvae is None:
-            raise ValueError(
-                f"{field}.guidance.semantic_scale is set but there are no semantic channels (train_semvae)"
-            )
-    if recipe.sample.labels == "balanced" and recipe.sample.images % recipe.data.classes:
-        raise ValueError(
-            f"sample.images {recipe.sample.images} cannot be balanced over data.classes {recipe.data.classes}: "
-            f"use {max(1, round(recipe.sample.images / recipe.data.classes)) * recipe.data.classes} "
-            "or labels: random"
-        )
-
-
-def _labels(recipe: Recipe) -> None:
-    plan, classes = recipe.sample.labels, recipe.data.classes
-    if plan == "unconditional":
-        for field, section in sampled(recipe):
-            if isinstance(section.guidance, ClassifierFree | RoutedGuidance):
-                raise ValueError(
-                    f"sample.labels is unconditional but {field}.guidance.method is {section.guidance.method}, whose "
-                    "two passes would be the same: use method: none, or labels that name classes"
-                )
-        if recipe.train_dit.images and recipe.train_dit.objective.label_dropout == 0.0:
-            raise ValueError(
-                "sample.labels is unconditional but train_dit.objective.label_dropout is 0, so the model never learns "
-                "to do without a label: raise it, or use labels that name classes"
-            )
-    if isinstance(plan, str):
-        return
-    if not plan:
-        raise ValueError("sample.labels is empty: name labels, or use balanced")
-    if max(plan) >= classes:
-        raise ValueError(f"sample.labels names {max(plan)}; data.classes {classes} has labels 0 to {classes - 1}")
-    if isinstance(plan, dict) and sum(plan.values()) != recipe.sample.images:
-        raise ValueError(
-            f"sample.labels asks for {sum(plan.values())} images in all but sample.images is {recipe.sample.images}: "
-            "make them equal"
-        )
-
-
-def _averages(recipe: Recipe) -> None:
-    wanted, trained = recipe.sample.ema_sigma, recipe.train_dit
-    if wanted is not None and trained.images and trained.snapshot_every is None:
-        raise ValueError(
-            f"sample.ema_sigma is {wanted}, but train_dit.snapshot_every stores no snapshots to make that average of: "
-            "set it, and two train_dit.ema_sigmas, or leave ema_sigma out"
-        )
-
-
 def _batches(recipe: Recipe) -> None:
     compute = recipe.compute.train
     for field in ("train_vavae", "train_semvae", "train_dit", "tune_fewstep"):
@@ -396,7 +304,6 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _patches: ("train_dit",),
     _pixels: ("train_dit",),
     _cascade: ("train_dit",),
-    _stages: ("train_dit", "sample"),
     _stored: (),
     _nothing_to_train_on: (),
     _moments: ("train_dit",),
@@ -407,9 +314,6 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _ready_latents: (),
     _tokenizer_alignment: (),
     _alignment: ("train_dit",),
-    _guidance: ("sample",),
-    _labels: ("train_dit", "sample"),
-    _averages: ("train_dit", "sample"),
     _batches: (),
 }
 """Each rule with the sections that it cannot do without."""

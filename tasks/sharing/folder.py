@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from configs import Recipe, UserError
 from configs.autoencoders import DiffusersModel, PythonModel
 from configs.diffusion import UnetModel
-from configs.rules import sampled
 from configs.sampling import AutoGuidance, NoGuidance, RoutedGuidance, Sample, SampleResolution
+from configs.sampling_rules import sampled
 from infra.weights import load_pretrained
 from models.checkpoints import stamped
 from tasks.data.statistics import LatentStatistics

@@ -144,6 +144,11 @@ def test_images_smaller_than_a_cell_are_told_as_such() -> None:
         ["train_dit.objective.label_dropout=0.0", "sample.guidance={method: none}"],
         ["shard.limit=8", "data.allow_empty_classes=true", *(f"train_{n}.batch=8" for n in ("vavae", "semvae", "dit"))],
         ["foundation.input_size=128", "image.size=64"],
+        [
+            "train_dit.routing={first: 3, last: 3}",
+            "sample.guidance={method: routed, scale: 2.0}",
+            "sample.labels=unconditional",
+        ],
     ],
 )
 def test_what_works_is_not(overrides: list[str]) -> None:
