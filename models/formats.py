@@ -247,6 +247,8 @@ def _infer_lightningdit(
     if "resolution_embedder.weight" in tensors:
         halvings = reversed(range(tensors["resolution_embedder.weight"].shape[0]))
         arguments["resolutions"] = [arguments["input_size"] >> halving for halving in halvings]
+    if "step_embedders.0.mlp.0.weight" in tensors:
+        arguments["flow_map"] = True
     if "repa_projector.4.weight" in tensors:
         dim, hidden = tensors["repa_projector.4.weight"].shape
         arguments |= {"align_depth": 2, "align_dim": dim, "align_hidden": hidden}

@@ -14,7 +14,7 @@ from models.checkpoints import Checkpoint, load_into
 from models.clocks import Offsets, SemanticFirst, Synchronous
 from models.flops import forward_flops
 from models.flow_map import FlowMapDiT, TrainableFlowMap, walk
-from models.formats import build
+from models.formats import build, infer_arguments
 from models.groups import ChannelGroups
 from models.lightningdit import LightningDiT
 from models.solvers import everywhere, time_grid
@@ -116,3 +116,10 @@ def test_flops_are_what_torch_counts_and_stored_arguments_build_it() -> None:
         y = torch.zeros(1, dtype=torch.long)
         assert isinstance(network, FlowMapDiT)
         assert forward_flops(network) == counted(lambda: network(x, t, y, t))
+
+
+def test_a_map_is_known_by_its_tensors() -> None:
+    with torch.device("meta"):
+        tensors = FlowMapDiT(**TINY).state_dict()
+        kind, arguments = infer_arguments(tensors)
+        assert build(kind, arguments).state_dict().keys() == tensors.keys()
