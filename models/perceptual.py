@@ -27,10 +27,13 @@ class FeatureDistance:
 
     @torch.no_grad()
     def look(self, images_B3HW: Tensor, *further: int) -> list[Tensor]:
-        """What it compares of images, and after that the features of further layers, found in the same pass."""
-        wanted = sorted({*self.layers, *further})
+        """What it compares of images, and after that the features of further layers, which may be
+        counted from the last one (-1), found in the same pass; each (B, D, h, w)."""
+        levels = len(self.network.network.feature_info)
+        asked = [layer % levels for layer in (*self.layers, *further)]
+        wanted = sorted(set(asked))
         grids = self.network.to(images_B3HW.device).levels(images_B3HW, wanted)
-        return [grids[wanted.index(layer)] for layer in (*self.layers, *further)]
+        return [grids[wanted.index(layer)] for layer in asked]
 
     def __call__(self, real: Sequence[Tensor] | Tensor, other_B3HW: Tensor) -> Tensor:
         """real: images, or what was seen of them."""

@@ -37,6 +37,14 @@ def test_gradients_reach_what_was_made_and_nothing_else(network: FoundationModel
     assert isinstance(flat.grad, Tensor) and flat.grad.isfinite().all()
 
 
+def test_a_layer_counted_from_the_last_is_that_layer(network: FoundationModel) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    every = network.levels(images, [0, 1, 2, 3, 4])
+    found = FeatureDistance(network, (4, 2)).look(images, -1, -4)
+    for features, layer in zip(found, (2, 4, 4, 1), strict=True):
+        torch.testing.assert_close(features, every[layer])
+
+
 def test_layers_that_are_not_there_are_refused(network: FoundationModel) -> None:
     with pytest.raises(ValueError, match=r"\[2, 9\] are not all among the 5"):
         FeatureDistance(network, (2, 9))
