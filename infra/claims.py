@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from configs.errors import UserError
 from infra import logs
@@ -43,6 +44,14 @@ class Claim:
     number: int
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     beats: int = 0
+    _last_look: tuple[float, int] | None = field(default=None, init=False, repr=False, compare=False)
+    """When the claim was last looked at, and the beats that it had."""
+    _sure_until: float = field(default=0.0, init=False, repr=False, compare=False)
+    """Up to then nobody can have taken the artifact over."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what this machine's clock says, which means nothing elsewhere."""
+        return self.__dict__ | {"_last_look": None, "_sure_until": 0.0}
 
     @property
     def name(self) -> str:
@@ -53,17 +62,33 @@ class Claim:
 
     def held(self) -> bool:
         """Whether nobody took the artifact over meanwhile. Raises UserError where the storage cannot be read."""
-        if _newest(self.storage) != self.number:
-            return False
-        try:  # once an artifact is complete, claims are gone
-            return bool(json.loads(self.storage.read_bytes(self.name))["token"] == self.token)
-        except FileNotFoundError:
-            return False
+        return self._beats_there() is not None
 
     def check(self) -> None:
-        """Raises TakenOver where what is written from now on would be among another machine's files."""
-        if not self.held():
+        """Raises TakenOver where what is written from now on would be among another machine's files.
+
+        Beats that have changed since the last look were written after it, so nobody takes over until :data:`STALE`
+        after that look. Half of this is left to the write; in the other half storage is not asked again.
+        """
+        now = _clock()
+        if now < self._sure_until:
+            return
+        beats = self._beats_there()
+        if beats is None:
             raise TakenOver(f"{self.storage.url} was taken over by another machine, for this one was silent")
+        if self._last_look is not None and beats != self._last_look[1]:
+            self._sure_until = self._last_look[0] + STALE / 2
+        self._last_look = now, beats
+
+    def _beats_there(self) -> int | None:
+        """The beats of this claim on the storage; None where it is another's, or no more."""
+        if _newest(self.storage) != self.number:
+            return None
+        try:  # once an artifact is complete, claims are gone
+            there = json.loads(self.storage.read_bytes(self.name))
+        except FileNotFoundError:
+            return None
+        return int(there["beats"]) if there["token"] == self.token else None
 
     def keep(self, until: threading.Event) -> None:
         """Say every few seconds that its holder lives."""
@@ -73,6 +98,11 @@ class Claim:
                 if not self.held():  # by its token: numbers begin again
                     return
                 self.storage.write_bytes(self.name, self.text())
+
+
+def _clock() -> float:
+    """Seconds that go on while this machine sleeps, where its system counts them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from configs.errors import Unreachable, UserError
 from configs.load import validate
 from configs.recipe import Recipe
 from infra.artifacts import Artifact, Manifest, fingerprint, library_versions, timestamp
-from infra.claims import Claim, TakenOver, claimed
+from infra.claims import Claim, claimed
 from infra.locks import alone
 from infra.logs import say
 from infra.storage import FileEntry, Storage
@@ -229,12 +229,10 @@ def _make(stage: Stage, context: Context, claim: Claim) -> None:
 
 def _lost(claim: Claim) -> bool:
     """Whether another machine has taken the artifact over, which is said. Raises as :meth:`Claim.held`."""
-    try:
-        claim.check()
-    except TakenOver as taken:
-        say(f"{taken}: waiting for it", "warning")
-        return True
-    return False
+    if claim.held():
+        return False
+    say(f"{claim.storage.url} was taken over by another machine, for this one was silent: waiting for it", "warning")
+    return True
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -183,6 +183,50 @@ def test_who_wakes_late_overwrites_no_part_of_the_other(root: str, quick: None) 
     stage = Stage("toy", 1, (), (), run)
     artifact = perform(stage, stage.job(load_recipe("demo_tiny"), root, {}))
     assert told and [artifact.read(f"part-{number}") for number in range(2)] == [b"the other's"] * 2
+
+
+def test_signs_of_life_spare_looks_and_none_is_spared_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write asks storage once in a while, and never later than a takeover could be."""
+    now, looks = [0.0], [0]
+
+    def newest(storage: Storage, before: Callable[[Storage], int] = claims._newest) -> int:
+        looks[0] += 1
+        return before(storage)
+
+    monkeypatch.setattr(claims, "_clock", lambda: now[0])
+    monkeypatch.setattr(claims, "_newest", newest)
+    storage = Storage.at(str(tmp_path))
+    claim = Claim(storage, 1)
+    storage.create_bytes(claim.name, claim.text())
+
+    def beat() -> None:
+        claim.beats += 1
+        storage.write_bytes(claim.name, claim.text())
+
+    for second in range(600):  # a write and a sign of life every second
+        now[0] = float(second)
+        claim.check()
+        beat()
+    assert looks[0] <= 600 / (claims.STALE / 4) + 2
+    last_beat = now[0]
+    storage.create_bytes(Claim(storage, 2).name, b'{"home": "another", "token": "x", "beats": 0}')
+    assert pickle.loads(pickle.dumps(claim))._sure_until == 0, "another machine's clock says something else"
+    now[0] = last_beat + claims.STALE / 2
+    with pytest.raises(TakenOver):
+        claim.check()
+
+
+def test_without_signs_of_life_every_write_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(claims, "_clock", lambda: now[0])
+    claim = Claim(Storage.at(str(tmp_path)), 1)
+    claim.storage.create_bytes(claim.name, claim.text())
+    for second in range(3):
+        now[0] = float(second)
+        claim.check()
+    claim.storage.delete("claims")
+    with pytest.raises(TakenOver):
+        claim.check()
 
 
 def test_a_number_that_began_again_is_another_machines(root: str, quick: None) -> None:

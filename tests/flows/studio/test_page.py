@@ -96,8 +96,8 @@ def test_every_tab_shows_what_there_is(finished: Workplace) -> None:
         page.click("Tokenizer")
         page.wait("document.body.innerText.includes('peak signal-to-noise ratio')")
         page.click("Runs")
-        page.wait("document.querySelector('canvas') && document.body.innerText.includes('open')")
-        report = page.value("[...document.querySelectorAll('a')].find(e => e.innerText == 'open').href")
+        page.wait("document.querySelector('canvas')")
+        report = page.wait("([...document.querySelectorAll('a')].find(e => e.innerText.trim() == 'open') || {}).href")
         assert page.errors == []
         page.go(report)
         page.wait("document.body.innerText.includes('Fashion-MNIST in minutes')")
