@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from configs import load_recipe
 from flows.stages import STAGES
 from infra.artifacts import Artifact
 from infra.storage import Storage
-from tests.flows.conftest import Workplace
+from tests.flows.conftest import PLANTED, Workplace
 
 ALL = {stage.name for stage in STAGES}
 
@@ -41,6 +42,25 @@ def test_every_file_is_as_its_manifest_says(finished: Workplace) -> None:
             artifact = Artifact(f"file://{finished.root}", stage, fingerprint)
             for entry in artifact.manifest.files:
                 artifact.read(entry.path)
+
+
+def test_credentials_of_the_environment_are_in_nothing_that_a_run_leaves(finished: Workplace) -> None:
+    """Neither in artifacts, nor in the databases and logs of Prefect, MLflow and ourselves, nor on the console."""
+    user, password = PLANTED["MLFLOW_TRACKING_USERNAME"], PLANTED["MLFLOW_TRACKING_PASSWORD"]
+    wanted = {name: value.encode() for name, value in PLANTED.items()}
+    wanted |= {"basic": base64.b64encode(f"{user}:{password}".encode()), "known": finished.first["sample"].encode()}
+    found: dict[str, set[str]] = {name: set() for name in wanted}
+    for folder in (finished.home, Path(finished.root)):
+        for path in folder.rglob("*"):
+            data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+            for name, value in wanted.items():
+                if value in data:
+                    found[name].add(str(path.relative_to(folder)))
+    seen = found.pop("known")
+    assert {"mlflow.db", "prefect.db"} <= {Path(name).name.removesuffix("-wal") for name in seen}, seen
+    assert not any(found.values()), found
+    console = "".join(finished.console)
+    assert finished.first["sample"] in console and "planted-" not in console
 
 
 def test_the_same_again_is_all_cached(finished: Workplace) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -161,15 +161,23 @@ def _new(place: Workplace, pattern: str) -> Callable[[], bool]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [None, signal.SIGTERM])
-def test_without_servers_nothing_stays_behind(alone: Workplace, number: int | None) -> None:
+def test_sampling_without_servers_stops_alike(finished: Workplace, alone: Workplace) -> None:
+    place = replace(alone, root=finished.root)
+    arguments = _arguments(place, "--set", "sample.steps=100001", "--only", "sample")
+    _check(stopped(arguments, place.environment, _new(place, "sample/*/run.json")), place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("served", "number"), [(False, None), (False, signal.SIGTERM), (True, None)])
+def test_nothing_stays_behind(alone: Workplace, workplace: Workplace, served: bool, number: int | None) -> None:
     """`shard`, then `train_dit`, which saves before it leaves and goes on where it was."""
-    begun = _has(alone, "shard/*/run.json")
-    _check(stopped(_arguments(alone), alone.environment, begun, number), alone, number or signal.SIGINT)
-    long = _arguments(alone, "--set", "train_dit.images=4000000")
-    begun = _has(alone, "train_dit/*/checkpoints/00000000001*")
-    ended = stopped(long, alone.environment, begun, number)
-    _check(ended, alone, number or signal.SIGINT)
+    place = replace(workplace, root=alone.root) if served else alone
+    begun = _has(place, "shard/*/run.json")
+    _check(stopped(_arguments(place), place.environment, begun, number), place, number or signal.SIGINT)
+    long = _arguments(place, "--set", "train_dit.images=4000000")
+    begun = _has(place, "train_dit/*/checkpoints/00000000001*")
+    ended = stopped(long, place.environment, begun, number)
+    _check(ended, place, number or signal.SIGINT)
     (saved,) = re.findall(r"stopped at ([\d,]+) images", ended.lines[-1])
-    newest = max(int(path.name) for path in Path(alone.root).glob("train_dit/*/checkpoints/*"))
+    newest = max(int(path.name) for path in Path(place.root).glob("train_dit/*/checkpoints/*"))
     assert int(saved.replace(",", "")) == newest >= 1
