@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,33 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import Recipe, UserError
+from flows.run import preflight
 from infra import inventory
 from infra.artifacts import Artifact
 from infra.integrity import faults
 from infra.storage import FileEntry, Storage
-from tasks import encode, shard, train_semvae, train_vavae
+from tasks import encode, shard, train_vavae
 from tasks.data import kept_latents, rows
 from tasks.data.receipts import Receipt
 from tasks.encoder import written_part
 from tasks.sources.ordering import key_hashes
 from tasks.stage import Context
+from tests.helpers.growing import (
+    LABELS,
+    content_of,
+    encoded,
+    growing_recipe,
+    keys_of,
+    latent,
+    listed_pile,
+    part_keys,
+    sharded,
+    tokenizers,
+)
 from tests.helpers.odd_sources import hub, jpeg, recipe_of
-from tests.helpers.piles import read_rows, run_stage
+from tests.helpers.piles import SMALL_BATCHES, run_stage
 
-_LABELS = {f"{n:03d}.png": n % 3 for n in range(60)}
+_BY_RAY = shard._written, encode._kept
 
 
 class Work:
@@ -64,7 +75,7 @@ def work(monkeypatch: pytest.MonkeyPatch, home: Path) -> Work:
             table = pq.read_table(pa.BufferReader(shards.read(entry.path)))
             keys = table["key"].to_pylist()
             done.encoded += keys
-            z = np.stack([_latent(image) for image in table["image"].to_pylist()])
+            z = np.stack([latent(image) for image in table["image"].to_pylist()])
             job = {"part": entry.path, "made_from": entry.sha256}
             labels = table["label"].to_numpy()
             yield written_part(context.recipe, context.out, job, keys, labels, {"z": z, "s": z + 1}, {"encode": 1.0})
@@ -74,55 +85,6 @@ def work(monkeypatch: pytest.MonkeyPatch, home: Path) -> Work:
     monkeypatch.setattr(encode, "_kept", kept)
     monkeypatch.setattr(encode, "_encoded", latents)
     return done
-
-
-def _latent(image: bytes) -> np.ndarray:
-    seed = int.from_bytes(hashlib.sha256(image).digest()[:4], "little")
-    return np.random.default_rng(seed).normal(size=(4, 4, 4)).astype(np.float16)
-
-
-def _pile(folder: Path, labels: dict[str, int], changed: str = "", bad: str = "") -> Path:
-    """A list of pictures of which each has its own content, and one has another than it had, or is none."""
-    folder.mkdir(exist_ok=True)
-    for name in labels:
-        (folder / name).write_bytes(jpeg(int(name[:3])) + b"\0" * (name == changed))
-    if bad:
-        (folder / bad).write_bytes(b"words")
-    with (folder / "list.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "label"), *labels.items()])
-    return folder / "list.csv"
-
-
-def _recipe(pile: Path, grows: str | None = None, *overrides: str) -> Recipe:
-    own = ["shard.rows_per_shard=10", "shard.test_share=0.2", "shard.max_bad_share=0.1", "encode.rows_per_group=4"]
-    return recipe_of("csv", pile, 3, *own, *([f"shard.grows={grows}"] if grows else []), *overrides)
-
-
-def _shard(pile: Path, root: Path, grows: Artifact | None = None, *overrides: str) -> Artifact:
-    name = None if grows is None else grows.fingerprint
-    return run_stage(shard.STAGE, _recipe(pile, name, *overrides), str(root))
-
-
-def _encode(shards: Artifact, pile: Path) -> Artifact:
-    grows = shards.manifest.recipe["shard"]["grows"]
-    recipe = _recipe(pile, grows)
-    return run_stage(encode.STAGE, recipe, shards.root, shards, *_tokenizers(recipe, shards))
-
-
-def _tokenizers(recipe: Recipe, shards: Artifact) -> list[Artifact]:
-    """Those that the flow would give to `encode`, trained or not."""
-    stages = train_vavae.STAGE, train_semvae.STAGE
-    jobs = [stage.job(recipe, shards.root, {"shard": shards.fingerprint}) for stage in stages]
-    return [Artifact(shards.root, job.stage, job.fingerprint) for job in jobs]
-
-
-def _keys(artifact: Artifact, split: str) -> list[str]:
-    return [row["key"] for row in read_rows(artifact, split)]
-
-
-def _content(artifact: Artifact) -> dict[str, list[tuple[Any, ...]]]:
-    """The rows of each split, as a multiset."""
-    return {split: sorted(tuple(row.values()) for row in read_rows(artifact, split)) for split in ("train", "test")}
 
 
 def _same_facts(one: Artifact, other: Artifact, *names: str) -> None:
@@ -136,21 +98,21 @@ def test_a_set_that_grows_twice(bounds: str, tmp_path: Path, work: Work, monkeyp
         for name, value in (("HELD_BYTES", 3_000), ("AT_ONCE", 16)):
             monkeypatch.setattr(rows, name, value)
     root, other = tmp_path / "root", tmp_path / "afresh"
-    pile = _pile(tmp_path / "pile", _LABELS, bad="059.png")
-    first = _shard(pile, root)
-    latents = _encode(first, pile)
-    assert work.taken() == (set(_LABELS), set(_LABELS) - {"059.png"})
+    pile = listed_pile(tmp_path / "pile", LABELS, bad="059.png")
+    first = sharded(pile, root)
+    latents = encoded(first, pile)
+    assert work.taken() == (set(LABELS), set(LABELS) - {"059.png"})
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
-    train = [key for part in first.files("train/")[:1] for key in _part_keys(first, part)]
-    gone, renamed, changed = train[0], train[1], _part_keys(first, first.files("train/")[2])[0]
-    labels = {name: label for name, label in _LABELS.items() if name != gone}
+    train = [key for part in first.files("train/")[:1] for key in part_keys(first, part)]
+    gone, renamed, changed = train[0], train[1], part_keys(first, first.files("train/")[2])[0]
+    labels = {name: label for name, label in LABELS.items() if name != gone}
     labels |= {renamed: (labels[renamed] + 1) % 3, "100.png": 0, "101.png": 1}
-    pile = _pile(tmp_path / "pile", labels, changed=changed, bad="059.png")
-    second = _shard(pile, root, first)
+    pile = listed_pile(tmp_path / "pile", labels, changed=changed, bad="059.png")
+    second = sharded(pile, root, first)
     grown = second.manifest.facts["grown"]
     read, _ = work.taken()
-    moved = {key for split in ("train", "test") for key in set(_keys(second, split)) - set(_keys(first, split))} - {
+    moved = {key for split in ("train", "test") for key in set(keys_of(second, split)) - set(keys_of(first, split))} - {
         "100.png",
         "101.png",
     }
@@ -163,24 +125,24 @@ def test_a_set_that_grows_twice(bounds: str, tmp_path: Path, work: Work, monkeyp
     assert grown["changed"] == len(moved | {changed}) and grown["kept"] == 59 - 1 - grown["changed"]
     assert sum(grown["parts"].values()) == len(first.files("train/") + first.files("test/"))
     assert 2 <= grown["parts"]["rewritten"] <= 2 + len(moved)
-    again = _encode(second, pile)
+    again = encoded(second, pile)
     assert work.taken()[1] == ({"100.png", "101.png", changed} | moved)
-    fresh = _shard(pile, other)
-    assert _content(second) == _content(fresh)
+    fresh = sharded(pile, other)
+    assert content_of(second) == content_of(fresh)
     _same_facts(second, fresh, "splits", "classes", "quarantine", "duplicates", "source")
     work.taken()
-    _same_latents(again, _encode(fresh, pile))
+    _same_latents(again, encoded(fresh, pile))
     work.taken()
 
     labels = {name: label for name, label in labels.items() if name not in ("100.png", "030.png")} | {"102.png": 2}
-    pile = _pile(tmp_path / "pile", labels, changed=changed, bad="059.png")
-    third = _shard(pile, root, second)
+    pile = listed_pile(tmp_path / "pile", labels, changed=changed, bad="059.png")
+    third = sharded(pile, root, second)
     assert third.manifest.facts["grown"]["first"] == first.fingerprint
     assert {"102.png", "059.png"} <= work.taken()[0]
-    newest, afresh = _encode(third, pile), _shard(pile, other)
+    newest, afresh = encoded(third, pile), sharded(pile, other)
     assert "102.png" in work.taken()[1]
-    assert _content(third) == _content(afresh)
-    _same_latents(newest, _encode(afresh, pile))
+    assert content_of(third) == content_of(afresh)
+    _same_latents(newest, encoded(afresh, pile))
 
     assert {path: path.read_bytes() for path in before} == before, "what there was is what it was"
     found = inventory.read(str(root))
@@ -190,12 +152,8 @@ def test_a_set_that_grows_twice(bounds: str, tmp_path: Path, work: Work, monkeyp
     assert {entry.name for entry in chosen.gone} == {f"encode/{each.fingerprint}" for each in (latents, again)}
 
 
-def _part_keys(artifact: Artifact, part: FileEntry) -> list[str]:
-    return pq.read_table(pa.BufferReader(artifact.read(part.path)))["key"].to_pylist()
-
-
 def _same_latents(one: Artifact, other: Artifact) -> None:
-    assert _content(one) == _content(other)
+    assert content_of(one) == content_of(other)
     for name, channels in one.manifest.facts["statistics"].items():
         for moment, values in channels.items():
             assert np.allclose(values, other.manifest.facts["statistics"][name][moment], rtol=1e-12, atol=0), name
@@ -204,36 +162,36 @@ def _same_latents(one: Artifact, other: Artifact) -> None:
 
 def test_the_order_of_a_grown_set(tmp_path: Path, work: Work) -> None:
     """What was there stays in its order and its part; what is new follows by key hash, in parts of its own."""
-    pile = _pile(tmp_path / "pile", _LABELS)
-    first, again = _shard(pile, tmp_path / "root"), _shard(pile, tmp_path / "other")
-    labels = {name: label for name, label in _LABELS.items() if int(name[:3]) % 7}
+    pile = listed_pile(tmp_path / "pile", LABELS)
+    first, again = sharded(pile, tmp_path / "root"), sharded(pile, tmp_path / "other")
+    labels = {name: label for name, label in LABELS.items() if int(name[:3]) % 7}
     labels |= {f"{n}.png": 0 for n in range(100, 125)}
-    second = _shard(_pile(tmp_path / "pile", labels), tmp_path / "root", first)
+    second = sharded(listed_pile(tmp_path / "pile", labels), tmp_path / "root", first)
     for split in ("train", "test"):
-        old, now = _keys(first, split), _keys(second, split)
+        old, now = keys_of(first, split), keys_of(second, split)
         kept = [key for key in old if key in set(now)]
         new = sorted(set(now) - set(old), key=lambda key: int(key_hashes([key], 0)[0]))
         assert now == kept + new and len(new) > 1 and len(kept) > 5
         old_parts = {part.path: part for part in first.files(f"{split}/")}
         for part in second.files(f"{split}/"):
-            assert len(_part_keys(second, part)) <= 10
+            assert len(part_keys(second, part)) <= 10
             if part.path in old_parts:
-                assert set(_part_keys(second, part)) <= set(_part_keys(first, old_parts[part.path]))
+                assert set(part_keys(second, part)) <= set(part_keys(first, old_parts[part.path]))
             else:
-                assert set(_part_keys(second, part)) <= set(new)
-    assert _shard(pile, tmp_path / "other", again).manifest.files == second.manifest.files
+                assert set(part_keys(second, part)) <= set(new)
+    assert sharded(pile, tmp_path / "other", again).manifest.files == second.manifest.files
 
 
 def test_parts_that_stay_are_the_old_files(tmp_path: Path, work: Work) -> None:
     """No bytes are written for them, and deleting one set leaves the other whole."""
-    pile = _pile(tmp_path / "pile", _LABELS)
-    first = _shard(pile, tmp_path / "root")
-    second = _shard(pile, tmp_path / "root", first, "shard.rows_per_shard=4")
+    pile = listed_pile(tmp_path / "pile", LABELS)
+    first = sharded(pile, tmp_path / "root")
+    second = sharded(pile, tmp_path / "root", first, "shard.rows_per_shard=4")
     parts = first.files("train/") + first.files("test/")
     assert [entry for entry in second.manifest.files if "/" in entry.path] == parts
     for entry in parts:
         assert Path(first.storage.locate(entry.path)).samefile(second.storage.locate(entry.path))
-    assert work.taken()[0] == set(_LABELS)
+    assert work.taken()[0] == set(LABELS)
     first.discard()
     assert [second.read(entry.path) for entry in parts]
 
@@ -266,23 +224,23 @@ def test_a_new_class_relabels_without_reading(tmp_path: Path, work: Work) -> Non
     """Names sort to labels: one that comes first moves all others."""
     names = {f"{n:03d}.png": "bc"[n % 2] for n in range(20)}
     recipe = ["data.allow_empty_classes=true"]
-    first = _shard(_pile(tmp_path / "pile", names), tmp_path / "root", None, *recipe)  # type: ignore[arg-type]
+    first = sharded(listed_pile(tmp_path / "pile", names), tmp_path / "root", None, *recipe)  # type: ignore[arg-type]
     work.taken()
-    pile = _pile(tmp_path / "pile", names | {"100.png": "a", "101.png": "a"})  # type: ignore[arg-type]
-    second = _shard(pile, tmp_path / "root", first, *recipe)
+    pile = listed_pile(tmp_path / "pile", names | {"100.png": "a", "101.png": "a"})  # type: ignore[arg-type]
+    second = sharded(pile, tmp_path / "root", first, *recipe)
     assert len(work.taken()[0]) <= 3
     assert second.manifest.facts["classes"] == ["a", "b", "c"]
-    assert _content(second) == _content(_shard(pile, tmp_path / "other", None, *recipe))
+    assert content_of(second) == content_of(sharded(pile, tmp_path / "other", None, *recipe))
 
 
 def test_tokenizers_stay_with_the_images_that_they_were_trained_on(tmp_path: Path, work: Work) -> None:
-    pile = _pile(tmp_path / "pile", _LABELS)
-    sets = [_shard(pile, tmp_path / "root")]
-    sets.append(_shard(pile, tmp_path / "root", sets[0]))
-    sets.append(_shard(pile, tmp_path / "root", sets[1]))
+    pile = listed_pile(tmp_path / "pile", LABELS)
+    sets = [sharded(pile, tmp_path / "root")]
+    sets.append(sharded(pile, tmp_path / "root", sets[0]))
+    sets.append(sharded(pile, tmp_path / "root", sets[1]))
     assert len({each.fingerprint for each in sets}) == 3
-    recipes = [_recipe(pile, grows and grows.fingerprint) for grows in (None, *sets[:2])]
-    found = [_tokenizers(recipe, shards) for recipe, shards in zip(recipes, sets, strict=True)]
+    recipes = [growing_recipe(pile, grows and grows.fingerprint) for grows in (None, *sets[:2])]
+    found = [tokenizers(recipe, shards) for recipe, shards in zip(recipes, sets, strict=True)]
     assert found[0] == found[1] == found[2]
     job = train_vavae.STAGE.job(recipes[2], str(tmp_path / "root"), {"shard": sets[2].fingerprint})
     assert job.inputs == {"shard": sets[0].fingerprint}
@@ -290,15 +248,15 @@ def test_tokenizers_stay_with_the_images_that_they_were_trained_on(tmp_path: Pat
 
 def test_latents_of_other_content_are_not_taken(tmp_path: Path, work: Work) -> None:
     """Neither where a receipt is another part's, nor where a key has another image."""
-    pile = _pile(tmp_path / "pile", _LABELS)
-    first = _shard(pile, tmp_path / "root")
-    latents = _encode(first, pile)
-    second = _shard(pile, tmp_path / "root", first)
+    pile = listed_pile(tmp_path / "pile", LABELS)
+    first = sharded(pile, tmp_path / "root")
+    latents = encoded(first, pile)
+    second = sharded(pile, tmp_path / "root", first)
     part = first.files("train/")[0]
     latents.storage.write_bytes(f"receipts/{part.path}.json", b"{}")
     work.taken()
-    _encode(second, pile)
-    assert work.taken()[1] == set(_part_keys(first, part))
+    encoded(second, pile)
+    assert work.taken()[1] == set(part_keys(first, part))
 
 
 @pytest.mark.parametrize(
@@ -314,8 +272,8 @@ def test_latents_of_other_content_are_not_taken(tmp_path: Path, work: Work) -> N
     ],
 )
 def test_what_cannot_grow_is_told_before_anything_is_read(fault: str, said: str, tmp_path: Path, work: Work) -> None:
-    pile = _pile(tmp_path / "pile", _LABELS)
-    first = _shard(pile, tmp_path / "root")
+    pile = listed_pile(tmp_path / "pile", LABELS)
+    first = sharded(pile, tmp_path / "root")
     part = first.files("train/")[1]
     match fault:
         case "none":
@@ -332,28 +290,28 @@ def test_what_cannot_grow_is_told_before_anything_is_read(fault: str, said: str,
             first.storage.write_bytes("plan.parquet", _other_plan(tmp_path))
     work.read.clear()
     with pytest.raises(UserError, match=said):
-        _shard(pile, tmp_path / "root", first, *(["shard.seed=1"] if fault == "seed" else []))
+        sharded(pile, tmp_path / "root", first, *(["shard.seed=1"] if fault == "seed" else []))
     assert work.taken() == (set(), set())
 
 
 def test_a_damaged_part_is_not_carried_on(tmp_path: Path, work: Work) -> None:
     """A part of which rows go is held to its hash before what is left of it is written."""
-    pile = _pile(tmp_path / "pile", _LABELS)
-    first = _shard(pile, tmp_path / "root")
+    pile = listed_pile(tmp_path / "pile", LABELS)
+    first = sharded(pile, tmp_path / "root")
     part = first.files("train/")[1]
-    gone, data = _part_keys(first, part)[0], bytearray(first.read(part.path))
-    data[data.index(jpeg(int(_part_keys(first, part)[1][:3]))) + 200] ^= 1
+    gone, data = part_keys(first, part)[0], bytearray(first.read(part.path))
+    data[data.index(jpeg(int(part_keys(first, part)[1][:3]))) + 200] ^= 1
     first.storage.write_bytes(part.path, bytes(data))
-    pile = _pile(tmp_path / "pile", {name: label for name, label in _LABELS.items() if name != gone})
+    pile = listed_pile(tmp_path / "pile", {name: label for name, label in LABELS.items() if name != gone})
     with pytest.raises(
         UserError, match=r"train/part-00001\.parquet is not the file .*expected SHA-256.*: make that set"
     ):
-        _shard(pile, tmp_path / "root", first)
+        sharded(pile, tmp_path / "root", first)
 
 
 def _other_plan(folder: Path) -> bytes:
-    pile = _pile(folder / "more", {f"{n:03d}.png": n % 3 for n in range(30, 90)})
-    return _shard(pile, folder / "elsewhere").storage.read_bytes("plan.parquet")
+    pile = listed_pile(folder / "more", {f"{n:03d}.png": n % 3 for n in range(30, 90)})
+    return sharded(pile, folder / "elsewhere").storage.read_bytes("plan.parquet")
 
 
 def test_a_source_without_sizes_does_not_grow(tmp_path: Path, work: Work) -> None:
@@ -361,3 +319,67 @@ def test_a_source_without_sizes_does_not_grow(tmp_path: Path, work: Work) -> Non
     recipe = recipe_of("parquet", tmp_path / "pile", 3, "shard.grows=0123456789abcdef")
     with pytest.raises(UserError, match=r"shard\.grows is set, but a source of kind parquet does not tell the size"):
         run_stage(shard.STAGE, recipe, str(tmp_path / "root"))
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that are there, kept or new, have receipts like any other's."""
+    pile, root = listed_pile(tmp_path / "pile", LABELS), tmp_path / "root"
+    first = sharded(pile, root)
+    train = part_keys(first, first.files("train/")[0])
+    labels = {name: label for name, label in LABELS.items() if name != train[0]} | {"100.png": 0, "101.png": 1}
+    pile, written = listed_pile(tmp_path / "pile", labels), shard._written
+    work.taken()
+
+    def killed(out: Storage, recipe: Recipe, jobs: list[dict[str, Any]]) -> Iterator[Receipt]:
+        yield from written(out, recipe, [job for job in jobs if job["part"].startswith("train/")])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shard, "_written", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sharded(pile, root, first)
+    seen = work.taken()[0]
+    again: list[str] = []
+
+    def rest(out: Storage, recipe: Recipe, jobs: list[dict[str, Any]]) -> Iterator[Receipt]:
+        again.extend(job["part"] for job in jobs)
+        return written(out, recipe, jobs)
+
+    monkeypatch.setattr(shard, "_written", rest)
+    second = sharded(pile, root, first)
+    assert seen and not seen & work.taken()[0]
+    assert again and all(part.startswith("test/") for part in again)
+    assert content_of(second) == content_of(sharded(pile, tmp_path / "other"))
+
+
+def test_a_set_that_is_not_there_is_told_before_a_run(tmp_path: Path, home: Path) -> None:
+    pile = listed_pile(tmp_path / "pile", LABELS)
+    source = f"data.source={{kind: csv, path: '{pile}'}}"
+    overrides = [source, "data.classes=3", "sample.labels=random", *SMALL_BATCHES, "shard.grows=0123456789abcdef"]
+    with pytest.raises(UserError, match=r"shard\.grows names 0123456789abcdef, but .* is not complete"):
+        preflight((shard.STAGE, train_vavae.STAGE), "demo_tiny", overrides, str(tmp_path / "root"))
+    with pytest.raises(UserError, match=r"shard\.grows"):
+        growing_recipe(pile, "shard/0123")
+
+
+@pytest.mark.slow
+def test_workers_take_over_what_is_there(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch, local_ray: None
+) -> None:
+    """As Ray's tasks; only the networks are this process's."""
+    monkeypatch.setattr(shard, "_written", _BY_RAY[0])
+    monkeypatch.setattr(encode, "_kept", _BY_RAY[1])
+    pile, root = listed_pile(tmp_path / "pile", LABELS), tmp_path / "root"
+    first = sharded(pile, root)
+    encoded(first, pile)
+    work.taken()
+    gone = part_keys(first, first.files("train/")[0])[0]
+    pile = listed_pile(
+        tmp_path / "pile", {name: label for name, label in LABELS.items() if name != gone} | {"100.png": 0}
+    )
+    second = sharded(pile, root, first)
+    latents = encoded(second, pile)
+    looked_at = work.taken()[1]
+    assert "100.png" in looked_at and len(looked_at) <= 3
+    fresh = sharded(pile, tmp_path / "other")
+    assert content_of(second) == content_of(fresh)
+    _same_latents(latents, encoded(fresh, pile))
