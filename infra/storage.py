@@ -6,14 +6,10 @@ AWS_ENDPOINT_URL …) or fsspec's standard chain, never from a recipe.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
-import random
 import tempfile
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,8 +21,7 @@ import fsspec
 
 from configs.addresses import refuse_credentials
 from configs.errors import Unreachable, UserError
-from infra import logs, reach
-from infra.metrics import count
+from infra import outages, reach
 from infra.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -264,8 +259,7 @@ class Storage:
         """Have a file of this name here too, over what is here, that lies in another place on the same kind of storage:
         by a hard link, or copied. Files are replaced and never written into, so that neither changes with the other."""
         with self._explained("write", name):
-            if self.guard is not None:
-                self.guard()
+            self._ask()
             if not self.local:
                 self._retried(lambda: self.fs.cp_file(origin.locate(name), self.locate(name)))
                 return
@@ -289,36 +283,7 @@ class Storage:
         self.delete(name)
 
     def _retried(self, request: Callable[[], T]) -> T:
-        """Make a request, on remote storage again after transient errors, waiting twice as long each time.
-
-        A storage that has answered this process before is waited for through an outage of a minute, told in one
-        line; any other for two seconds, as its address may be wrong.
-        """
-        if self.local:
-            return request()
-        began, attempt, place = time.monotonic(), 0, "/".join(self.url.split("/")[:3])
-        while True:
-            try:
-                result = request()
-            except _FINAL:
-                _answered.add(place)
-                raise
-            except _client_errors() as error:
-                outage = place in _answered and _passing(error)
-                patience = _PATIENCE if outage else _FIRST_WAIT * 2 ** (_ATTEMPTS - 1)
-                wait = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * (0.5 + random.random())
-                if outage and time.monotonic() - began > _UNTOLD:
-                    _tell(place, f"{place} does not answer ({_short(error)}): trying for {patience:.0f} s", "warning")
-                if time.monotonic() + wait > began + patience and attempt + 1 >= _ATTEMPTS:
-                    raise
-                attempt += 1
-                count("latentforge_retries", 1, what="storage")
-                time.sleep(wait)
-            else:
-                _answered.add(place)
-                if place in _away:
-                    _tell(place, f"{place} answers again")
-                return result
+        return request() if self.local else outages.retried("/".join(self.url.split("/")[:3]), request)
 
     @contextmanager
     def _explained(self, verb: str, name: str) -> Iterator[None]:
@@ -332,23 +297,16 @@ class Storage:
                     f"cannot {verb} {where}: the bucket does not exist; create it or check its name"
                 ) from None
             if verb == "write":
-                raise UserError(f"cannot write {where}: {_short(error)}; check the folder's name") from None
+                raise UserError(f"cannot write {where}: {outages.short(error)}; check the folder's name") from None
             raise
         except PermissionError as error:
             hint = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if not self.local else "check its permissions"
-            raise UserError(f"cannot {verb} {where}: access denied ({_short(error)}); {hint}") from None
-        except _client_errors() as error:
-            kind = Unreachable if _passing(error) else UserError
+            raise UserError(f"cannot {verb} {where}: access denied ({outages.short(error)}); {hint}") from None
+        except outages.errors() as error:
+            kind = Unreachable if outages.passing(error) else UserError
             raise kind(
-                f"cannot {verb} {where}: {_short(error)}; check that the storage is reachable and not full"
+                f"cannot {verb} {where}: {outages.short(error)}; check that the storage is reachable and not full"
             ) from error
-
-
-_answered: set[str] = set()
-"""Storages, by scheme and bucket, that this process has heard from."""
-_away: set[str] = set()
-"""Of them, those that it has said to be out of reach."""
-_telling = threading.Lock()
 
 
 @contextmanager
@@ -367,49 +325,6 @@ def _beside(target: str, pieces: Iterable[bytes]) -> Iterator[str]:
             os.unlink(partial)
 
 
-def _tell(place: str, message: str, level: str = "info") -> None:
-    """Say once that a storage is away, and once that it is back, whichever thread meets it first."""
-    with _telling:
-        if (place in _away) == (level == "warning"):
-            return
-        (_away.add if level == "warning" else _away.discard)(place)
-    logs.say(message, level)
-
-
 _PARTIAL = ".partial"
 _READ_AHEAD = 4 << 20
-_PATIENCE, _UNTOLD, _LONGEST_WAIT = 75.0, 2.0, 5.0
-"""Seconds that a storage which has answered is waited for, without a word, and between two attempts."""
 _REFUSED = ("pre-condition", "PreconditionFailed", "precondition")
-_ATTEMPTS = 5
-_FIRST_WAIT = 0.1
-"""Seconds, doubled at every attempt and spread by a random factor: 1.5 s for the first attempts together."""
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-"""Errors that another attempt would only meet again."""
-_LASTING = (errno.EINVAL, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT)
-"""Numbers of errors that somebody must mend: wrong names, and no room."""
-
-
-def _passing(error: Exception) -> bool:
-    """Whether the same request may go well in a while, without anybody mending something."""
-    from botocore.exceptions import NoCredentialsError, PartialCredentialsError
-
-    lasting = (*_FINAL, NoCredentialsError, PartialCredentialsError)
-    return not isinstance(error, lasting) and getattr(error, "errno", None) not in _LASTING
-
-
-def _client_errors() -> tuple[type[Exception], ...]:
-    """What clients of storage raise: of connections, and of answers that are cut short."""
-    from botocore.exceptions import BotoCoreError
-    from botocore.parsers import ResponseParserError
-
-    try:
-        from aiohttp import ClientError
-    except ImportError:
-        return OSError, BotoCoreError, ResponseParserError
-    return OSError, BotoCoreError, ResponseParserError, ClientError
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

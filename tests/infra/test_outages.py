@@ -14,7 +14,7 @@ import s3fs
 
 from benchmarks.chaos.proxy import Proxy
 from configs.errors import Unreachable
-from infra import storage as storage_module
+from infra import outages
 from infra.storage import Storage
 
 ROWS = 200_000
@@ -26,7 +26,7 @@ def between(s3_root: str, s3_server: dict[str, str], monkeypatch: pytest.MonkeyP
     with proxy.running() as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        monkeypatch.setattr(storage_module, "_answered", set())
+        monkeypatch.setattr(outages, "_answered", set())
         s3fs.S3FileSystem.clear_instance_cache()
         yield proxy
     s3fs.S3FileSystem.clear_instance_cache()
@@ -63,7 +63,7 @@ def test_what_passes_is_waited_for_and_told_in_two_lines(
 def test_an_outage_without_end_is_one_line(
     between: Proxy, s3_root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(storage_module, "_PATIENCE", 4.0)
+    monkeypatch.setattr(outages, "_PATIENCE", 4.0)
     place = Storage.at(s3_root)
     place.write_bytes("a", b"content")
     between.weather = "cut"

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from configs import UserError
 from configs.errors import Unreachable, attempt, checked
-from infra import storage as storage_module
+from infra import outages
 from infra.storage import Storage
 
 
@@ -22,8 +22,8 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Storage]:
     """Storage on which only every n-th request of reading and writing succeeds."""
 
     def make(every: int) -> Storage:
-        monkeypatch.setattr(storage_module, "_FIRST_WAIT", 0.001)
-        monkeypatch.setattr(storage_module, "_answered", set())
+        monkeypatch.setattr(outages, "_FIRST_WAIT", 0.001)
+        monkeypatch.setattr(outages, "_answered", set())
         count = 0
 
         def unreliable(name: str) -> Any:
@@ -60,7 +60,7 @@ def test_an_outage_ends_in_one_clear_line(flaky: Callable[[int], Storage]) -> No
 
 def test_what_is_not_there_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(storage_module.time, "sleep", lambda seconds: asked.append("again"))
+    monkeypatch.setattr(outages.time, "sleep", lambda seconds: asked.append("again"))
     with pytest.raises(FileNotFoundError):
         Storage.at("memory://flaky").read_bytes("nothing here")
     assert not asked

@@ -132,8 +132,8 @@ def test_a_large_file_appears_whole_or_not_at_all(
     with proxy.running() as endpoint, monkeypatch.context() as changed:
         changed.setenv("AWS_ENDPOINT_URL", endpoint)
         changed.setenv("AWS_MAX_ATTEMPTS", "1")
-        changed.setattr("infra.storage._FIRST_WAIT", 0.001)
-        changed.setattr("infra.storage._PATIENCE", 0.1)
+        changed.setattr("infra.outages._FIRST_WAIT", 0.001)
+        changed.setattr("infra.outages._PATIENCE", 0.1)
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         with pytest.raises(UserError, match="cannot write"):
             Storage.at(s3_root).write_bytes("large", data)
