@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from configs.errors import Unreachable, UserError
 from infra.artifacts import Artifact, fingerprint
 from infra.logs import say
 from infra.storage import FileEntry
@@ -31,7 +32,8 @@ def jobs(context: Context, version: int, parts: list[FileEntry]) -> list[dict[st
         return []
     shards, latents = found
     before = {entry.path: entry.sha256 for entry in shards.files(suffix=".parquet")}
-    made = {entry.path: entry.sha256 for entry in latents.manifest.files}
+    there = latents.storage.sizes()
+    made = {entry.path: entry.sha256 for entry in latents.manifest.files if there.get(entry.path) == entry.bytes}
     taken: list[dict[str, Any]] = [
         {
             "part": entry.path,
@@ -74,27 +76,42 @@ def part_row(kept: dict[str, Any], job: Job) -> dict[str, bytes]:
 def part(kept: dict[str, Any], context: Context) -> Receipt | None:
     """Take a part's latents over, whole or the rows that are left of it; None where it has to be encoded."""
     latents = Artifact(context.job.root, "encode", kept["latents"])
-    if not kept["whole"]:
-        return None if context.recipe.online_latents else _rows(kept, context, latents)
-    receipt = read_receipt(latents.storage, kept["part"])  # the statistics' sums are in it alone
-    if receipt is None or (receipt.made_from, receipt.entry.sha256) != (kept["made_from"], kept["made"]):
+    if kept["whole"]:
+        receipt = read_receipt(latents.storage, kept["part"])  # the statistics' sums are in it alone
+        if receipt is None or (receipt.made_from, receipt.entry.sha256) != (kept["made_from"], kept["made"]):
+            return None
+        context.out.share(kept["part"], latents.storage)
+        write_receipt(context.out, receipt)
+        return receipt
+    if context.recipe.online_latents:
         return None
-    context.out.share(kept["part"], latents.storage)
-    write_receipt(context.out, receipt)
-    return receipt
+    try:
+        left = _left(kept, context, latents)
+    except Unreachable:
+        raise
+    except (UserError, OSError, pa.ArrowException):  # what is damaged is made again
+        return None
+    return None if left is None else _written(kept, context, left)
 
 
-def _rows(kept: dict[str, Any], context: Context, latents: Artifact) -> Receipt | None:
-    from tasks.encoder import written_part  # torch, which the driver needs not
-
-    name, root = kept["part"], context.job.root
+def _left(kept: dict[str, Any], context: Context, latents: Artifact) -> pa.Table | None:
+    """Latents of a part's rows under their labels of now; None where a row was not there, or had another image."""
+    name = kept["part"]
     now = contents(context.input("shard").storage, name)
-    before = contents(Artifact(root, "shard", kept["shards"]).storage, name)
+    before = contents(Artifact(context.job.root, "shard", kept["shards"]).storage, name)
     keys = now["key"].combine_chunks()
     same = before.take(pc.index_in(keys, value_set=before["key"].combine_chunks()))
-    if not same["content"].equals(now["content"]):  # a key that was not there has none
+    if not same["content"].equals(now["content"]):
         return None
     table = pq.read_table(pa.BufferReader(latents.read(name)))
-    table = table.take(pc.index_in(keys, value_set=table["key"].combine_chunks())).combine_chunks()
-    tensors = {field.name: to_numpy(table[field.name], field) for field in table.schema if is_tensor(field)}
-    return written_part(context.recipe, context.out, kept, keys.to_pylist(), now["label"].to_numpy(), tensors, {})
+    table = table.take(pc.index_in(keys, value_set=table["key"].combine_chunks()))
+    at = table.schema.get_field_index("label")
+    return table.set_column(at, table.schema.field(at), now["label"]).combine_chunks()
+
+
+def _written(kept: dict[str, Any], context: Context, left: pa.Table) -> Receipt:
+    from tasks.encoder import written_part  # torch, which the driver needs not
+
+    keys, labels = left["key"].to_pylist(), left["label"].to_numpy()
+    tensors = {field.name: to_numpy(left[field.name], field) for field in left.schema if is_tensor(field)}
+    return written_part(context.recipe, context.out, kept, keys, labels, tensors, {})

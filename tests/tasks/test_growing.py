@@ -246,17 +246,31 @@ def test_tokenizers_stay_with_the_images_that_they_were_trained_on(tmp_path: Pat
     assert job.inputs == {"shard": sets[0].fingerprint}
 
 
-def test_latents_of_other_content_are_not_taken(tmp_path: Path, work: Work) -> None:
-    """Neither where a receipt is another part's, nor where a key has another image."""
-    pile = listed_pile(tmp_path / "pile", LABELS)
-    first = sharded(pile, tmp_path / "root")
-    latents = encoded(first, pile)
-    second = sharded(pile, tmp_path / "root", first)
-    part = first.files("train/")[0]
-    latents.storage.write_bytes(f"receipts/{part.path}.json", b"{}")
+@pytest.mark.parametrize("fault", ["receipt", "lost", "damaged", "other image"])
+def test_latents_that_cannot_be_taken_over_are_made_again(fault: str, tmp_path: Path, work: Work) -> None:
+    """Of that part alone, whether it is as it was or has another label."""
+    pile, root = listed_pile(tmp_path / "pile", LABELS), tmp_path / "root"
+    first = sharded(pile, root)
+    latents, part = encoded(first, pile), first.files("train/")[0]
+    keys = part_keys(first, part)
+    relabelled = {keys[0]: (LABELS[keys[0]] + 1) % 3} if fault in ("damaged", "other image") else {}
+    second = sharded(listed_pile(tmp_path / "pile", LABELS | relabelled), root, first)
+    match fault:
+        case "receipt":
+            latents.storage.write_bytes(f"receipts/{part.path}.json", b"{}")
+        case "lost":
+            latents.storage.delete(part.path)
+        case "damaged":
+            data = latents.read(part.path)
+            latents.storage.write_bytes(part.path, data[:400] + bytes(8) + data[408:])
+        case "other image":
+            table = pq.read_table(pa.BufferReader(first.read(part.path)))
+            contents = pa.array([bytes(8)] * table.num_rows, table.schema.field("content").type)
+            first.storage.write_table(part.path, table.set_column(3, table.schema.field("content"), contents), 10)
     work.taken()
-    encoded(second, pile)
-    assert work.taken()[1] == set(part_keys(first, part))
+    again = encoded(second, pile)
+    assert work.taken()[1] == set(keys)
+    assert sorted(part_keys(again, again.files("train/")[0])) == sorted(keys)
 
 
 @pytest.mark.parametrize(
