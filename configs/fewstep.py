@@ -1,4 +1,4 @@
-"""The section of few-step sampling: a flow map that is learnt from a diffusion network's own samples."""
+"""Few-step sampling: a flow map that is learnt from a diffusion network's own samples."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from configs.training import Training
 
 
 class TuneFewstep(Training):
-    """Its images are the teacher's, one for each number: of noise and a label, without data (`models/flow_map.py`)."""
+    """Its images are the teacher's, one for each number: of noise and a label, without data
+    (`models/flow_map.py`)."""
 
     evaluations: tuple[Positive, ...] = (1, 2, 4)
-    """In how many passes an image may be sampled; of each, one step of every image is learnt from."""
+    """Numbers of passes that an image may be sampled in; of each, one step of it is learnt from."""
     guidance: Annotated[NoGuidance | ClassifierFree, Field(discriminator="method")] = NoGuidance()
     """Of the teacher: the map learns the guided way and is sampled without a guide."""
     solver: Literal["euler", "heun", "dpmpp_2m", "unipc"] = "dpmpp_2m"

@@ -1,6 +1,6 @@
-"""The rules of how a recipe is sampled: resolutions, guidance, labels, steps, and the flow map of few passes.
+"""Rules of how a recipe is sampled: resolutions, guidance, labels, steps, and a flow map's passes.
 
-As in `configs/rules.py`, each raises ValueError with the fields, what was found and what would be right.
+As in `configs/rules.py`, each raises ValueError with fields, what was found and what would be right.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def sampled(recipe: Recipe) -> list[tuple[str, Sample]]:
-    """The sample section, and as it holds at every stage that says otherwise, with their fields' names."""
+    """The sample section, and as it holds at every stage that says otherwise, with their fields'
+    names."""
     if recipe.lacks("sample"):
         return []
     stages = enumerate(recipe.sample.stages)

@@ -1,12 +1,14 @@
-"""Flow maps: one pass leads from one time of a flow to a later one, so that a few passes make an image.
+"""Flow maps: one pass leads from one time of a flow to a later one, and a few make an image.
 
-A map says the mean velocity u of each channel group between two of its times, and goes x' = x + (t' - t) u; where a
-group's time stands still, so does the group. Between a time and itself u is the flow's own velocity.
+A map says the mean velocity u of each channel group between two of its times, and goes
+x' = x + (t' - t) u; where a group's time stands still, so does the group. Between a time and itself
+u is the flow's own velocity.
 
-The mean velocity is learnt from points on the way of a flow that is given, by a solver: the target of a flow map
-(flow map matching, Boffi et al. 2024, arXiv 2406.07507) from a teacher's steps (progressive distillation, Salimans &
-Ho 2022, arXiv 2202.00512). A guided teacher leaves its guidance in the map (Meng et al. 2022, arXiv 2210.03142), whose
-pass then is the only one of a step. One clock or several alike, by times per group: our choice.
+The mean velocity is learnt from points on the way of a flow that is given, by a solver: the target
+of a flow map (flow map matching, Boffi et al. 2024, arXiv 2406.07507) from a teacher's steps
+(progressive distillation, Salimans & Ho 2022, arXiv 2202.00512). A guided teacher leaves its
+guidance in the map (Meng et al. 2022, arXiv 2210.03142), whose pass then is the only one of a step.
+One clock or several alike, by times per group: our choice.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ FlowMap = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 class FlowMapDiT(LightningDiT):
     """LightningDiT that is also told where to: the times until which its mean velocity is meant.
 
-    What is added begins without effect, so that published weights load and say their velocity for every step.
+    What is added begins without effect, so that published weights load and say their velocity for
+    every step.
     arguments: those of `LightningDiT`.
     """
 
@@ -51,8 +54,8 @@ class FlowMapDiT(LightningDiT):
     def forward(  # type: ignore[override]  # one return type instead of two overloads
         self, x_BCHW: Tensor, t_BG: Tensor, y_B: Tensor, until_BG: Tensor | None = None
     ) -> Tensor:
-        """Mean velocity (B, C, H, W) from times t_BG to until_BG (None: the velocity at t_BG); the rest as
-        `LightningDiT.forward`. Raises ValueError when shapes do not fit."""
+        """Mean velocity (B, C, H, W) from times t_BG to until_BG (None: the velocity at t_BG); the
+        rest as `LightningDiT.forward`. Raises ValueError when shapes do not fit."""
         t_BG = self._checked_times(x_BCHW, t_BG, self.input_size)
         step_BG = torch.zeros_like(t_BG) if until_BG is None else until_BG.view_as(t_BG) - t_BG
         c_BD = self._condition(t_BG, y_B)
@@ -64,7 +67,8 @@ class FlowMapDiT(LightningDiT):
 
 
 class TrainableFlowMap(nn.Module):
-    """A map and its objective as one module, so that a training engine can wrap the whole step's forward pass."""
+    """A map and its objective as one module, so that a training engine can wrap the whole step's
+    forward pass."""
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
         super().__init__()
@@ -74,8 +78,8 @@ class TrainableFlowMap(nn.Module):
     def forward(
         self, x_BCHW: Tensor, t_BG: Tensor, until_BG: Tensor, y_B: Tensor, end_BCHW: Tensor
     ) -> dict[str, Tensor]:
-        """{"total": mean squared error of where the map leads, (scalar), "by_time/<group>": each step's length and
-        error (2, B)}; all but the total detached.
+        """{"total": mean squared error of where the map leads, (scalar), "by_time/<group>": each
+        step's length and error (2, B)}; all but the total detached.
 
         x_BCHW, end_BCHW: points of the flow at times t_BG and until_BG, in float32.
         """
@@ -93,7 +97,7 @@ class TrainableFlowMap(nn.Module):
 def walk(
     flow_map: FlowMap, noise_BCHW: Tensor, y_B: Tensor, *, clock: Clock, groups: ChannelGroups, evaluations: int
 ) -> Tensor:
-    """Normalised latents from noise by so many even steps of a map along a clock, in the noise's dtype."""
+    """Normalised latents from noise, in its dtype, by even steps of a map along a clock."""
     x_BCHW = noise_BCHW
     for now, ahead in pairwise(clock.at(g)[0] for g in time_grid(evaluations, clock.span)):
         times = [everywhere(t_G, x_BCHW) for t_G in (now, ahead)]

@@ -1,4 +1,4 @@
-"""How unlike two images look to a foundation model: LPIPS's distance without its calibration, on any network."""
+"""How unlike two images look to a foundation model: LPIPS's distance without its calibration."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from models.foundation import FoundationModel
 
 
 class FeatureDistance:
-    """Squared distance of the unit feature vectors of two batches of images, the mean over the cells of a layer, summed
-    over layers, (B,) (Zhang et al. 2018, equation 1, with weights of 1). Gradients reach the second batch only.
+    """Squared distance of the unit feature vectors of two batches of images, the mean over the
+    cells of a layer, summed over layers, (B,) (Zhang et al. 2018, equation 1, with weights of 1).
+    Gradients reach the second batch only.
 
     Not a module: it is no part of what is trained, saved or sharded. It follows the images' device.
 
-    network: one of timm. layers: indices of its intermediate outputs. Raises ValueError where it has no such layer.
+    network: one of timm. layers: indices of its intermediate outputs. Raises ValueError where it
+        has no such layer.
     """
 
     def __init__(self, network: FoundationModel, layers: tuple[int, ...]) -> None:

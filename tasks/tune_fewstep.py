@@ -1,7 +1,8 @@
-"""Stage `tune_fewstep`: a flow map of a trained network, for samples of a few passes (`models/flow_map.py`).
+"""Stage `tune_fewstep`: a flow map of a trained network, for samples of a few passes
+(`models/flow_map.py`).
 
-It reads no images and no latents: the trained network's samples are what it learns from, so that given weights are
-tuned as trained ones are.
+It reads no images and no latents: the trained network's samples are what it learns from, so that
+given weights are tuned as trained ones are.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def section(recipe: Recipe) -> TuneFewstep:
 
 
 def run(context: Context) -> Outcome:
-    """Tune the map on the teacher's samples, or take the one that `tune_fewstep.pretrained` names."""
+    """Tune the map on the teacher's samples, or take that of `tune_fewstep.pretrained`."""
     return train(context, section(context.recipe))
 
 

@@ -1,4 +1,4 @@
-"""Images of a shard as a person asks for them: of a class, by a part of their key; and the tables beside them."""
+"""Images of a shard by their class or a part of their key, and the tables beside them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Shown:
     """The encoded file."""
 
     def picture(self, side: int) -> Image.Image:
-        """The image made to fit a square; small ones enlarged by whole pixels, grey where it does not decode."""
+        """The image made to fit a square; small ones enlarged by whole pixels, grey where it does
+        not decode."""
         try:
             image = decode(self.data)
         except Undecodable:
@@ -60,7 +61,8 @@ def one_of(keys: Sequence[str]) -> Wanted:
 def find(shard: Artifact, split: str, wanted: Wanted, count: int, skip: int = 0) -> list[Shown]:
     """At most `count` images in the shard's order, after `skip` of them; an empty split has none.
 
-    Of a file the columns of keys and labels are read, and the row groups with what is shown; none after enough.
+    Of a file the columns of keys and labels are read, and the row groups with what is shown; none
+    after enough.
 
     Raises:
         UserError: the shard is gone, or a file is damaged.
@@ -83,7 +85,8 @@ def find(shard: Artifact, split: str, wanted: Wanted, count: int, skip: int = 0)
 
 
 def table_beside(shard: Artifact, name: str, count: int) -> list[dict[str, Any]]:
-    """The first `count` rows of a table in the artifact, `quarantine.parquet` or `duplicates.parquet`."""
+    """The first `count` rows of a table in the artifact, `quarantine.parquet` or
+    `duplicates.parquet`."""
     if not shard.files(name):
         return []
     with shard.storage.open(name) as opened:

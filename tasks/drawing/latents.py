@@ -1,4 +1,4 @@
-"""What a tokenizer makes of one image: the image again, where it errs, and its latents by channel."""
+"""What a tokenizer makes of an image: the image again, where it errs, its latents by channel."""
 
 from __future__ import annotations
 

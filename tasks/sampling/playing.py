@@ -1,4 +1,4 @@
-"""Pictures of a trained model under many settings in one process, and how an image forms on the way.
+"""Pictures of a trained model under many settings, and how an image forms on the way.
 
 What a picture shows depends on its recipe and settings alone: `latentforge sample` draws the same.
 """
@@ -47,7 +47,7 @@ class Moment:
 
 
 def for_picture(sample: Sample, classes: Sequence[int], seed: int, rows: int) -> tuple[str, ...]:
-    """Overrides under which a recipe's sample is `rows` images of each class, made in this process."""
+    """Overrides that make a recipe's sample `rows` images of each class, in this process."""
     return (
         f"sample.labels={list(classes)}",
         f"sample.seed={seed}",
@@ -71,7 +71,7 @@ class Player:
         self._networks: tuple[tuple[Any, ...], DiffusionNetwork, Decoder] | None = None
 
     def recipe(self, settings: Sequence[str] = ()) -> Recipe:
-        """The model's own, with `sample.…=value` laid upon it. Raises UserError on what cannot be."""
+        """The model's own under `sample.…=value`. Raises UserError on what cannot be."""
         return laid_upon(self.model, settings)
 
     def draw(
@@ -107,7 +107,8 @@ class Player:
 
 
 class Watcher:
-    """Shows few of the moments that an integrator comes through: the first, and one for each step of the time."""
+    """Shows few of the moments that an integrator comes through: the first, and one for each step
+    of the time."""
 
     def __init__(self, sampler: Sampler, count: int, columns: int, tell: Callable[[Moment], None]) -> None:
         self._sampler, self._count, self._columns, self._tell = sampler, count, columns, tell
@@ -133,8 +134,8 @@ class Watcher:
 
 
 def as_colours(latents_BChw: Tensor) -> Pixels:
-    """The first three channels of normalised latents as red, green and blue, uint8 (B, h, w, 3); of fewer, the last
-    one again."""
+    """The first three channels of normalised latents as red, green and blue, uint8 (B, h, w, 3); of
+    fewer, the last one again."""
     channels = latents_BChw.shape[1]
     first = latents_BChw[:, [min(number, channels - 1) for number in range(3)]]
     levels = ((first / _SPREAD + 1.0) * 127.5).clamp(0, 255).to(torch.uint8)
@@ -152,7 +153,8 @@ def laid_upon(artifact: Artifact, settings: Sequence[str]) -> Recipe:
 
 
 def tokenizer_of(model: Artifact, samples: Sequence[Entry] = ()) -> Artifact:
-    """The tokenizer whose latents a model makes: that of what it was trained on, or that a sample of it was made with.
+    """The tokenizer whose latents a model makes: that of what it was trained on, or that a sample
+    of it was made with.
 
     Raises:
         UserError: neither says so.

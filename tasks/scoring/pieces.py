@@ -1,4 +1,4 @@
-"""An autoencoder on a batch of large images: as many at once as take the memory of a batch of 256 × 256 pixels."""
+"""An autoencoder on large images: as many at once as take a batch's memory at 256 × 256 pixels."""
 
 from __future__ import annotations
 
