@@ -102,20 +102,25 @@ class Diffusion(Trainee):
             self.resolutions = Resolutions(self.section.cascade, latents, self.section.seed, self.statistics)
             self.facts |= self.resolutions.facts
         self.latents = latents
-        if self.section.online and self.section.images:
+        if self.section.images:
+            self._load_frozen(recipe, latents)
+        self.side, self.flips, compute = recipe.image.size, recipe.image.flips, recipe.compute.train
+        self.threads, self.cache_gib = compute.cpus_per_worker, compute.cache_gib
+        self.loader = self._loader("train", self.section.seed, self.flips)
+
+    def _load_frozen(self, recipe: Recipe, latents: Artifact) -> None:
+        """Networks that look at images beside the steps, and the shards of these."""
+        if self.section.online:
             assert recipe.foundation is not None  # the recipe's rules
             self.foundation = load_foundation(recipe.foundation)
             check_grid(self.foundation, recipe)
             self.target_shape = (recipe.foundation.feature_dim, recipe.latent_size, recipe.latent_size)
             self.shards = _made_of(latents, "train_dit.objective.align", "shard")
-        if recipe.online_latents and self.section.images:
+        if recipe.online_latents:
             self.shards = _made_of(latents, "encode.latents", "shard")
             made = partial(_made_of, latents, "encode.latents")
             self.encoder = LatentNetworks(recipe, made, torch.device("cpu"), compiled=False)
             self.posteriors = ImageNumbers(self.section.seed, "posterior")
-        self.side, self.flips, compute = recipe.image.size, recipe.image.flips, recipe.compute.train
-        self.threads, self.cache_gib = compute.cpus_per_worker, compute.cache_gib
-        self.loader = self._loader("train", self.section.seed, self.flips)
 
     def held_out(self) -> Loader:
         return self._loader(HELD_OUT, 0, False)

@@ -121,15 +121,8 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
     columns = sizes.latent_columns(recipe)
     stored = aligned and not section.online
     row: float = sum(size for name, size in columns.items() if name != "f" or stored) * sizes.views(recipe)
-    frozen, source, split = 0.0, NETWORKS, sizes.latent_bytes(images, recipe)
-    if section.online and recipe.foundation is not None:
-        frozen, how = networks.foundation_flops(recipe.foundation)
-        if section.images and section.objective.align_until is not None:  # afterwards it rests
-            frozen *= min(1.0, section.objective.align_until / section.images)
-        source = f"{NETWORKS}; {how}"
-    if recipe.online_latents:
-        making = making_latents(recipe)
-        frozen, source = frozen + making.flops, making.source if making.source != NETWORKS else source
+    frozen, source = _frozen(recipe)
+    split = sizes.latent_bytes(images, recipe)
     decodes = float(section.images if section.online or recipe.online_latents else 0)
     if decodes:
         row, split = row + images.mean_bytes, split + sizes.shard_bytes(images, recipe)
@@ -150,6 +143,21 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
             image_bytes=images.mean_bytes if decodes else 0.0,
         ),
     )
+
+
+def _frozen(recipe: Recipe) -> tuple[float, str]:
+    """FLOPs of the networks that look at an image beside a step of `train_dit`, and where they come from."""
+    section = recipe.train_dit
+    flops, source = 0.0, NETWORKS
+    if section.online and recipe.foundation is not None:
+        flops, how = networks.foundation_flops(recipe.foundation)
+        if section.images and section.objective.align_until is not None:  # afterwards it rests
+            flops *= min(1.0, section.objective.align_until / section.images)
+        source = f"{NETWORKS}; {how}"
+    if recipe.online_latents:
+        making = making_latents(recipe)
+        flops, source = flops + making.flops, making.source if making.source != NETWORKS else source
+    return flops, source
 
 
 def fewstep(recipe: Recipe, images: Images) -> Work:
