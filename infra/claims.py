@@ -5,8 +5,10 @@ The highest one holds, and says so anew every few seconds. A claim that has not 
 whoever waits, is of a machine that died, and the next number is taken. One of the same home folder needs no wait:
 `infra/locks.py` lets one process of it through.
 
-A machine that was frozen for longer finds its claim passed when it wakes, and leaves the artifact to the other: it
-looks at the claim before it writes or deletes a file (:meth:`Claim.check`), so that all of the other's stay.
+A machine that was frozen for longer finds its claim passed when it wakes, and leaves the artifact
+to the other: before it writes or deletes a file it knows from its own clock, or looks, that the
+claim is still its own (:meth:`Claim.check`), so that all of the other's stay. A virtual machine
+that its host stopped may know it wrongly for a minute, as its clock stood still, too.
 """
 
 from __future__ import annotations
