@@ -41,7 +41,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, qk_norm: bool, rmsnorm: bool) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.returns_values = num_heads, False
         head_dim = dim // num_heads
         head_norm = RMSNorm if rmsnorm else nn.LayerNorm
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -55,8 +55,8 @@ class Attention(nn.Module):
         rope: nn.Module | None,
         tokens_BN: Tensor | None = None,
         first_BKNI: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(B, N, D) and the values that were looked at (B, K, N, I), of K heads of width I.
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, N, D) and, where it `returns_values`, those that were looked at (B, K, N, I), of K heads of width I.
 
         first_BKNI: values of the first block, which are half of those that are looked at.
         """
@@ -68,7 +68,8 @@ class Attention(nn.Module):
             v = (v + first_BKNI) / 2
         # Norm weights and rotary tables are float32 under autocast; attention wants one dtype.
         attended = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
-        return self.proj(attended.transpose(1, 2).flatten(2)), v
+        # Values that nobody asked for would keep queries and keys, which share their memory.
+        return self.proj(attended.transpose(1, 2).flatten(2)), v if self.returns_values else None
 
 
 class Block(nn.Module):
@@ -76,7 +77,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, *, qk_norm: bool, swiglu: bool, rmsnorm: bool, shift: bool) -> None:
         super().__init__()
-        self.shift, self.returns_values = shift, False
+        self.shift = shift
         self.norm1 = _norm(dim, rmsnorm)
         self.attn = Attention(dim, num_heads, qk_norm, rmsnorm)
         self.norm2 = _norm(dim, rmsnorm)
@@ -93,8 +94,8 @@ class Block(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """c_BD: the condition after its SiLU, which is the same for all blocks; (B, N, D) where tokens have their own.
         tokens_BN: which of the grid's tokens x_BND are; None are all of them.
-        first_BKNI: values of the first block, for a value residual; one that `returns_values` gives
-            its own beside x.
+        first_BKNI: values of the first block, for a value residual. A block whose attention
+            `returns_values` gives them beside x.
         """
         modulation = _of_tokens(self.adaLN_modulation[1](c_BD))
         if self.shift:
@@ -108,7 +109,7 @@ class Block(nn.Module):
             attended, values = self.attn(self.norm1(x_BND) * (1 + scale_a), rope, tokens_BN, first_BKNI)
             x_BND = x_BND + gate_a * attended
             x_BND = x_BND + gate_m * self.mlp(self.norm2(x_BND) * (1 + scale_m))
-        return (x_BND, values) if self.returns_values else x_BND
+        return x_BND if values is None else (x_BND, values)
 
 
 class FinalLayer(nn.Module):
@@ -198,7 +199,7 @@ class LightningDiT(nn.Module):
             for _ in range(depth)
         )
         first: Any = self.blocks[0]
-        first.returns_values = self.value_residual = value_residual
+        first.attn.returns_values = self.value_residual = value_residual
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * out_channels, rmsnorm)
         self.repa_projector = None
         if align_dim is not None:

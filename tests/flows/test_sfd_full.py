@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import load_recipe
-from flows.stages import STAGES
 from infra.artifacts import Artifact
 from infra.storage import Storage
+from tasks.dag import stages_of
 from tests.flows.conftest import PLANTED, Workplace
 
-ALL = {stage.name for stage in STAGES}
+ALL = {stage.name for stage in stages_of("sfd-full") if stage.present(load_recipe("demo_tiny"))}
 
 
 def _artifact(workplace: Workplace, stage: str) -> Artifact:

@@ -64,6 +64,7 @@ def test_an_outage_without_end_is_one_line(
     between: Proxy, s3_root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(outages, "_PATIENCE", 4.0)
+    monkeypatch.setattr(outages, "_UNTOLD", 0.5)  # less than the waits before the last attempt, however they are spread
     place = Storage.at(s3_root)
     place.write_bytes("a", b"content")
     between.weather = "cut"

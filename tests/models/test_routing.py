@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -111,12 +112,12 @@ def test_a_value_residual_halves_the_first_blocks_values_into_every_other() -> N
     model = with_value_residual()
     x, t, y = arguments(model)
     kept = kept_tokens(torch.randn(4, 16), 0.5)
-    seen: list[tuple[Tensor, ...]] = []
+    seen: list[tuple[Any, ...]] = []
     for block in list(model.blocks)[:3]:
         block.attn.register_forward_hook(lambda module, args, out: seen.append((args[0], *out)))
     with torch.no_grad():
         model(x, t, y, route=Route(2, 2, kept))
-        (at_first, _, values), (routed, found, _), (_, _, mixed) = seen
+        (at_first, _, values), (routed, found, held), (again, _, _) = seen
         attention, index = model.blocks[1].attn, kept[:, None, :, None].expand(-1, 2, -1, 16)
         q, k, v = attention.qkv(routed).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = (model.feat_rope(each, kept) for each in (q, k))
@@ -124,7 +125,8 @@ def test_a_value_residual_halves_the_first_blocks_values_into_every_other() -> N
         expected = attention.proj((weights @ ((v + values.gather(2, index)) / 2)).transpose(1, 2).flatten(2))
     torch.testing.assert_close(found, expected)
     own = model.blocks[0].attn.qkv(at_first).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)[2]
-    assert torch.equal(values, own) and mixed.shape == values.shape
+    assert torch.equal(values, own) and again.shape == at_first.shape
+    assert held is None, "only the first block's are kept"
     with pytest.raises(ValueError, match="route from block 2 on"):
         model(x, t, y, route=Route(1, 2, kept))
 
