@@ -120,7 +120,8 @@ class Tokenizer(Trainee):
         trains = self.section.images > 0
         perceptual = trains and self.section.perceptual
         looks = trains and (self.section.aligned or (perceptual and objective.perceptual_layers))
-        network = load_foundation(recipe.foundation) if looks and recipe.foundation else None
+        with torch.random.fork_rng(devices=[]):  # what is trained begins alike, whatever looks on
+            network = load_foundation(recipe.foundation) if looks and recipe.foundation else None
         self.perceptual = _perceptual(objective, network) if perceptual else None
         self.module: nn.Module = TrainableTokenizer(
             self.autoencoder,
