@@ -117,6 +117,21 @@ def test_squares_are_cut_anywhere_in_training_and_from_the_centre_in_validation(
     assert plain.loader.crop == Crop(32)
 
 
+def test_what_looks_on_takes_no_random_numbers_of_what_is_trained(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights begin as they always did, however many numbers a foundation model is built with."""
+
+    def begun() -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        built: Any = build(job(root, small_recipe(*STAGES)))
+        assert built.foundation is not None
+        critic = {f"critic.{name}": value for name, value in built.critic.network.state_dict().items()}
+        return {**built.module.state_dict(), **critic}
+
+    load, before = train_vavae.load_foundation, begun()
+    monkeypatch.setattr(train_vavae, "load_foundation", lambda section: (torch.rand(7), load(section))[1])
+    assert equal(begun(), before)
+
+
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("stage", [train_vavae, train_semvae])
 def test_batches_lie_where_an_accelerator_copies_them_from(
