@@ -12,8 +12,9 @@ from flows.studio.choosing import Choice
 from flows.studio.work import Line, as_url
 from infra.artifacts import Artifact
 from tasks.data import browsing
-from tasks.data.browsing import SPLITS, Shown
+from tasks.data.browsing import Shown
 from tasks.shard import DUPLICATES, QUARANTINE
+from tasks.sources.ordering import SPLITS
 
 _SIDE, _AT_ONCE, _PAIRS, _ROWS = 96, 55, 12, 1000
 _EVERY = -1

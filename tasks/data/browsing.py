@@ -16,7 +16,6 @@ from configs.errors import UserError
 from infra.artifacts import Artifact
 from tasks.data.decode import Undecodable, decode
 
-SPLITS = ("train", "test")
 _NAMES = ["key", "label"]
 Wanted = Callable[[pa.Table], Any]
 """Which rows of a table with `key` and `label`, as a boolean column."""

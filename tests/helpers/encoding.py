@@ -11,11 +11,10 @@ from safetensors.torch import save
 
 from configs import Recipe
 from infra.artifacts import Artifact
-from infra.storage import Storage
 from tasks import encode, shard
 from tasks.encoder import Encoder
 from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
-from tests.helpers.builders import context, put
+from tests.helpers.builders import context, put, put_weights
 from tests.helpers.piles import folder_of_classes, folder_recipe, run_stage
 
 SMALL = (
@@ -28,26 +27,27 @@ SMALL = (
 def encode_recipe(folder: Path, images: int, *overrides: str) -> Recipe:
     """For a pile of so many images of two classes below `folder`."""
     pile = folder_of_classes(folder / "pile", {"a": images // 2, "b": images // 2})
-    return folder_recipe(pile, *SMALL, f"foundation.weights={_foundation(folder)}", *overrides)
+    return folder_recipe(pile, *SMALL, f"foundation.weights={random_foundation(folder)}", *overrides)
 
 
 def encode_inputs(root: str, recipe: Recipe) -> list[Artifact]:
     """Real shards and tokenizers with random weights."""
+    return [run_stage(shard.STAGE, recipe, root), *put_tokenizers(root, recipe)]
+
+
+def put_tokenizers(root: str, recipe: Recipe) -> list[Artifact]:
+    """The autoencoder and the Semantic VAE with random weights."""
     assert recipe.train_semvae is not None and recipe.foundation is not None
     torch.manual_seed(0)
     networks = {
         "train_vavae": build_autoencoder(recipe.train_vavae.model),
         "train_semvae": build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim),
     }
-    found = [run_stage(shard.STAGE, recipe, root)]
-    for stage, network in networks.items():
-        storage = Storage.at(root).child(stage, stage)
-        found.append(put(root, recipe, stage, [storage.write_bytes(WEIGHTS, save(network.state_dict()))]))
-    return found
+    return [put_weights(root, recipe, stage, {WEIGHTS: network}) for stage, network in networks.items()]
 
 
-def _foundation(folder: Path) -> str:
-    """Random weights in a file, so that every actor has the same."""
+def random_foundation(folder: Path) -> str:
+    """Random weights of the demo's foundation model in a file, so that everybody has the same."""
     import timm
 
     torch.manual_seed(1)

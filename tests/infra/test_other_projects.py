@@ -36,6 +36,11 @@ def _done(command: list[str], cwd: Path, environment: dict[str, str]) -> subproc
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
+def _shows(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stderr
+    assert "name: demo_tiny" in done.stdout and not done.stderr
+
+
 def _console_script(*arguments: str) -> list[str]:
     """The command as pip's script starts it: PYTHONPATH comes first, and what is installed last."""
     with (REPOSITORY / "pyproject.toml").open("rb") as file:
@@ -47,18 +52,18 @@ def _console_script(*arguments: str) -> list[str]:
 @pytest.mark.parametrize("where", WHERE)
 def test_the_command(where: str, other: Path) -> None:
     given = _paths(other) if where == "on PYTHONPATH" else _paths()
-    done = _done(_console_script("show", "--recipe", "demo_tiny"), other, given)
-    assert done.returncode == 0, done.stderr
-    assert "name: demo_tiny" in done.stdout and not done.stderr
+    _shows(_done(_console_script("show", "--recipe", "demo_tiny"), other, given))
+
+
+def _shows_as_a_module(module: str, where: str, other: Path, elsewhere: Path) -> None:
+    first = [other] if where == "on PYTHONPATH" else []
+    command = [sys.executable, "-m", module, "show", "--recipe", "demo_tiny"]
+    _shows(_done(command, elsewhere if first else other, _paths(*first, REPOSITORY)))
 
 
 @pytest.mark.parametrize("where", WHERE)
 def test_the_command_as_a_module(where: str, other: Path, tmp_path: Path) -> None:
-    first = [other] if where == "on PYTHONPATH" else []
-    command = [sys.executable, "-m", "latentforge", "show", "--recipe", "demo_tiny"]
-    done = _done(command, tmp_path if first else other, _paths(*first, REPOSITORY))
-    assert done.returncode == 0, done.stderr
-    assert "name: demo_tiny" in done.stdout and not done.stderr
+    _shows_as_a_module("latentforge", where, other, tmp_path)
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -66,11 +71,7 @@ def test_python_m_flows_where_that_name_is_free(where: str, other: Path, tmp_pat
     """Where it is not, Python itself has chosen before a line of ours runs (docs/troubleshooting.md)."""
     (other / "flows" / "__init__.py").unlink()
     (other / "flows").rmdir()
-    first = [other] if where == "on PYTHONPATH" else []
-    command = [sys.executable, "-m", "flows", "show", "--recipe", "demo_tiny"]
-    done = _done(command, tmp_path if first else other, _paths(*first, REPOSITORY))
-    assert done.returncode == 0, done.stderr
-    assert "name: demo_tiny" in done.stdout and not done.stderr
+    _shows_as_a_module("flows", where, other, tmp_path)
 
 
 @pytest.mark.parametrize("where", WHERE)

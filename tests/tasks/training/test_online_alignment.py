@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 
 from configs import Recipe, UserError, load_recipe
 from configs.recipe import Recipe as AnyRecipe
@@ -21,11 +19,10 @@ from tasks.data.crops import Crop
 from tasks.data.tensors import FLIP
 from tasks.loading import loader as loading
 from tasks.loading.loader import IMAGE, Batch, Loader
-from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
 from tasks.train_dit import Diffusion
 from tasks.training.trainee import HELD_OUT_NUMBERS, pieces
-from tests.helpers.builders import at, context, put, put_shard, put_weights
-from tests.helpers.encoding import put_encoded
+from tests.helpers.builders import at, context, put, put_shard
+from tests.helpers.encoding import put_encoded, put_tokenizers, random_foundation
 
 CPU = torch.device("cpu")
 SETTINGS = (
@@ -44,14 +41,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards, networks, and what the real encoder makes of them, targets stored."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("aligned")
-    torch.manual_seed(1)
-    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), folder / "lite0.safetensors")
+    random_foundation(folder)
     recipe, root = recipe_of(folder), at(folder / "root")
-    assert recipe.train_semvae is not None and recipe.foundation is not None
     put_shard(root, recipe)
-    put_weights(root, recipe, "train_vavae", {WEIGHTS: build_autoencoder(recipe.train_vavae.model)})
-    semantic = build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim)
-    put_weights(root, recipe, "train_semvae", {WEIGHTS: semantic})
+    put_tokenizers(root, recipe)
     put_encoded(root, recipe)
     return folder
 

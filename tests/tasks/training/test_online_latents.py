@@ -11,21 +11,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import timm
 import torch
 import torch.distributed as dist
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 
 from configs import Recipe, UserError, load_recipe
 from infra.artifacts import Artifact
 from tasks import train_dit, train_vavae
 from tasks.loading.loader import IMAGE, Batch, Loader
-from tasks.networks import WEIGHTS, build_autoencoder, build_semantic_vae
+from tasks.networks import WEIGHTS
 from tasks.stage import Context
 from tasks.train_dit import Diffusion
 from tasks.training.trainee import HELD_OUT_NUMBERS
-from tests.helpers.builders import at, context, put, put_shard, put_weights, small_recipe
-from tests.helpers.encoding import put_encoded
+from tests.helpers.builders import at, context, put, put_shard, small_recipe
+from tests.helpers.encoding import put_encoded, put_tokenizers, random_foundation
 from tests.helpers.foreign import saved, section
 from tests.helpers.piles import run_stage
 from tests.tasks.test_train_tokenizers import Interrupted, train
@@ -59,14 +58,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Latents of our two tokenizers, stored and online."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("ours")
-    torch.manual_seed(1)
-    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), folder / "lite0.safetensors")
+    random_foundation(folder)
     recipe, root = ours(folder), at(folder / "root")
-    assert recipe.train_semvae is not None and recipe.foundation is not None
     put_shard(root, recipe)
-    put_weights(root, recipe, "train_vavae", {WEIGHTS: build_autoencoder(recipe.train_vavae.model)})
-    semantic = build_semantic_vae(recipe.train_semvae.model, recipe.foundation.feature_dim)
-    put_weights(root, recipe, "train_semvae", {WEIGHTS: semantic})
+    put_tokenizers(root, recipe)
     for latents in ("stored", "online"):
         put_encoded(root, ours(folder, f"encode.latents={latents}"), latents)
     return folder
