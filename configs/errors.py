@@ -18,6 +18,11 @@ def _shown(line: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
+def brief(error: object, most: int = 200) -> str:
+    """What an error says, on one line of so many characters; its kind, where it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]
+
+
 class UserError(Exception):
     """A mistake that its reader can mend: the message says what, where, and what to do.
 

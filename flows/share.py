@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from configs import UserError, load_recipe
 from configs.autoencoders import DiffusersModel
+from configs.errors import brief
 from flows.finding import evaluation_of
 from flows.inputs import sample_job
 from flows.options import labels
@@ -118,7 +119,7 @@ def _loaded(source: str, folder: Path) -> Any:
             network = issubclass(kind, diffusers.ModelMixin)  # which else asks for a library that nothing here needs
             parts[name] = kind.from_pretrained(str(folder / name), **{"low_cpu_mem_usage": False} if network else {})
     except (OSError, KeyError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())[:160]
+        said = brief(error, 160)
         raise UserError(f"--from {source}: no folder that `export` wrote, or a damaged one ({said})") from None
     told = {name: index[name] for name in ("classes", "latents", "pointwise", "unit") if name in index}
     return LatentforgePipeline(**parts, **told)
@@ -178,7 +179,7 @@ def _push(folder: Path, target: str, public: bool) -> str:
         return str(api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="A model from latentforge"))
     except (HfHubHTTPError, OSError) as error:
         token = "" if os.environ.get("HF_TOKEN") else "; set HF_TOKEN or log in with `hf auth login`"
-        said = " ".join(str(error).split())[:200]
+        said = brief(error)
         raise UserError(f"--to {target}: the hub refused or cannot be reached ({said}){token}") from None
 
 
@@ -206,5 +207,5 @@ def _fetched(source: str) -> Path:
             )
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        said = silent or " ".join(str(error).split())[:200]
+        said = silent or brief(error)
         raise UserError(f"--from {source}: not on the hub, or it cannot be reached ({said})") from None

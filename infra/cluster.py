@@ -14,7 +14,7 @@ from socket import socket
 from typing import Any
 
 from configs.compute import ActorCompute
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from infra import machine, proxies
 
 _CODE = str(Path(__file__).parents[1])
@@ -47,7 +47,7 @@ def connect() -> None:
         try:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, job_config=job_config())
         except (ConnectionError, RuntimeError) as error:  # dead, or of another version of Ray or Python
-            reason = " ".join(str(error).split())[:300]
+            reason = brief(error, 300)
             raise UserError(
                 f"the Ray of RAY_ADDRESS, {address}, cannot be joined ({reason}): unset it for a local Ray, or start "
                 "that cluster from this requirements.lock"

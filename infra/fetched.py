@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs.addresses import refuse_credentials
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from infra import hubs
 from infra.home import home
 from infra.storage import Storage
@@ -111,7 +111,7 @@ def _from_url(url: str) -> Path:
         reason = error.__cause__ or error  # fsspec calls whatever a web server answers "not found"
         if isinstance(reason, FileNotFoundError) or getattr(reason, "status", None) == 404:
             raise UserError(f"weights {url}: no such file; check the URL") from None
-        said = (" ".join(str(reason).split()) or type(reason).__name__)[:160]
+        said = brief(reason, 160)
         raise UserError(f"weights {url}: reading stopped ({said}); check the address and the network") from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from infra.tracking import evaluated_runs, tracking_uri
 
 SCHEME = "models:/"
@@ -77,7 +77,7 @@ def fetch(option: str, address: str, target: Path) -> Path:
         source = client.get_model_version_download_uri(*_version(client, name))
         return Path(download_artifacts(artifact_uri=source, dst_path=str(target), tracking_uri=tracking_uri()))
     except (MlflowException, OSError) as error:
-        said = " ".join(str(error).split())[:160]
+        said = brief(error, 160)
         raise UserError(f"{option} {address}: not in the registry of MLflow at {tracking_uri()} ({said})") from None
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from infra.artifacts import Artifact
 from tasks.data.decode import Undecodable, decode
 
@@ -76,7 +76,7 @@ def find(shard: Artifact, split: str, wanted: Wanted, count: int, skip: int = 0)
                 skip = max(0, skip - len(places))
                 found += _read(file, here)
         except (FileNotFoundError, pa.ArrowException) as error:
-            said = " ".join(str(error).split())[:160]
+            said = brief(error, 160)
             raise UserError(f"{shard.uri}/{entry.path} cannot be read ({said})") from None
         if len(found) >= count:
             break

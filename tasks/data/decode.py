@@ -14,6 +14,7 @@ from importlib import import_module
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from configs.errors import brief
 from tasks.data.crops import adm_scaled, center_crop
 from tasks.data.formats import CAMERA_RAW, HEAD_BYTES, what_instead
 
@@ -62,7 +63,7 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
     except Exception as error:
         if (pixels := _without_texts(data)) is not None:
             return decode(pixels, max_pixels)
-        raise Undecodable("corrupt image", _short(error)) from None
+        raise Undecodable("corrupt image", brief(error)) from None
     if _is_raw(image, data):
         raise Undecodable(*CAMERA_RAW)
     width, height = image.size
@@ -76,7 +77,7 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
     except Exception as error:  # decoders meet broken files with any exception at all
         if (pixels := _without_texts(data)) is not None:
             return decode(pixels, max_pixels)
-        text = _short(error)
+        text = brief(error)
         reason = "truncated image" if "truncated" in text or isinstance(error, EOFError) else "corrupt image"
         raise Undecodable(reason, text) from None
 
@@ -125,7 +126,7 @@ def reencoded(image: Image.Image, size: int, quality: int) -> bytes:
     try:
         image.save(buffer, "JPEG", quality=quality, subsampling=0)
     except OSError as error:
-        raise Undecodable("too elongated", _short(error)) from None
+        raise Undecodable("too elongated", brief(error)) from None
     return buffer.getvalue()
 
 
@@ -154,7 +155,3 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     else:
         scale = 255.0 / 65535.0 if image.mode.startswith("I;16") or samples.max() > 255 else 1.0
     return Image.fromarray(np.clip(np.rint(samples * scale), 0, 255).astype(np.uint8))
-
-
-def _short(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from configs import UserError
+from configs.errors import brief
 from infra.artifacts import Artifact
 from infra.storage import FileEntry, Storage
 from tasks.data.crops import Crop
@@ -72,7 +73,7 @@ def read_images(storage: Storage, stretch: Stretch, crop: Crop | int, batch: int
     except (OSError, pa.ArrowException, Undecodable, ValueError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
             raise  # of the storage, not of what Arrow finds in the file
-        said = " ".join(str(error).split())[:200]
+        said = brief(error)
         raise UserError(
             f"{storage.url}/{stretch.file} cannot be read ({said}); delete its artifact and run its stage again"
         ) from None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.autoencoders import PythonModel
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from infra.trust import is_trusted
 from infra.weights import load_tensors
 from models.image_autoencoder import ImageAutoencoder, certain
@@ -94,7 +94,7 @@ def build(section: PythonModel, expected: str | None = None) -> OwnAutoencoder:
         exec(compile(source, section.file, "exec"), module.__dict__)
         network = getattr(module, section.class_name)(**section.options)
     except Exception as error:  # whatever somebody's own code raises
-        said = " ".join(str(error).split())[:160]
+        said = brief(error, 160)
         raise UserError(f"{where}: {type(error).__name__}: {said}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{where}: expected a torch.nn.Module, found {type(network).__name__}")
@@ -111,7 +111,7 @@ def load(section: PythonModel, network: ImageAutoencoder) -> None:
     try:
         network.kept.load_state_dict(load_tensors(section.weights, section.class_name))
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:300]
+        said = brief(error, 300)
         raise UserError(f"train_vavae.model.weights {section.weights}: {said}") from None
 
 

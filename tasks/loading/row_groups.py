@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from infra.artifacts import Artifact
 from infra.disk_cache import copy_path, open_part
 from infra.storage import FileEntry
@@ -121,7 +121,7 @@ class RowGroupReader:
                     kept = kept | {name: column_values(table, name) for name in rest}
         except (OSError, EOFError, IndexError, pa.ArrowException) as error:
             missing = isinstance(error, FileNotFoundError)
-            what = "the file is missing" if missing else " ".join(str(error).split())[:200]
+            what = "the file is missing" if missing else brief(error)
             raise _Damaged(
                 f"{self.artifact.uri}/{entry.path} is damaged ({what}); "
                 f"run the flow again with --force {self.artifact.stage}"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from tasks.scoring.gaussian import Gaussian
 
 _KEYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -181,5 +181,5 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        found = " ".join(str(error).split())[:160]
+        found = brief(error, 160)
         raise UserError(f"{path}: not an .npz file of plain arrays, or damaged ({found}); fetch it again") from None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from infra.weights import fetch, file_hash
 from models.files import read_content
 from tasks.scoring.distances import score_name
@@ -65,7 +65,7 @@ class Inception(nn.Module):
         except RuntimeError as error:
             raise UserError(
                 f"evaluate.inception.weights {location}: not the tensors of torch-fidelity's Inception "
-                f"({_short(error)}); give its weights-inception-2015-12-05-6726825d.pth"
+                f"({brief(error, 160)}); give its weights-inception-2015-12-05-6726825d.pth"
             ) from None
         self._places: list[Tensor] = []
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
@@ -113,7 +113,3 @@ def _tensors(location: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"evaluate.inception.weights {location}: expected a dictionary of tensors; fetch it again")
     return content
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from infra import reach
 
 PACKAGE = "dataset-fashion-mnist"
@@ -51,7 +51,7 @@ def fetch_fashion_mnist(target: Path, trailers: Mapping[str, str]) -> None:
                 for name, trailer in trailers.items():
                     _check(found / name, trailer)
             except (OSError, subprocess.SubprocessError, EOFError, zlib.error, ValueError) as error:
-                met.append(f"{fetch.__doc__}: {_short(error)}")
+                met.append(f"{fetch.__doc__}: {brief(error, 160)}")
                 continue
             _move_in(found, list(trailers), target)
             return
@@ -118,7 +118,3 @@ def _move_in(found: Path, names: list[str], target: Path) -> None:
         except OSError:
             if not all((target / name).is_file() for name in names):
                 raise
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

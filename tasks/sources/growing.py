@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from configs import Recipe, UserError
+from configs.errors import brief
 from infra.artifacts import Artifact
 from infra.integrity import lost
 from infra.storage import FileEntry
@@ -215,7 +216,9 @@ def _contents(old: Artifact, entry: FileEntry) -> pa.Table:
     try:
         return contents(old.storage, entry.path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"shard.grows: {old.uri}/{entry.path} cannot be read ({_short(error)}): {_REMEDY}") from None
+        raise UserError(
+            f"shard.grows: {old.uri}/{entry.path} cannot be read ({brief(error, 100)}): {_REMEDY}"
+        ) from None
 
 
 def _groups(old: Artifact) -> Iterator[pa.Table]:
@@ -227,15 +230,11 @@ def _groups(old: Artifact) -> Iterator[pa.Table]:
                 plan = pq.ParquetFile(file)
                 yield from map(plan.read_row_group, range(plan.num_row_groups))
         except (OSError, pa.ArrowException) as error:
-            raise UserError(_no_plan(old, f"cannot be read ({_short(error)})")) from None
+            raise UserError(_no_plan(old, f"cannot be read ({brief(error, 100)})")) from None
 
 
 def _no_plan(old: Artifact, what: str) -> str:
     return f"shard.grows: the plan of {old.uri}, which has the sizes of its images, {what}: {_REMEDY}"
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
 
 
 def plan_name(number: int) -> str:

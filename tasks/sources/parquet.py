@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from tasks.data.formats import HEAD_BYTES, looks_like_picture
 from tasks.sources.base import Listing, identity_of_rows
 from tasks.sources.files import File, at, by_split, check_there, in_turn
@@ -146,7 +146,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         raise UserError(f"data.source: {path} does not exist") from None
     except (OSError, pa.ArrowException) as error:
-        text = " ".join(str(error).split())[:200]
+        text = brief(error)
         raise UserError(f"data.source: {path} is not a whole Parquet file, or damaged ({text})") from None
 
 
