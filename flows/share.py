@@ -176,8 +176,10 @@ def _push(folder: Path, target: str, public: bool) -> str:
         raise UserError(f"--to {target}: the hub refused or cannot be reached ({silent})")
     try:
         api.create_repo(name, private=not public, exist_ok=True)
+        if not public and not api.repo_info(name).private:
+            raise UserError(f"--to {target}: that repository is public; add to it with --public, or name another")
         return str(api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="A model from latentforge"))
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:  # the last two of large files
         token = "" if os.environ.get("HF_TOKEN") else "; set HF_TOKEN or log in with `hf auth login`"
         said = brief(error)
         raise UserError(f"--to {target}: the hub refused or cannot be reached ({said}){token}") from None

@@ -297,23 +297,3 @@ def test_a_run_is_a_version_in_the_registry_and_sampled_from_there(tmp_path: Pat
     for name, said in (("hats", r"\(it has no version\)"), ("shoes", "")):
         with pytest.raises(UserError, match=f"models:/{name}: not in the registry of MLflow at sqlite.*{said}"):
             share.load(f"models:/{name}")
-
-
-def test_a_push_is_private_unless_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, _ = made(tmp_path, "demo_tiny")
-    calls: list[tuple[str, Any, tuple[str, ...]]] = []
-
-    class Hub:
-        def create_repo(self, name: str, private: bool, exist_ok: bool) -> None:
-            calls.append((name, private, ()))
-
-        def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> str:
-            calls.append((repo_id, None, tuple(sorted(path.name for path in Path(folder_path).iterdir()))))
-            return f"https://hub/{repo_id}"
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr(share.hubs, "refusal", lambda: None)
-    assert share.export(run, "hf://us/clothes", "demo") == "https://hub/us/clothes"
-    share.export(run, "hf://us/clothes", "demo", public=True)
-    assert [private for _, private, files in calls if not files] == [True, False]
-    assert {"README.md", "model_index.json", "pipeline.py", "transformer", "vae"} <= set(calls[1][2])
