@@ -206,9 +206,10 @@ def _made_of(latents: Artifact, field: str, stage: str) -> Artifact:
     """What `stage` made for latents: images or a network. Raises UserError where they were not made of that."""
     made_of = latents.manifest.inputs.get(stage)
     if made_of is None:
+        missing = "images" if stage == "shard" else f"what {stage} makes"
         raise UserError(
-            f"{field} is online, but the latents in {latents.uri} come without images: set it to stored, and take what "
-            "is stored of them"
+            f"{field} is online, but the latents in {latents.uri} come without {missing}: set it to stored, and take "
+            "what is stored of them"
         )
     return Artifact(latents.root, stage, made_of)
 

@@ -223,6 +223,10 @@ def test_latents_of_others_are_refused_by_name(place: Path) -> None:
     put(root, recipe, "encode", [], "ready", facts=facts)
     with pytest.raises(UserError, match=r"encode.latents is online, but the latents in .*ready come without images"):
         Diffusion(context(root, recipe, train_dit.STAGE, encode="ready"))
+    inputs = {"shard": Artifact(root, "encode", "online").manifest.inputs["shard"]}
+    put(root, recipe, "encode", [], "alone", facts=facts, inputs=inputs)
+    with pytest.raises(UserError, match=r"the latents in .*alone come without what train_vavae makes"):
+        Diffusion(context(root, recipe, train_dit.STAGE, encode="alone"))
 
 
 def test_no_fingerprint_knows_of_it_while_latents_are_stored() -> None:
