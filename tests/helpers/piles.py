@@ -89,15 +89,21 @@ def put_latents(
         parts.append({**tensors, "label": labels})
         done += count
     content = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    statistics = {name: ChannelSums.of(content[name]).mean_and_std() for name in ("z", "s") if name in shapes}
+    standard = [name for name in ("z", "s") if name in shapes]
+    coarser = {name: ChannelSums.of_averages(content[name]) for name in standard}
+    sides = {side: {name: coarser[name][side].mean_and_std() for name in standard} for side in coarser[standard[0]]}
     facts = {
-        "statistics": statistics,
-        "statistics_hash": statistics_hash(statistics),
+        **_stated({name: ChannelSums.of(content[name]).mean_and_std() for name in standard}),
+        "averages": {str(side): _stated(found) for side, found in sides.items()},
         "shapes": {name: list(shape) for name, shape in shapes.items()},
         "rows_per_group": rows_per_group,
         "splits": {"train": done},
     }
     return put(root, load_recipe("demo_tiny"), "encode", files, facts=facts), content
+
+
+def _stated(statistics: dict[str, Any]) -> dict[str, Any]:
+    return {"statistics": statistics, "statistics_hash": statistics_hash(statistics)}
 
 
 def read_rows(artifact: Artifact, split: str) -> list[dict[str, Any]]:
