@@ -60,6 +60,9 @@ class Training(Section):
     keep_averages_at: Annotated[tuple[Positive, ...], Added(before=())] = ()
     """Images at which the average of `ema_decay` is stored by itself, as `averages/{images, 14 digits}.safetensors` in
     the artifact: weak guides, or points of a curve."""
+    start_from_average_at: Annotated[tuple[Positive, ...], Added(before=())] = ()
+    """Images at which the weights become the average of `ema_decay`, and training goes on from there (Switch EMA,
+    arXiv 2402.09240, after each epoch). At which images, and that moments and rate stay, is our choice."""
     ema_decays: tuple[Share, ...] = ()
     """Decays of further averages, each a file of the artifact."""
     ema_sigmas: tuple[SigmaRel, ...] = ()
@@ -97,14 +100,15 @@ class Training(Section):
                 f"images is {self.images} but {' and '.join(missing)} {'are' if missing[1:] else 'is'} not set: "
                 "training needs both; only a network that is used as it is (images: 0) does without"
             )
-        if self.keep_averages_at and self.ema_decay is None:
-            raise ValueError("keep_averages_at names images but ema_decay is not set, so there is no average: set it")
-        for point in self.keep_averages_at if self.images else ():
-            if point > self.images or point % self.batch:
-                raise ValueError(
-                    f"keep_averages_at names {point}: expected multiples of batch {self.batch} up to images "
-                    f"{self.images}"
-                )
+        for name in ("keep_averages_at", "start_from_average_at"):
+            points = getattr(self, name)
+            if points and self.ema_decay is None:
+                raise ValueError(f"{name} names images but ema_decay is not set, so there is no average: set it")
+            for point in points if self.images else ():
+                if point > self.images or point % self.batch:
+                    raise ValueError(
+                        f"{name} names {point}: expected multiples of batch {self.batch} up to images {self.images}"
+                    )
         if self.snapshot_every is not None and len(self.ema_sigmas) < 2:
             raise ValueError(
                 f"snapshot_every is set but ema_sigmas has {len(self.ema_sigmas)} entries: name two widths, e.g. "

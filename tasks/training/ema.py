@@ -54,6 +54,10 @@ class Ema:
         for name, average in self.averages.items():
             average.copy_(averages[name])
 
+    def taken(self, changed: Callable[[], None]) -> None:
+        """From here on the network has the averages as its weights; `changed` as in :meth:`worn`."""
+        self._write(self.averages, changed)
+
     @contextmanager
     def worn(self, changed: Callable[[], None]) -> Iterator[None]:
         """The network with the averages as its weights, for as long as this lasts.

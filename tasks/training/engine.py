@@ -283,7 +283,9 @@ class DeepSpeedEngine:
         return {name: parameter.ds_tensor for name, parameter in self._names.items()}
 
     def changed(self) -> None:
-        """ZeRO 3 keeps small parameters whole on every worker; they are put together anew."""
+        """ZeRO steps flat copies of the parameters, and stage 3 keeps small ones whole on every worker besides."""
+        if self.stage:
+            self._engine.optimizer.refresh_fp32_params()
         held = self._engine.optimizer.persistent_parameters if self.stage == 3 else []
         if held:
             held[0].partition(held)

@@ -45,6 +45,7 @@ _UNTIL = f"train_dit.objective.align_until={6 * BATCH}"
 _CONTRASTIVE = "train_dit.objective.contrastive_weight=0.05"
 _RESIDUAL = "train_dit.model.value_residual=true"
 _MUON = "train_dit.optimizer=muon"
+_AVERAGES = f"train_dit.start_from_average_at=[{3 * BATCH}, {8 * BATCH}]"
 
 SWITCHES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -55,7 +56,8 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "value residual": (_RESIDUAL,),
     "alignment that stops": (_UNTIL,),
     "contrastive": (_CONTRASTIVE,),
-    "together": (_MUON, _ROUTED, _RESIDUAL, _UNTIL, _CONTRASTIVE),
+    "starts from averages": (_AVERAGES,),
+    "together": (_MUON, _ROUTED, _RESIDUAL, _UNTIL, _CONTRASTIVE, _AVERAGES),
     FEWSTEP: (
         f"tune_fewstep={{images: {STEPS * BATCH}, batch: {BATCH}, learning_rate: 0.001, ema_decay: 0.8, "
         "steps: 4, guidance: {method: classifier_free, scale: 2.0}}",

@@ -27,6 +27,7 @@ AVERAGES: dict[str, Any] = {
     "keep_averages_at": (4 * BATCH, 10 * BATCH),
 }
 VALIDATED: dict[str, Any] = {"validation": {"every": 2 * BATCH, "images": 40}}
+STARTS: dict[str, Any] = {"start_from_average_at": (5 * BATCH, 9 * BATCH)}
 KEEP_ALL: dict[str, Any] = {"checkpoint_every": BATCH, "keep_checkpoints": 100}
 
 
@@ -54,6 +55,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Run("averages", "averages", KEEP_ALL, section=AVERAGES),
         Run("averages stopped", "averages resumed", section=AVERAGES, stop_at=9 * BATCH),
         Run("averages resumed", "averages resumed", section=AVERAGES),
+        Run("every step", "every step", KEEP_ALL),
+        Run("starts", "starts", KEEP_ALL, section=STARTS),
         Run("validated", "validated", {"keep_checkpoints": 1}, section=VALIDATED),
         Run("validated stopped", "validated resumed", section=VALIDATED, stop_at=9 * BATCH),
         Run("validated resumed", "validated resumed", section=VALIDATED),
@@ -80,6 +83,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Run(f"{name} fp16", f"{name} fp16", knobs, section={"precision": "fp16"}),
             Run(f"{name} bf16 sent", f"{name} bf16 sent", knobs | {"communication": "bf16"}),
             Run(f"{name} validated", f"{name} validated", knobs, section=VALIDATED),
+            Run(f"{name} starts", f"{name} starts", knobs, section=STARTS),
         ]
     bucket = {"zero_optimization": {"reduce_bucket_size": 100}}
     runs += [
@@ -197,6 +201,36 @@ def test_averages_are_kept_where_the_recipe_says(one: Path) -> None:
         assert set(stored) == set(Toy().state_dict())
         assert all(torch.equal(stored[name], tensor) for name, tensor in whole.items())
         assert load_file(one / "averages resumed" / kept_file(images * BATCH)).keys() == stored.keys()
+
+
+def test_training_goes_on_from_the_average(one: Path) -> None:
+    """Until there it is as it would be without; there weights are the average, and moments stay."""
+
+    def stored(place: str, steps: int, part: str) -> dict[str, Tensor]:
+        return load_file(one / place / "checkpoints" / f"{steps * BATCH:014d}" / f"{part}.safetensors")
+
+    def trained(place: str, steps: int) -> dict[str, Tensor]:
+        return {n: value for n, value in stored(place, steps, "weights").items() if n != "scale"}
+
+    assert same(trained("starts", 4), trained("every step", 4))
+    assert same(trained("starts", 5), stored("every step", 5, "ema"))
+    assert not same(trained("every step", 5), stored("every step", 5, "ema"))
+    for part in ("ema", "exp_avg", "exp_avg_sq"):
+        assert same(stored("starts", 5, part), stored("every step", 5, part)), part
+    assert same(trained("starts", 9), stored("starts", 9, "ema"))
+    assert not same(trained("starts", 6), stored("starts", 6, "ema"))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_engine_goes_on_from_the_average(one: Path, two: Path, name: str) -> None:
+    near(result(two, f"{name} starts"), result(one, "starts") | {"curve": result(two, f"{name} starts")["curve"]})
+
+
+def test_a_start_from_no_average_is_refused() -> None:
+    with pytest.raises(ValueError, match="start_from_average_at names images but ema_decay is not set"):
+        section(ema_decay=None, **STARTS)
+    with pytest.raises(ValueError, match="start_from_average_at names 40: expected multiples of batch 16"):
+        section(start_from_average_at=(40,))
 
 
 @pytest.mark.parametrize(("seen", "halflife"), [(0, 0.0), (512, 25.6), (4_000_000, 200_000.0), (40_000_000, 500_000.0)])
