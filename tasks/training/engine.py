@@ -76,6 +76,10 @@ class Engine(Protocol):
         """The local parameters were written: let the network see it. All workers must call it."""
         ...
 
+    def refresh(self) -> None:
+        """The next step begins at the local parameters as they are; ZeRO steps flat copies of them."""
+        ...
+
     def gather(self, name: str, shard: Tensor) -> Tensor:
         """The whole of a tensor held like parameter `name`, from all workers. All workers must call it."""
         ...
@@ -223,6 +227,9 @@ class PlainEngine:
     def changed(self) -> None:
         pass
 
+    def refresh(self) -> None:
+        pass
+
     def gather(self, name: str, shard: Tensor) -> Tensor:
         return shard
 
@@ -283,13 +290,15 @@ class DeepSpeedEngine:
         return {name: parameter.ds_tensor for name, parameter in self._names.items()}
 
     def changed(self) -> None:
-        """ZeRO steps flat copies of the parameters, and stage 3 keeps small ones whole on every worker besides."""
-        if self.stage:
-            self._engine.optimizer.refresh_fp32_params()
+        """ZeRO 3 keeps small parameters whole on every worker; they are put together anew."""
         held = self._engine.optimizer.persistent_parameters if self.stage == 3 else []
         if held:
             held[0].partition(held)
             held[0].all_gather(held)
+
+    def refresh(self) -> None:
+        if self.stage:
+            self._engine.optimizer.refresh_fp32_params()
 
     def gather(self, name: str, shard: Tensor) -> Tensor:
         if self.stage < 3:

@@ -21,7 +21,7 @@ from tasks.training.adversary import AdversarialTraining
 from tasks.training.callbacks import Asked, Callback, KeptAverages, Pictures, Scores, Snapshots, StepSpan
 from tasks.training.checkpoints import Checkpoint, Checkpoints
 from tasks.training.device_feed import Feed
-from tasks.training.ema import MAIN, averages
+from tasks.training.ema import averages
 from tasks.training.engine import Split, build_engine
 from tasks.training.guard import Guard, Rewind
 from tasks.training.metrics import Curves, Metrics
@@ -139,7 +139,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
                 guard.watch(before, engine.optimizer.event)
                 metrics.step(images_seen, section.batch, terms, engine.optimizer.figures(), rate, here.waited)
             if images_seen in section.start_from_average_at:
-                emas[MAIN].taken(engine.changed)
+                state.take_average()
             if profiler is not None:
                 profiler.step(images_seen)
 

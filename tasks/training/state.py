@@ -52,6 +52,11 @@ class State:
         """The network with averaged weights, where there is an average, for as long as this lasts."""
         return self.emas[MAIN].worn(self.engine.changed) if MAIN in self.emas else nullcontext()
 
+    def take_average(self) -> None:
+        """From here on the network is trained from the average of its weights so far."""
+        self.emas[MAIN].taken(self.engine.changed)
+        self.engine.refresh()
+
     def average(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """(parameter, whole tensor) of an average; all workers must iterate together."""
         for parameter, shard in self.emas[name].averages.items():
