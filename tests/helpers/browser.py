@@ -59,11 +59,12 @@ class Page:
         )
 
     def wait(self, script: str, seconds: float = _PATIENCE) -> Any:
-        """What an expression says once that is true of it."""
+        """What an expression says once that is true of it; of what is found in the page, that it is there."""
+        asked = f"(found => found instanceof Node || found)({script})"
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with suppress(AssertionError):  # while a page is being left
-                if found := self.value(script):
+                if found := self.value(asked):
                     return found
             time.sleep(0.1)
         raise AssertionError(f"not within {seconds:.0f} s: {script}\n{self.text()[:3000]}\n{self.errors}")
@@ -87,6 +88,12 @@ class Page:
         )
         self.ask("Input.insertText", text=text)
         self.value("document.activeElement.blur()")
+
+    def give(self, file: Path) -> None:
+        """Choose a file in the page's field for one."""
+        root = self.ask("DOM.getDocument")["root"]["nodeId"]
+        found = self.ask("DOM.querySelector", nodeId=root, selector="input[type=file]")["nodeId"]
+        self.ask("DOM.setFileInputFiles", nodeId=found, files=[str(file)])
 
     def shot(self, file: Path) -> None:
         found = self.ask("Page.captureScreenshot", format="png")

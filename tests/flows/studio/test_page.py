@@ -4,60 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import shlex
 import shutil
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import free_port
-from tests.flows.conftest import REPOSITORY, Workplace
+from tests.flows.conftest import Workplace
 from tests.helpers import browser
+from tests.helpers.studio import LINE, PICTURE, studio
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(browser.program() is None, reason="no Chromium on the path: apt-get install chromium"),
 ]
-_PICTURE = "[...document.querySelectorAll('img')].find(e => e.offsetParent && e.src.startsWith('data:'))"
-_LINE = "[...document.querySelectorAll('[role=alert]')].find(e => e.offsetParent && e.innerText)"
-
-
-@contextmanager
-def studio(place: Workplace, root: str) -> Iterator[str]:
-    """Its address, while it runs."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}/"
-    with subprocess.Popen(
-        [sys.executable, "-m", "flows", "studio", "--root", root, "--port", str(port)],
-        cwd=REPOSITORY,
-        env={**os.environ, **place.environment},
-    ) as process:
-        try:
-            patience = time.monotonic() + 120
-            while not _answers(address):
-                assert process.poll() is None and time.monotonic() < patience, "it does not answer"
-                time.sleep(0.2)
-            yield address
-            assert process.poll() is None, "it did not outlive what was done to it"
-        finally:
-            process.terminate()
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def _sampled(page: browser.Page, seed: int) -> np.ndarray:
@@ -65,12 +27,12 @@ def _sampled(page: browser.Page, seed: int) -> np.ndarray:
     page.fill("Seed", str(seed))
     page.click("Sample", "button")
     page.wait(f"document.body.innerText.includes('seed {seed}') && document.body.innerText.includes('--seed {seed} ')")
-    source = page.wait(f"({_PICTURE} || {{}}).src")
+    source = page.wait(f"({PICTURE} || {{}}).src")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
 
 
 def test_one_seed_gives_one_picture_and_the_command_makes_it(finished: Workplace, tmp_path: Path) -> None:
-    with studio(finished, finished.undisturbed) as address, browser.browsing() as page:
+    with studio(finished.environment, finished.undisturbed) as address, browser.browsing() as page:
         page.go(f"{address}?tab=Sample")
         page.wait("document.body.innerText.includes('T-shirt/top')")
         first, other, again = (_sampled(page, seed) for seed in (1, 2, 1))
@@ -88,11 +50,11 @@ def test_one_seed_gives_one_picture_and_the_command_makes_it(finished: Workplace
 
 
 def test_every_tab_shows_what_there_is(finished: Workplace) -> None:
-    with studio(finished, finished.undisturbed) as address, browser.browsing() as page:
+    with studio(finished.environment, finished.undisturbed) as address, browser.browsing() as page:
         page.go(address)
         page.wait("document.querySelectorAll('img').length > 20")
         page.fill("Search by key", "no such key")
-        assert "No such image" in page.wait(f"({_LINE} || {{}}).innerText")
+        assert "No such image" in page.wait(f"({LINE} || {{}}).innerText")
         page.click("Tokenizer")
         page.wait("document.body.innerText.includes('peak signal-to-noise ratio')")
         page.click("Runs")
@@ -108,12 +70,12 @@ def test_every_tab_shows_what_there_is(finished: Workplace) -> None:
 def test_it_outlives_a_root_whose_files_vanish(finished: Workplace, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(finished.undisturbed, root)
-    with studio(finished, str(root)) as address, browser.browsing() as page:
+    with studio(finished.environment, str(root)) as address, browser.browsing() as page:
         page.go(address)
         page.wait("document.querySelectorAll('img').length > 20")
         shutil.rmtree(root / "shard")
         page.click("test", "button")
-        said = page.wait(f"({_LINE} || {{}}).innerText")
+        said = page.wait(f"({LINE} || {{}}).innerText")
         assert "cannot be read" in said and "Traceback" not in page.text()
         (root / "train_dit" / finished.first["train_dit"] / "manifest.json").write_text("{")
         page.click("Sample", ".q-tab")
