@@ -33,12 +33,16 @@ def test_sixty_photographs_get_a_recipe_that_fits_them(tmp_path: Path) -> None:
         assert text in told, text
 
 
-def test_many_images_get_the_demos_batches_a_judge_and_larger_budgets(tmp_path: Path) -> None:
+def test_many_images_get_the_demos_batches_a_judge_and_a_little_more_of_training(tmp_path: Path) -> None:
     tree(tmp_path / "train", {"a": 300, "b": 300})
     tree(tmp_path / "val", {"a": 150, "b": 150})
     lines = init(str(tmp_path), tmp_path / "mine.yaml")
     recipe = load_recipe(str(tmp_path / "mine.yaml"))
-    assert recipe.train_dit.batch == 64 and recipe.train_dit.images > 60_000
+    demo = load_recipe("demo")
+    assert recipe.train_dit.batch == demo.train_dit.batch
+    for stage in ("train_vavae", "train_semvae", "train_dit"):
+        share = getattr(recipe, stage).images / getattr(demo, stage).images
+        assert 0.95 < share < 1.3, f"{stage}: a first run is over in minutes"
     assert recipe.evaluate.classifier is not None and recipe.shard.test_share == 0.1
     assert not [line for line in lines if line.startswith("note")]
 
