@@ -28,7 +28,7 @@ from tests.helpers.toy_training import Interrupted, begin_worker, start_workers
 
 BATCH, STEPS = 8, 12
 LATENTS, MAPS = "train_dit", "tune_fewstep"
-FEWSTEP = "few-step tuning"
+NONE, FEWSTEP = "none", "few-step tuning"
 
 _COMMON = (
     "train_dit.model={hidden_size: 32, depth: 4, heads: 2, align_depth: 1, align_hidden: 16}",
@@ -48,7 +48,7 @@ _MUON = "train_dit.optimizer=muon"
 _AVERAGES = f"train_dit.start_from_average_at=[{3 * BATCH}, {8 * BATCH}]"
 
 SWITCHES: dict[str, tuple[str, ...]] = {
-    "none": (),
+    NONE: (),
     "muon": (_MUON,),
     # With many labels dropped: that is how the routed pass without a label, a guide, is trained.
     "routing": (_ROUTED, "train_dit.objective.label_dropout=0.5"),
@@ -87,7 +87,7 @@ class Run:
 
 def put_inputs(folder: Path) -> None:
     """What all runs begin with: latents with targets to align with, and a trained network for its map."""
-    recipe = recipe_of(Run("none", ""))
+    recipe = recipe_of(Run(NONE, ""))
     side, groups = recipe.latent_size, recipe.channel_groups
     assert recipe.foundation is not None
     shapes = {"z": (groups["texture"], side, side), "s": (groups["semantic"], side, side)}
