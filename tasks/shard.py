@@ -6,7 +6,6 @@ by one Ray Data task, so parts do not depend on the number of workers and a kill
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence, Set
@@ -42,7 +41,7 @@ from tasks.data.receipts import (
 )
 from tasks.data.rows import Rows, cut_to, in_order, sized
 from tasks.sources import Account, Listing, Reader, Refusal, ScannedSource, growing, listing_of, open_source
-from tasks.sources.base import REFUSALS, refusal_table
+from tasks.sources.base import REFUSALS, content_of, refusal_table
 from tasks.sources.duplicates import SCHEMA as DUPLICATES_SCHEMA
 from tasks.sources.duplicates import find_duplicates
 from tasks.sources.growing import PARTS_PER_PLAN, Growth, OldPart, plan_name
@@ -86,12 +85,12 @@ def run(context: Context) -> Outcome:
         logs.say(line, stage="shard")
     order = ordered(listing, recipe.shard)
     _check_learnable(order.learnt, listing.classes, recipe)
-    growth = None if old is None else growing.grown(old, order)
+    growth = None if old is None else growing.grown(old, order, source)
     if growth is not None:
         order = growth.order
         logs.say(growth.line, stage="shard")
     if isinstance(source, ScannedSource):
-        order = replace(order, rows=unpack(out, recipe.data, order.rows))
+        order = replace(order, rows=unpack(out, recipe.data, order.rows, () if growth is None else growth.stretches))
     jobs = write_plan(out, order, recipe.shard.rows_per_shard, growth)
     made = _made(out, recipe, jobs, order.rows.num_rows)
     for chunk in order.ruled_out.chunks():
@@ -252,7 +251,7 @@ def write_part(job: dict[str, Any], out: Storage, data: Data, section: ShardSect
         if isinstance(image, Refusal):
             refused.append(image)
         else:
-            kept.append((key, label, image, hashlib.blake2b(image, digest_size=8).digest()))
+            kept.append((key, label, image, content_of(image)))
     columns = list(zip(*kept, strict=True)) or [()] * len(SCHEMA)
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
     return _written_part(out, job, _write(out, job["part"], table), refused)

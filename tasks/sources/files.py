@@ -47,12 +47,7 @@ def expand(path: str, suffix: str) -> list[File]:
         UserError: there are none.
     """
     if path.endswith(suffix) and not any(sign in path for sign in _SIGNS):
-        storage, name = at(path)
-        try:
-            info = storage.info(name)
-        except FileNotFoundError:
-            raise UserError(f"data.source: {path} does not exist; check its name") from None
-        return [File(path, normal(name), int(info["size"]), _mark(storage, name, info))]
+        return [file_at(path)]
     folder, pattern = _root_of(path, suffix)
     storage = Storage.at(folder or ".")
     wanted = _in_braces(pattern)
@@ -70,6 +65,16 @@ def expand(path: str, suffix: str) -> list[File]:
         File(_joined(folder, name), normal(name), int(info["size"]), _mark(storage, name, info))
         for name, info in sorted(found.items())
     ]
+
+
+def file_at(path: str) -> File:
+    """One file by its path. Raises UserError where there is none."""
+    storage, name = at(path)
+    try:
+        info = storage.info(name)
+    except FileNotFoundError:
+        raise UserError(f"data.source: {path} does not exist; check its name") from None
+    return File(path, normal(name), int(info["size"]), _mark(storage, name, info))
 
 
 def check_there(*paths: str | None) -> None:

@@ -3,7 +3,8 @@
 A grown set has the rows that the same source would have if it were sharded afresh, in its splits. Those that the old
 set has stay in their parts, in their order, with the labels of now; new ones follow in parts of their own, in the
 order of their keys' hashes. So that no image has to be read to be known again, it is the one of its key, its size
-in bytes and its split: what a source is named by, too.
+in bytes and its split: what a source is named by, too. Rows of Parquet have numbers for names and tell no sizes: theirs
+is a hash of their content in the size's place, for which the files are read once, and nothing is decoded.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from infra.integrity import lost
 from infra.storage import FileEntry
 from tasks.data.lineage import grown_from
 from tasks.data.rows import Rows, in_order
-from tasks.sources.base import LISTING_SCHEMA, ScannedSource
+from tasks.sources.base import LISTING_SCHEMA, ScannedSource, Source
 from tasks.sources.duplicates import contents
 from tasks.sources.files import in_turn
 from tasks.sources.ordering import SPLITS, Order
 from tasks.sources.registry import open_source
+from tasks.sources.unpack import PLACED, by_file
 
 PARTS_PER_PLAN = 1_000
 """Every task reads the footer of a plan: it must not grow with the data."""
@@ -39,7 +41,8 @@ _KEPT = ("max_pixels", "reencode", "seed")
 _REMEDY = "make that set anew by its own recipe with --force shard, or leave shard.grows out"
 _NEW, _TEST = 1 << 40, 1 << 41
 """Bits of a row's place: old parts of a split come before new ones, the train split before the test split."""
-_PLACED = LISTING_SCHEMA.append(pa.field("place", pa.int64()))
+_MARKED = PLACED.append(pa.field("mark", pa.int64()))
+"""`mark` tells images of one key apart: the size in bytes, or a hash of the content; 0 where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ class Growth:
     counts: dict[str, int] = field(default_factory=dict)
     """Images that are kept, added, removed, relabelled and changed (of another size, or in another split, than before);
     kept ones include the relabelled."""
+
+    @property
+    def stretches(self) -> list[tuple[int, int]]:
+        """Where in `order` the rows of old parts are."""
+        found, start = [], 0
+        for split, total in self.order.counts.items():
+            found.append((start, start + sum(p.rows for p in self.parts if p.entry.path.startswith(f"{split}/"))))
+            start += total
+        return found
 
     @property
     def line(self) -> str:
@@ -98,10 +110,10 @@ def origin(recipe: Recipe, root: str) -> Artifact | None:
     grows = recipe.shard.grows
     if grows is None:
         return None
-    if isinstance(open_source(recipe.data), ScannedSource):
+    if isinstance(open_source(recipe.data), ScannedSource) and recipe.shard.reencode is not None:
         raise UserError(
-            f"shard.grows is set, but a source of kind {recipe.data.source.kind} does not tell the size of each image, "
-            "so nothing says which have changed: leave shard.grows out"
+            f"shard.grows and shard.reencode are set, but rows of {recipe.data.source.kind} are known by their "
+            "content, which reencoding changed: leave one of the two out"
         )
     artifact = grown_from(root, grows)
     if damage := lost(artifact):
@@ -117,8 +129,8 @@ def origin(recipe: Recipe, root: str) -> Artifact | None:
     return artifact
 
 
-def grown(old: Artifact, order: Order) -> Growth:
-    """What of an order the old set has.
+def grown(old: Artifact, order: Order, source: Source) -> Growth:
+    """What of a source's order the old set has.
 
     Raises:
         UserError: the old set's plan, which has the sizes of its images, is gone or another's.
@@ -126,15 +138,22 @@ def grown(old: Artifact, order: Order) -> Growth:
     entries = [entry for entry in old.manifest.files if "/" in entry.path and entry.rows]
     ends = list(accumulate(entry.rows or 0 for entry in entries))
     train = order.counts.get("train", 0)
-    rows, rank = Rows(_PLACED), 0
+    listed, rank = Rows(PLACED), 0
     for chunk in order.rows.chunks():
         ranks = np.arange(rank, rank + chunk.num_rows)
-        rows.add(_placed(chunk, ranks + _NEW + np.where(ranks < train, 0, _TEST)))
+        listed.add(_with(chunk, PLACED, ranks + _NEW + np.where(ranks < train, 0, _TEST)))
         rank += chunk.num_rows
-    for entry, end, table in zip(entries, ends, _listed(old, entries), strict=True):
+    rows = Rows(_MARKED)
+    for table in _marked(listed, source):
+        rows.add(table)
+    del listed
+    before = _known(old, entries) if isinstance(source, ScannedSource) else _listed(old, entries)
+    for entry, end, table in zip(entries, ends, before, strict=True):
         split = _TEST if entry.path.startswith("test/") else 0
-        rows.add(_placed(table, np.arange(end - table.num_rows, end) + split))
-    found, stay = Rows(_PLACED), np.zeros(len(entries), np.int64)
+        places = np.arange(end - table.num_rows, end) + split
+        marks = table["mark"] if "mark" in table.column_names else table["length"]
+        rows.add(_with(table, _MARKED, places, marks))
+    found, stay = Rows(PLACED), np.zeros(len(entries), np.int64)
     touched = np.zeros(len(entries), np.int64)
     counts = dict.fromkeys(("kept", "added", "removed", "relabelled", "changed"), 0)
     for chunk in in_order(rows, "key"):
@@ -168,8 +187,29 @@ def kept_part(old: Artifact, part: str, rows: pa.Table) -> pa.Table:
     return found.set_column(at, found.schema.field(at), rows["label"])
 
 
-def _placed(rows: pa.Table, places: np.ndarray) -> pa.Table:
-    return pa.table([*rows.select(LISTING_SCHEMA.names).columns, pa.array(places, pa.int64())], schema=_PLACED)
+def _with(rows: pa.Table, schema: pa.Schema, *more: Any) -> pa.Table:
+    """Rows of a listing with further columns."""
+    return pa.table([*rows.select(LISTING_SCHEMA.names).columns, *more], schema=schema)
+
+
+def _marked(listed: Rows, source: Source) -> Iterator[pa.Table]:
+    """Placed rows with what tells images of one key apart."""
+    if not isinstance(source, ScannedSource):
+        for chunk in listed.chunks():
+            yield _with(chunk, _MARKED, chunk["place"], chunk["length"])
+        return
+
+    def of_file(each: tuple[str, pa.Table]) -> pa.Table:
+        name, rows = each
+        marks = _numbers(source.contents(name)["content"])[rows["start"].to_numpy()]
+        return _with(rows, _MARKED, rows["place"], marks)
+
+    yield from in_turn(of_file, by_file(listed))
+
+
+def _numbers(contents: pa.ChunkedArray) -> np.ndarray:
+    """int64 (N,) of 8 bytes each."""
+    return np.frombuffer(b"".join(contents.to_pylist()), np.int64)
 
 
 def _matched(chunk: pa.Table, found: Rows, counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -178,19 +218,19 @@ def _matched(chunk: pa.Table, found: Rows, counts: dict[str, int]) -> tuple[np.n
     Returns:
         ranks in the old set of those that stay, and of those among them with another label.
     """
-    places, lengths, labels = (chunk[name].to_numpy() for name in ("place", "length", "label"))
+    places, marks, labels = (chunk[name].to_numpy() for name in ("place", "mark", "label"))
     keys = chunk["key"].combine_chunks()
     new = (places & _NEW) > 0
     first = np.flatnonzero(pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False))  # a key is in a set once
     listed, old = np.where(new[first], first, first + 1), np.where(new[first], first + 1, first)
     same_split = (places[listed] & _TEST) == (places[old] & _TEST)
-    same = same_split & (lengths[listed] == lengths[old]) & (lengths[listed] > 0)
+    same = same_split & (marks[listed] == marks[old]) & (marks[listed] != 0)
     kept, before = listed[same], old[same]
     relabelled = labels[kept] != labels[before]
     at = places.copy()
     at[kept] = places[before]
     taken = np.flatnonzero(new)
-    found.add(_placed(chunk.take(pa.array(taken)), at[taken]))
+    found.add(_with(chunk.take(pa.array(taken)), PLACED, at[taken]))
     counts["kept"] += len(kept)
     counts["added"] += len(taken) - len(listed)
     counts["removed"] += int((~new).sum()) - len(old)
@@ -210,6 +250,15 @@ def _listed(old: Artifact, entries: list[FileEntry]) -> Iterator[pa.Table]:
         if listed is None or not listed["key"].combine_chunks().equals(keys):
             raise UserError(_no_plan(old, "is gone or another's"))
         yield listed.set_column(1, listed.schema.field(1), table["label"])
+
+
+def _known(old: Artifact, entries: list[FileEntry]) -> Iterator[pa.Table]:
+    """Keys, labels and contents of the images in each part, without the rest of what a listing says."""
+    for table in in_turn(lambda entry: _contents(old, entry), entries):
+        nothing = pa.repeat(pa.scalar(0, pa.int64()), table.num_rows)
+        none, no_split = pa.repeat("", table.num_rows), pa.nulls(table.num_rows, pa.string())
+        columns = [table["key"], table["label"], no_split, none, nothing, nothing]
+        yield pa.table(columns, schema=LISTING_SCHEMA).append_column("mark", pa.array(_numbers(table["content"])))
 
 
 def _contents(old: Artifact, entry: FileEntry) -> pa.Table:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from configs.errors import UserError, brief
 from tasks.data.formats import HEAD_BYTES, looks_like_picture
-from tasks.sources.base import Listing, identity_of_rows
-from tasks.sources.files import File, at, by_split, check_there, in_turn
+from tasks.sources.base import Listing, content_of, identity_of_rows
+from tasks.sources.files import File, at, by_split, check_there, file_at, in_turn
 from tasks.sources.labelled import Labelled
 from tasks.sources.memory import remembered
 
@@ -83,6 +83,12 @@ class ParquetSource:
             for batch in opened.iter_batches(batch_size=64, columns=[column]):
                 for image in batch.column(0).to_pylist():
                     yield _bytes(image)
+
+    def contents(self, file: str) -> pa.Table:
+        def look() -> pa.Table:
+            return pa.table({"content": pa.array(map(content_of, self.scan(file)), pa.binary(8))})
+
+        return remembered(file_at(file), f"contents {self.image_column}", look)
 
     def _remembered(self, file: File) -> pa.Table:
         return remembered(file, f"labels {self.image_column} {self.label_column}", partial(self._look, file))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -27,9 +27,10 @@ from tasks.sources import ScannedSource, open_source
 from tasks.sources.base import LISTING_SCHEMA, identity_of
 
 BLOBS = "unpacked"
+PLACED = LISTING_SCHEMA.append(pa.field("place", pa.int64()))
+"""Rows of a listing, each with its place in the order of a set."""
 _EMPTY = -1
 """Instead of a length: none is an unknown one."""
-_PLACED = LISTING_SCHEMA.append(pa.field("place", pa.int64()))
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,23 @@ class Unpacked:
         return self.out.read_range(file, start, length)
 
 
-def unpack(out: Storage, data: Data, rows: Rows) -> Rows:
-    """Blobs of every file of a scanned source; the same rows with `file`, `start`, `length` pointing into them."""
-    placed = Rows(_PLACED)
+def unpack(out: Storage, data: Data, rows: Rows, there: Sequence[tuple[int, int]] = ()) -> Rows:
+    """Blobs of every file of a scanned source; the same rows with `file`, `start`, `length` pointing into them.
+
+    there: stretches of rows that are in an older set, which nobody reads from the source; they stay as they are.
+    """
+    placed, pointed = Rows(PLACED), Rows(PLACED)
+    place = 0
     for chunk in rows.chunks():
-        places = np.arange(placed.num_rows, placed.num_rows + chunk.num_rows)
-        placed.add(pa.table([*chunk.columns, pa.array(places)], schema=_PLACED))
-    jobs = [_job(out, number, *each) for number, each in enumerate(_by_file(placed))]
+        places = np.arange(place, place := place + chunk.num_rows)
+        table = pa.table([*chunk.columns, pa.array(places)], schema=PLACED)
+        known = np.any([(start <= places) & (places < stop) for start, stop in ((0, 0), *there)], axis=0)
+        placed.add(table.filter(pa.array(~known)))
+        pointed.add(table.filter(pa.array(known)))
+    jobs = [_job(out, number, *each) for number, each in enumerate(by_file(placed))]
     done = {receipt.entry.path for receipt in finished(out, [(job["part"], job["made_from"]) for job in jobs])}
     deque(_written(out, data, [job for job in jobs if job["part"] not in done]), maxlen=0)
-    pointed = Rows(_PLACED)
-    for job, (_, table) in zip(jobs, _by_file(placed), strict=True):
+    for job, (_, table) in zip(jobs, by_file(placed), strict=True):
         pointed.add(_pointed(table, job["part"], np.frombuffer(out.read_bytes(_lengths(job["part"])), np.int64)))
     del placed
     found = Rows(LISTING_SCHEMA)
@@ -63,7 +70,7 @@ def unpack(out: Storage, data: Data, rows: Rows) -> Rows:
     return found
 
 
-def _by_file(placed: Rows) -> Iterator[tuple[str, pa.Table]]:
+def by_file(placed: Rows) -> Iterator[tuple[str, pa.Table]]:
     """The rows of each file, files by name, rows in the order in which the parts want them."""
     for portion in in_order(placed, "file", "place"):
         runs = portion["file"].combine_chunks().dictionary_encode()
@@ -81,11 +88,11 @@ def _job(out: Storage, number: int, file: str, table: pa.Table) -> dict[str, Any
 
 
 def _pointed(table: pa.Table, part: str, lengths: np.ndarray) -> pa.Table:
-    columns = {name: table[name] for name in _PLACED.names}
+    columns = {name: table[name] for name in PLACED.names}
     columns["file"] = pa.repeat(part, len(lengths))
     columns["start"] = pa.array(np.cumsum(lengths) - lengths)
     columns["length"] = pa.array(np.where(lengths == 0, _EMPTY, lengths))
-    return pa.table([columns[name] for name in _PLACED.names], schema=_PLACED)
+    return pa.table([columns[name] for name in PLACED.names], schema=PLACED)
 
 
 def _lengths(part: str) -> str:

@@ -72,3 +72,19 @@ def content_of(artifact: Artifact) -> dict[str, list[tuple[Any, ...]]]:
 
 def part_keys(artifact: Artifact, part: FileEntry) -> list[str]:
     return pq.read_table(pa.BufferReader(artifact.read(part.path)))["key"].to_pylist()
+
+
+class Work:
+    """What was read from the source and what was encoded, by key, since it was last asked."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+        self.encoded: list[str] = []
+        self.unpacked: list[str] = []
+        """Files of a scanned source."""
+
+    def taken(self) -> tuple[set[str], set[str]]:
+        found = set(self.read), set(self.encoded)
+        assert (len(self.read), len(self.encoded)) == tuple(map(len, found)), "twice"
+        self.read, self.encoded = [], []
+        return found

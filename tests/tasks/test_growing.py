@@ -16,75 +16,27 @@ from flows.run import preflight
 from infra import inventory
 from infra.artifacts import Artifact
 from infra.integrity import faults
-from infra.storage import FileEntry, Storage
+from infra.storage import Storage
 from tasks import encode, shard, train_vavae
-from tasks.data import kept_latents, rows
+from tasks.data import rows
 from tasks.data.receipts import Receipt
-from tasks.encoder import written_part
 from tasks.sources.ordering import key_hashes
-from tasks.stage import Context
 from tests.helpers.growing import (
     LABELS,
+    Work,
     content_of,
     encoded,
     growing_recipe,
     keys_of,
-    latent,
     listed_pile,
     part_keys,
     sharded,
     tokenizers,
 )
-from tests.helpers.odd_sources import hub, jpeg, recipe_of
-from tests.helpers.piles import SMALL_BATCHES, run_stage
+from tests.helpers.odd_sources import jpeg
+from tests.helpers.piles import SMALL_BATCHES
 
 _BY_RAY = shard._written, encode._kept
-
-
-class Work:
-    """What was read from the source and what was encoded, by key, since it was last asked."""
-
-    def __init__(self) -> None:
-        self.read: list[str] = []
-        self.encoded: list[str] = []
-
-    def taken(self) -> tuple[set[str], set[str]]:
-        found = set(self.read), set(self.encoded)
-        assert (len(self.read), len(self.encoded)) == tuple(map(len, found)), "twice"
-        self.read, self.encoded = [], []
-        return found
-
-
-@pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch, home: Path) -> Work:
-    """Stages whose parts this process makes instead of Ray's; latents say which image they were made of."""
-    done, read = Work(), shard._read
-
-    def counted(source: Any, key: str, *rest: Any) -> Any:
-        done.read.append(key)
-        return read(source, key, *rest)
-
-    def parts(out: Storage, recipe: Recipe, jobs: list[dict[str, Any]]) -> Iterator[Receipt]:
-        return (shard.write_part(job, out, recipe.data, recipe.shard) for job in jobs)
-
-    def kept(context: Context, jobs: list[dict[str, Any]]) -> Iterator[Receipt]:
-        return filter(None, (kept_latents.part(job, context) for job in jobs))
-
-    def latents(context: Context, shards: Artifact, entries: list[FileEntry]) -> Iterator[Receipt]:
-        for entry in entries:
-            table = pq.read_table(pa.BufferReader(shards.read(entry.path)))
-            keys = table["key"].to_pylist()
-            done.encoded += keys
-            z = np.stack([latent(image) for image in table["image"].to_pylist()])
-            job = {"part": entry.path, "made_from": entry.sha256}
-            labels = table["label"].to_numpy()
-            yield written_part(context.recipe, context.out, job, keys, labels, {"z": z, "s": z + 1}, {"encode": 1.0})
-
-    monkeypatch.setattr(shard, "_read", counted)
-    monkeypatch.setattr(shard, "_written", parts)
-    monkeypatch.setattr(encode, "_kept", kept)
-    monkeypatch.setattr(encode, "_encoded", latents)
-    return done
 
 
 def _same_facts(one: Artifact, other: Artifact, *names: str) -> None:
@@ -326,13 +278,6 @@ def test_a_damaged_part_is_not_carried_on(tmp_path: Path, work: Work) -> None:
 def _other_plan(folder: Path) -> bytes:
     pile = listed_pile(folder / "more", {f"{n:03d}.png": n % 3 for n in range(30, 90)})
     return sharded(pile, folder / "elsewhere").storage.read_bytes("plan.parquet")
-
-
-def test_a_source_without_sizes_does_not_grow(tmp_path: Path, work: Work) -> None:
-    hub(tmp_path / "pile" / "train.parquet", [n % 3 for n in range(12)])
-    recipe = recipe_of("parquet", tmp_path / "pile", 3, "shard.grows=0123456789abcdef")
-    with pytest.raises(UserError, match=r"shard\.grows is set, but a source of kind parquet does not tell the size"):
-        run_stage(shard.STAGE, recipe, str(tmp_path / "root"))
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
