@@ -83,6 +83,10 @@ class ClusterCompute(Section):
     """Names of variables of the flow's environment that jobs are given. Ray shows them to whoever sees its dashboard:
     credentials belong into the environment of the cluster's machines."""
 
+    lead_seconds: Annotated[float, Field(ge=0)] = 180.0
+    """How long before a stage's expected end the accelerators that only the next stage needs are asked for: what a
+    machine takes to start. 0 has every stage ask for its own."""
+
     @model_validator(mode="after")
     def _no_secrets(self) -> ClusterCompute:
         secret = [name for name in self.environment if _SECRET.search(name)]

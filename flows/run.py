@@ -21,6 +21,7 @@ from prefect.transactions import get_transaction
 from configs import Recipe, UserError, load_recipe
 from configs.naming import run_name
 from flows import shown
+from flows.ahead import needed_next
 from flows.tracked import STOPS, flow_run_id, tracked
 from infra import jobs, progress, stopping, tracking
 from infra.artifacts import Artifact
@@ -77,17 +78,13 @@ def _made(stage: Stage, context: Context) -> str:
         return perform(stage, context.job).fingerprint
     teller = _Teller()
     share = progress.share if jobs.address(cluster) is None else teller.share
-    if _trains(stage):
-        share = shown.seen(context.tracker, getattr(context.recipe, stage.name).images)
+    if stage.trains:
+        share = partial(context.tracker.seen_of, getattr(context.recipe, stage.name).images)
     with shown.moving(stage.name, share):
         if jobs.address(cluster) is None:
             return perform(stage, context.job).fingerprint
         jobs.run(artifact, json.dumps(asdict(context.job)).encode(), cluster, teller)
     return artifact.manifest.fingerprint
-
-
-def _trains(stage: Stage) -> bool:
-    return stage.name.startswith(("train_", "tune_"))
 
 
 class _Teller:
@@ -150,6 +147,7 @@ class Run:
         complete = artifact.is_complete()
         if stage.name in self.force and complete:
             job, complete = anew(job), False
+        job = replace(job, following=needed_next(stage, self._after(stage, job), self.recipe))
         used = [artifact] if complete else given
         require_whole({each: self._selected_name(each.stage) for each in used})
         with self._noted(stage, job):
@@ -184,6 +182,13 @@ class Run:
 
     def _selected_name(self, name: str) -> bool:
         return any(each.name == name and self._selected(each) for each in self.stages)
+
+    def _after(self, stage: Stage, job: Job) -> list[Stage]:
+        """The stages that will be performed once this one is."""
+        names = [each.name for each in self.stages]
+        later = self.stages[names.index(stage.name) + 1 :]
+        later = tuple(each for each in later if self._selected(each) and each.present(self.recipe))
+        return [each for each in later if not job.replaces or each.name in self.force]
 
     @contextmanager
     def _noted(self, stage: Stage, job: Job) -> Iterator[None]:

@@ -63,16 +63,6 @@ class _Bar:
             update_progress_artifact(self._artifact, percent, description=told)
 
 
-def seen(tracker: Tracker, images: int) -> Callable[[], float | None]:
-    """The share of a training's images that its workers told MLflow of."""
-
-    def share() -> float | None:
-        step = tracker.last_step("images_per_second")
-        return None if step is None else step / images
-
-    return share
-
-
 def conclude(uri: str, name: str, tracker: Tracker, flow_run: str) -> None:
     """Put report, picture and a note with the scores where a person looks first, in MLflow and in Prefect."""
     artifact, scored = _found(uri)

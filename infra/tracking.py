@@ -107,6 +107,11 @@ class Tracker:
         points = self._client.get_metric_history(self.run, _clean(name))
         return max((point.step for point in points), default=None)
 
+    def seen_of(self, images: int) -> float | None:
+        """The share of a training's images that its workers told of; None where they told of none yet."""
+        step = self.last_step("images_per_second")
+        return None if step is None else step / images
+
     def reopen(self) -> bool:
         """Go on in a run that was interrupted; False where the server knows none of that name (any more)."""
         from mlflow.exceptions import MlflowException

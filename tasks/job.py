@@ -12,17 +12,20 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from configs.errors import Unreachable, UserError
-from infra import logs
+from infra import logs, progress
 from infra.artifacts import Artifact
 from infra.cluster import disconnect
+from infra.early import started_early
 from infra.jobs import DESCRIPTION, FAULT
 from tasks.dag import load_stage
-from tasks.stage import Job, causes, perform
+from tasks.stage import Context, Job, Stage, causes, perform
 
 _LOCK = Path(__file__).parents[1] / "requirements.lock"
 _TEMPORARY = 75
@@ -34,7 +37,10 @@ def main(root: str, stage: str, fingerprint: str) -> int:
     logs.set_up()
     try:
         check_pins()
-        perform(load_stage(stage), _described(Artifact(root, stage, fingerprint)))
+        context = Context(_described(Artifact(root, stage, fingerprint)))
+        loaded, lead = load_stage(stage), context.recipe.compute.cluster.lead_seconds
+        with started_early(context.job.following, _share(loaded, context), lead):
+            perform(loaded, context.job)
     except Unreachable as error:
         logs.say(str(error), "error")
         return _TEMPORARY
@@ -47,6 +53,13 @@ def main(root: str, stage: str, fingerprint: str) -> int:
     finally:
         disconnect()
     return 0
+
+
+def _share(stage: Stage, context: Context) -> Callable[[], float | None]:
+    """How far the stage is: what this process shows, or what a training's workers told of."""
+    if stage.trains:
+        return partial(context.tracker.seen_of, getattr(context.recipe, stage.name).images)
+    return progress.share
 
 
 def _is_rays(error: BaseException) -> bool:

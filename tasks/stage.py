@@ -45,6 +45,8 @@ class Job:
     """The :meth:`Artifact.mark` of a complete artifact that is made anew; empty where nothing is replaced."""
     claim: dict[str, Any] = field(default_factory=dict)
     """Number and token of the :class:`Claim` under which the artifact is made; actors write under it too."""
+    following: list[dict[str, float]] = field(default_factory=list)
+    """What each worker or actor of the next stage asks Ray for, where it needs other machines than this one."""
 
 
 @dataclass
@@ -120,6 +122,11 @@ class Stage:
     check: Callable[[Recipe], None] | None = None
     """Opens what it is given from outside (weights, statistics) and raises UserError where that does not fit the
     recipe: before any stage runs, since the one that needs it may come days later."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether Ray Train does it, on `compute.train`'s workers."""
+        return self.name.startswith(("train_", "tune_"))
 
     def fingerprint(self, recipe: Recipe, inputs: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
         """The fingerprint of this stage's output and the sections it covers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,7 +121,7 @@ def test_a_stages_bar_ends_where_the_stage_does(moves: list[float]) -> None:
 
 def test_a_trainings_bar_is_what_its_workers_told_mlflow(home: Path) -> None:
     run = tracking.start_run("latentforge", "train_dit", {})
-    share = shown.seen(run, 640)
+    share = partial(run.seen_of, 640)
     assert share() is None
     run.metrics({"images_per_second": 9.0}, step=160)
     assert share() == 0.25

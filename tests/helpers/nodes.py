@@ -83,8 +83,13 @@ class RayNodes:
 
 
 @contextmanager
-def ray_nodes(environment: Mapping[str, str], head_cpus: int = 0) -> Iterator[RayNodes]:
-    """A cluster of one head until the context ends. Its machines' environment is this one's and `environment`."""
+def ray_nodes(
+    environment: Mapping[str, str], head_cpus: int = 0, pools: Mapping[str, Mapping[str, float]] | None = None
+) -> Iterator[RayNodes]:
+    """A cluster of one head until the context ends. Its machines' environment is this one's and `environment`.
+
+    pools: resources and `most` nodes by name, of what Ray's autoscaler starts on demand.
+    """
     folder = Path(tempfile.mkdtemp(prefix="lf-"))  # a short path: sockets lie under it
     token = folder / "token"
     token.write_text(uuid.uuid4().hex * 2)
@@ -93,6 +98,7 @@ def ray_nodes(environment: Mapping[str, str], head_cpus: int = 0) -> Iterator[Ra
     ours = {**os.environ, **environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     ours["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     command = [sys.executable, "-m", "tests.helpers.ray_nodes", str(folder / "ray"), str(port), str(head_cpus)]
+    command += [json.dumps(pools)] if pools else []
     with (folder / "nodes.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=ours, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True

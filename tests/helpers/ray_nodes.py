@@ -1,4 +1,7 @@
-"""A Ray cluster of several nodes on this machine: `python -m tests.helpers.ray_nodes FOLDER PORT CPUS`.
+"""A Ray cluster of several nodes on this machine: `python -m tests.helpers.ray_nodes FOLDER PORT CPUS [POOLS]`.
+
+With POOLS, a JSON object of resources and `most` nodes by name, Ray's own autoscaler starts and ends nodes: processes
+of this machine instead of a cloud's.
 
 It reads one JSON object a line from stdin and answers with one: `{"add": {"num_cpus": 2}}`, `{"kill": node}`,
 `{"warn": {"node": node, "seconds": 30}}`: its end is near, `{"holding": "Encoder"}`: nodes where this works,
@@ -14,18 +17,24 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import psutil
 from ray._raylet import GcsClient
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION, NodeStatus
 
+IDLE_SECONDS = 15.0
+
 
 class Nodes:
-    def __init__(self, folder: Path, port: int, cpus: int) -> None:
+    def __init__(self, folder: Path, port: int, cpus: int, pools: dict[str, dict[str, float]]) -> None:
         head = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+        if pools:
+            head |= _autoscaled(folder, pools)
         self._common = {"temp_dir": str(folder), "object_store_memory": 80 << 20, "dashboard_agent_listen_port": None}
         self._cluster = Cluster(True, head_node_args={"num_cpus": cpus, **head, **self._common})
         (folder / "ray_current_cluster").write_text(self._cluster.gcs_address)  # where the head's jobs look for it
@@ -97,8 +106,50 @@ class Nodes:
         self._cluster.shutdown()
 
 
-def main(folder: Path, port: int, cpus: int) -> None:
-    nodes = Nodes(folder, port, cpus)
+def _autoscaled(folder: Path, pools: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Arguments of a head that starts nodes of these pools on demand and ends them when they idle."""
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        gcs = probe.getsockname()[1]
+    kinds = {}
+    for name, each in pools.items():
+        resources = {key: value for key, value in each.items() if key != "most"}
+        kinds[name] = {"resources": resources, "node_config": {}, "max_workers": each["most"]}
+    config = {
+        "cluster_name": "of-this-machine",
+        "max_workers": sum(each["most"] for each in pools.values()),
+        "idle_timeout_minutes": IDLE_SECONDS / 60,
+        "upscaling_speed": 100,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"127.0.0.1:{gcs}",
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
+        "available_node_types": {
+            **kinds,
+            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        },
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
+        **{name: {} for name in ("auth", "docker", "file_mounts")},
+        **{name: [] for name in ("initialization_commands", "setup_commands", "head_setup_commands")},
+        **{name: [] for name in ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "autoscaling.json"
+    path.write_text(json.dumps(config))
+    os.environ |= {
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    }
+    return {"autoscaling_config": str(path), "gcs_server_port": gcs}
+
+
+def main(folder: Path, port: int, cpus: int, pools: str = "{}") -> None:
+    nodes = Nodes(folder, port, cpus, json.loads(pools))
     print(json.dumps({"ready": True}), flush=True)
     try:
         for line in sys.stdin:
@@ -109,4 +160,4 @@ def main(folder: Path, port: int, cpus: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -1,0 +1,27 @@
+"""Which accelerators the next stage will ask for, to be started while this one still works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from configs import Recipe
+from tasks.stage import Stage
+
+_BY_ACTORS = ("encode", "sample", "evaluate", "evaluate_tokenizer")
+
+
+def accelerators(stage: Stage, recipe: Recipe) -> list[dict[str, float]]:
+    """What each worker or actor of a stage asks Ray for; empty where it is no accelerator."""
+    train, actors = recipe.compute.train, recipe.compute.actors
+    if stage.trains and getattr(recipe, stage.name).images and train.gpus_per_worker:
+        return [{"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}] * train.workers
+    if stage.name in _BY_ACTORS and actors.gpus_per_actor:
+        return [{"CPU": actors.cpus_per_actor, "GPU": actors.gpus_per_actor}] * actors.actors
+    return []
+
+
+def needed_next(stage: Stage, following: Sequence[Stage], recipe: Recipe) -> list[dict[str, float]]:
+    """What the first stage that follows with accelerators asks for; empty where it is the same."""
+    own = accelerators(stage, recipe)
+    found = next(filter(None, (accelerators(each, recipe) for each in following)), [])
+    return found if found[:1] != own[:1] else []
