@@ -88,6 +88,9 @@ class Assumed(Section):
     """Velocities that the adaptive solver asks for; its tolerances decide, not the recipe."""
     start_seconds: Weight = 180.0
     """From the demand to a node that works: machine, image, Ray."""
+    idle_seconds: Weight = 300.0
+    """A node that nobody uses is kept so long: the idle timeout in `infra/ray` and
+    `infra/kubernetes`."""
 
     def decode_seconds(self, image_bytes: float) -> float:
         """CPU seconds to decode one image."""

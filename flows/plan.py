@@ -164,6 +164,12 @@ def render(plan: Plan, flow: str = "sfd-full") -> list[Table | str]:
     lines: list[Table | str] = [costs, stored, computed]
     lines += [f"[bold red]does not fit:[/bold red] {problem}" for problem in plan.problems]
     lines += [f"note: {note}" for note in plan.notes]
+    if plan.waits:
+        assumed = plan.cluster.assumed
+        lines.append(
+            f"of the dollars {plan.waits:,.2f} for nodes that start (in {assumed.start_seconds:.0f} s) or idle (at "
+            f"most {assumed.idle_seconds:.0f} s after a stage)"
+        )
     if plan.cluster.storage.dollars_per_gb_month:
         lines.append(f"keeping the artifacts: {plan.dollars_per_month:,.2f} dollars a month")
     lines += [f"{_raised(number)} {source}" for number, source in enumerate(sources, start=1)]
@@ -218,7 +224,7 @@ def plain(plan: Plan, found: Mapping[str, Actual]) -> dict[str, Any]:
     actual = {
         name: {key: value for key, value in vars(each).items() if key != "recipe"} for name, each in found.items()
     }
-    names = ("dollars", "seconds", "gpu_hours", "kept", "peak", "dollars_per_month")
+    names = ("dollars", "waits", "seconds", "gpu_hours", "kept", "peak", "dollars_per_month")
     return {
         "recipe": plan.recipe,
         "cluster": plan.cluster.model_dump(mode="json"),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configs.cluster import HEAD, Cluster, Pool
+from tasks.plan.waits import Nodes
 from tasks.plan.work import Figure, Work
-
-HEAD_STARTS = 30.0
-"""Seconds until a stage works on the head, which is there: processes alone, as on one machine."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,8 @@ class StagePlan:
     bound: str
     """What takes longest: compute, decode, transfer, one process, start, or `measured` as a whole."""
     dollars: Figure
+    waits: Figure
+    """Those of the dollars that are paid for nodes while they start or idle."""
     memory: Figure | None
     """Bytes of one GPU at the micro-batch that the training takes there; None where nothing is trained on GPUs."""
     storage: Figure
@@ -55,6 +55,11 @@ class Plan:
     @property
     def dollars(self) -> float:
         return sum(stage.dollars.value for stage in self.stages)
+
+    @property
+    def waits(self) -> float:
+        """Dollars for nodes while they start or idle."""
+        return sum(stage.waits.value for stage in self.stages)
 
     @property
     def seconds(self) -> float:
@@ -99,6 +104,7 @@ def schedule(
     problems: list[str] = []
     notes: list[str] = []
     kept = 0.0
+    up = Nodes(cluster)
     for work in works:
         pool_name = cluster.pool(work.pool)
         available = (nodes or {}).get(pool_name, cluster.pools[pool_name].max_nodes)
@@ -118,13 +124,15 @@ def schedule(
             most = (nodes or {}).get(decode_pool, cluster.pools[decode_pool].max_nodes)
             used[decode_pool] = _decoders(work, placed, cluster, most)
         rate = (rates or {}).get(work.stage)
-        seconds, bound = _seconds(work, placed, cluster, used, rate, apart)
+        start = up.start(pool_name, placed.gpu)
+        seconds, bound = _seconds(work, placed, cluster, used, rate, apart, start.seen)
         gpu_memory, unfit = _memory(work, cluster.pools[pool_name])
         problems += unfit
         notes += _decoding(work, placed, cluster, seconds.value)
         storage = kept + work.written.value + work.beside
         kept += work.written.value
         used.pop(HEAD, None)
+        up.work(work.stage, used, seconds.value, start)
         stages.append(
             StagePlan(
                 work=work,
@@ -134,10 +142,20 @@ def schedule(
                 bound=bound,
                 memory=gpu_memory,
                 dollars=_dollars(work, cluster, used, seconds.value),
+                waits=Figure(0.0, ""),
                 storage=Figure(storage, "artifacts so far, and what lies beside them meanwhile"),
             )
         )
+    up.end()
+    stages = [_with_waits(each, up, cluster) for each in stages]
     return Plan(recipe, cluster, stages, problems, list(dict.fromkeys(notes)))
+
+
+def _with_waits(stage: StagePlan, up: Nodes, cluster: Cluster) -> StagePlan:
+    """With what is paid for nodes that do not work, which the stages after it decide, too."""
+    name, dollars = stage.work.stage, stage.dollars
+    waits = Figure(up.waits[name], f"{cluster.sources.rates}; {cluster.sources.prices}")
+    return replace(stage, dollars=replace(dollars, value=dollars.value + up.beside[name]), waits=waits)
 
 
 @dataclass(frozen=True)
@@ -246,7 +264,13 @@ def _speed(placed: _Placed, cluster: Cluster, work: Work, devices: float | None 
 
 
 def _seconds(
-    work: Work, placed: _Placed, cluster: Cluster, used: Mapping[str, int], rate: Rate | None, apart: bool
+    work: Work,
+    placed: _Placed,
+    cluster: Cluster,
+    used: Mapping[str, int],
+    rate: Rate | None,
+    apart: bool,
+    start: float,
 ) -> tuple[Figure, str]:
     """Wall time and what it is spent on. Compute, decoding and transfer overlap where they use different things."""
     assumed = cluster.assumed
@@ -271,7 +295,6 @@ def _seconds(
     if not flops:
         terms["decode"], terms["compute"] = terms["decode"] + terms["compute"], 0.0
     longest = max(terms, key=lambda name: terms[name])
-    start = min(HEAD_STARTS, assumed.start_seconds) if work.pool == "head" else assumed.start_seconds
     total = start + alone + terms[longest]
     spent = {"start": start, "one process": alone, longest: terms[longest]}
     return Figure(total, _how(work, placed, cluster)), max(spent, key=lambda name: spent[name])

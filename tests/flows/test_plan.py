@@ -18,10 +18,10 @@ from configs import Recipe, UserError, load_recipe
 from configs.cluster import load_cluster
 from configs.reproduction import reproducible
 from flows.plan import make_plan
-from tasks.plan import schedule
 from tasks.plan.data import images_of
 from tasks.plan.schedule import Plan, StagePlan
 from tasks.plan.stages import FLOWS, works
+from tasks.plan.waits import HEAD_STARTS
 from tests.flows.conftest import REPOSITORY
 
 BIG = {
@@ -90,7 +90,9 @@ def test_dollars_are_nodes_by_hours_and_requests() -> None:
     prices = cluster.storage
     requests = trained.work.reads.value * prices.dollars_per_million_reads
     requests += trained.work.writes.value * prices.dollars_per_million_writes
-    assert trained.dollars.value == pytest.approx(trained.seconds.value / 3600 * hourly + requests / 1e6)
+    assumed = cluster.assumed
+    waits = (assumed.start_seconds + assumed.idle_seconds) / 3600 * cluster.pools["train"].dollars_per_hour
+    assert trained.dollars.value == pytest.approx(trained.seconds.value / 3600 * hourly + requests / 1e6 + waits)
     assert trained.gpu_hours.value == pytest.approx(8 * trained.seconds.value / 3600)
     assert plan.dollars == pytest.approx(sum(each.dollars.value for each in plan.stages))
 
@@ -111,7 +113,7 @@ def test_no_driver_without_a_gpu_is_kept_busy(recipe: str, cluster: str) -> None
     for flow in ("reproduce", "tokenizer-eval" if "f16d32" in recipe else "sfd-full"):
         plan = make_plan(recipe, cluster=cluster, flow=flow)
         for each in plan.stages:
-            alone = each.seconds.value - schedule.HEAD_STARTS
+            alone = each.seconds.value - HEAD_STARTS
             assert each.nodes or alone < 60, f"{each.work.stage} takes {alone:.0f} s on a driver without a GPU"
 
 

@@ -207,6 +207,8 @@ def test_kubernetes_starts_what_is_described() -> None:
 def test_all_clusters_let_go_of_idle_nodes_alike() -> None:
     options = manifests()["RayCluster latentforge"]["spec"]["autoscalerOptions"]
     assert {60 * ray_up(cloud)["idle_timeout_minutes"] for cloud in CLOUDS} == {options["idleTimeoutSeconds"]}
+    planned = {load_cluster(name).assumed.idle_seconds for name in ("aws", "gcp", "kubernetes")}
+    assert planned == {options["idleTimeoutSeconds"]}
 
 
 def test_recipes_for_gpus_fit_the_pools() -> None:
