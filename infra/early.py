@@ -58,13 +58,17 @@ def _nears_its_end(share: Callable[[], float | None], lead: float, over: threadi
     import ray
 
     first: tuple[float, float] | None = None
-    while not over.wait(_LOOK_SECONDS):
+    pause = _LOOK_SECONDS
+    while not over.wait(pause):
         now, done = time.monotonic(), share()
         if done is None or not ray.is_initialized():
             continue
         began, had = first = first or (now, done)
-        if done > had and (1.0 - done) * (now - began) / (done - had) <= lead:
-            return True
+        if done > had:
+            early = (1.0 - done) * (now - began) / (done - had) - lead
+            if early <= 0.0:
+                return True
+            pause = max(_LOOK_SECONDS, early / 4)  # of days of training each look reads the curve
     return False
 
 

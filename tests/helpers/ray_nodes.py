@@ -22,12 +22,28 @@ from typing import Any
 
 import psutil
 from ray._raylet import GcsClient
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+    FakeMultiNodeProvider,
+)
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION, NodeStatus
+from ray.util import get_node_ip_address
 
 IDLE_SECONDS = 15.0
+OBJECT_STORE = 80 << 20
+_NO_COMMANDS = (
+    "cluster_synced_files",
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+"""What Ray misses in a configuration, and nodes of this machine do without."""
 
 
 class Nodes:
@@ -35,7 +51,11 @@ class Nodes:
         head = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
         if pools:
             head |= _autoscaled(folder, pools)
-        self._common = {"temp_dir": str(folder), "object_store_memory": 80 << 20, "dashboard_agent_listen_port": None}
+        self._common = {
+            "temp_dir": str(folder),
+            "object_store_memory": OBJECT_STORE,
+            "dashboard_agent_listen_port": None,
+        }
         self._cluster = Cluster(True, head_node_args={"num_cpus": cpus, **head, **self._common})
         (folder / "ray_current_cluster").write_text(self._cluster.gcs_address)  # where the head's jobs look for it
         os.environ["RAY_ADDRESS"] = self._cluster.gcs_address  # and workers, which a machine of one Ray needs not tell
@@ -114,6 +134,7 @@ def _autoscaled(folder: Path, pools: dict[str, dict[str, float]]) -> dict[str, A
     kinds = {}
     for name, each in pools.items():
         resources = {key: value for key, value in each.items() if key != "most"}
+        resources["object_store_memory"] = OBJECT_STORE
         kinds[name] = {"resources": resources, "node_config": {}, "max_workers": each["most"]}
     config = {
         "cluster_name": "of-this-machine",
@@ -121,8 +142,9 @@ def _autoscaled(folder: Path, pools: dict[str, dict[str, float]]) -> dict[str, A
         "idle_timeout_minutes": IDLE_SECONDS / 60,
         "upscaling_speed": 100,
         "provider": {
-            "type": "fake_multinode",
-            "gcs_address": f"127.0.0.1:{gcs}",
+            "type": "external",  # of its own type Ray looks for a file that its wheels lack
+            "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+            "gcs_address": f"{get_node_ip_address()}:{gcs}",
             "launch_multiple": True,
             "head_node_id": FAKE_HEAD_NODE_ID,
         },
@@ -132,8 +154,7 @@ def _autoscaled(folder: Path, pools: dict[str, dict[str, float]]) -> dict[str, A
         },
         "head_node_type": FAKE_HEAD_NODE_TYPE,
         **{name: {} for name in ("auth", "docker", "file_mounts")},
-        **{name: [] for name in ("initialization_commands", "setup_commands", "head_setup_commands")},
-        **{name: [] for name in ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")},
+        **{name: [] for name in _NO_COMMANDS},
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "autoscaling.json"
