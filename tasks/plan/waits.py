@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,9 +31,9 @@ class Nodes:
         self._now = self._worked = 0.0
         self._last: dict[str, tuple[str, int, float]] = {}
         """Stage that used a pool last, with how many nodes, and until when."""
-        self.beside: Counter[str] = Counter()
+        self.beside: defaultdict[str, float] = defaultdict(float)
         """Dollars by stage for what is not within its time: nodes that start early, or idle after."""
-        self.waits: Counter[str] = Counter()
+        self.waits: defaultdict[str, float] = defaultdict(float)
         """These, and those for nodes that start within it."""
 
     def start(self, pool: str, gpu: bool) -> Start:
