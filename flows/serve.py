@@ -50,7 +50,19 @@ def serve(prefect_port: int = 4200, mlflow_port: int = 5000, listen: str = LOOPB
 
 @contextmanager
 def running(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iterator[dict[str, str]]:
-    """The servers and the worker while the context lasts; gives the environment that talks to them.
+    """What `serve` starts while the context lasts: `servers`, deployments, automations and a worker."""
+    with servers(prefect_port, mlflow_port, listen) as environment:
+        _run(environment, "prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite")
+        _run(environment, "prefect", "--no-prompt", "deploy", "--all")
+        _run(environment, sys.executable, "-c", "from infra import heartbeat; heartbeat.install()")
+        worker = ("prefect", "worker", "start", "--pool", POOL, "--type", "process")
+        with _process("worker", worker, environment):
+            yield environment
+
+
+@contextmanager
+def servers(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iterator[dict[str, str]]:
+    """Prefect's server and MLflow while the context lasts; gives the environment that talks to them.
 
     Args:
         prefect_port: of Prefect's server, on loopback.
@@ -82,18 +94,15 @@ def running(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iter
     if listen != LOOPBACK:  # MLflow answers to these names only
         environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", f"{listen}:{mlflow_port},localhost:{mlflow_port}")
     with ExitStack() as stack:
-        start = lambda name, *command: stack.enter_context(_process(name, command, environment))  # noqa: E731
-        start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port))
-        start(
-            *("mlflow", "mlflow", "server", "--host", listen, "--port", str(mlflow_port), "--workers", "1"),
+        prefect = ("prefect", "server", "start", "--host", LOOPBACK, "--port", str(prefect_port))
+        mlflow = (
+            *("mlflow", "server", "--host", listen, "--port", str(mlflow_port), "--workers", "1"),
             *("--artifacts-destination", environment["MLFLOW_ARTIFACTS_DESTINATION"]),
         )
+        stack.enter_context(_process("prefect-server", prefect, environment))
+        stack.enter_context(_process("mlflow", mlflow, environment))
         _await("the Prefect server", f"http://127.0.0.1:{prefect_port}/api/health", folder / "prefect-server.log")
-        _run(environment, "prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite")
-        _run(environment, "prefect", "--no-prompt", "deploy", "--all")
-        _run(environment, sys.executable, "-c", "from infra import heartbeat; heartbeat.install()")
         _await("the MLflow UI", f"{environment['MLFLOW_TRACKING_URI']}/health", folder / "mlflow.log")
-        start("worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
         yield environment
 
 

@@ -16,9 +16,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from benchmarks.chaos import account
@@ -61,19 +62,11 @@ class Run:
 
 
 class Place:
-    """Servers, proxies and nodes, as long as they are wanted."""
+    """Storage, proxies and nodes, as long as they are wanted."""
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        from flows.serve import running
-
+    def __init__(self, stack: ExitStack, folder: Path, served: Mapping[str, str]) -> None:
+        """served: the environment of a home and of the Prefect and MLflow that its runs talk to."""
         storage = stack.enter_context(s3_server(_made(folder / "s3")))
-        home = {"LATENTFORGE_HOME": str(_made(folder / "home")), "PREFECT_HOME": str(folder / "home" / "prefect")}
-        if images := os.environ.get("LATENTFORGE_FASHION_MNIST"):
-            home["LATENTFORGE_FASHION_MNIST"] = images
-        kept = {name: os.environ.get(name) for name in home}
-        os.environ.update(home)
-        served = stack.enter_context(running(*free_ports(2)))
-        os.environ.update({name: value for name, value in kept.items() if value is not None})
         addresses = {
             "storage": storage["AWS_ENDPOINT_URL"],
             "mlflow": served["MLFLOW_TRACKING_URI"],
@@ -82,15 +75,25 @@ class Place:
         self.proxies = {name: Proxy(int(urlsplit(each).port or 0)) for name, each in addresses.items()}
         reach = {name: stack.enter_context(proxy.running()) for name, proxy in self.proxies.items()}
         self.environment = {
+            "OMP_NUM_THREADS": "1",
+            **served,
             **storage,
-            **home,
             "AWS_ENDPOINT_URL": f"http://{reach['storage']}",
             "MLFLOW_TRACKING_URI": f"http://{reach['mlflow']}",
             "PREFECT_API_URL": f"http://{reach['prefect']}/api",
-            "OMP_NUM_THREADS": "1",
         }
         self.nodes: RayNodes = stack.enter_context(ray_nodes(self.environment))
         self.members = [self.nodes.add(num_cpus=2) for _ in range(NODES)]
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[dict[str, str]]:
+    """A home of its own with its servers; the environment that reaches them."""
+    from flows.serve import servers
+
+    home = {"LATENTFORGE_HOME": str(_made(folder / "home")), "PREFECT_HOME": str(folder / "home" / "prefect")}
+    with patch.dict(os.environ, home), servers(*free_ports(2)) as found:
+        yield {**home, **{name: found[name] for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")}}
 
 
 def _made(folder: Path) -> Path:
@@ -154,7 +157,7 @@ def main() -> int:
     deadline = time.monotonic() + 60 * arguments.minutes
     with ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
-        place = Place(stack, _made(folder))
+        place = Place(stack, folder, stack.enter_context(_served(folder)))
         quiet = measured(place, folder, "quiet", arguments.recipe, deadline, None)
         gremlin = Gremlin(
             arguments.seed, kinds, arguments.every, place.nodes, place.members, lambda: None, place.proxies
@@ -166,6 +169,7 @@ def main() -> int:
 
 
 def summary(quiet: dict, fired: dict, gremlin: Gremlin, seed: int) -> dict[str, Any]:
+    """The last line; a run that was cut off is no measure of slowness nor of what its bytes would have been."""
     computed = sum(each.units for each in fired["done"])
     again = sum(each.again for each in fired["done"])
     same = {
@@ -176,8 +180,8 @@ def summary(quiet: dict, fired: dict, gremlin: Gremlin, seed: int) -> dict[str, 
     return {
         "benchmark": "chaos",
         "goodput": round(1 - again / computed, 3) if computed else None,
-        "slowdown": round(fired["seconds"] / quiet["seconds"], 2),
-        "same_bytes": bool(same) and all(same.values()),
+        "slowdown": round(fired["seconds"] / quiet["seconds"], 2) if quiet["well"] and fired["well"] else None,
+        "same_bytes": quiet["well"] and bool(same) and all(same.values()),
         "differs": [stage for stage, each in same.items() if not each],
         "finished": fired["well"],
         "faults": len(gremlin.faults),

@@ -1,4 +1,4 @@
-"""Faults drawn from a seed, one kind as likely as another, and what became of each."""
+"""Faults drawn from a seed, of every kind as many, and what became of each."""
 
 from __future__ import annotations
 
@@ -60,18 +60,23 @@ class Gremlin:
     """The process of the flow now."""
     proxies: dict[str, Proxy]
     """`storage`, `mlflow` and `prefect`."""
+    most: int = 10_000
+    """Faults of the plan; a run longer than that is left alone from there on."""
     faults: list[Fault] = field(default_factory=list)
 
     def plan(self, count: int) -> list[tuple[float, str]]:
-        """The first waits and kinds that this seed gives."""
-        drawn = random.Random(self.seed)
-        return [(self.every * (0.5 + drawn.random()), drawn.choice(self.kinds)) for _ in range(count)]
+        """The first waits and kinds that this seed gives; every kind comes once before any comes again."""
+        drawn, found = random.Random(self.seed), list[tuple[float, str]]()
+        while len(found) < count:
+            kinds = drawn.sample(self.kinds, len(self.kinds))
+            found += [(self.every * (0.5 + drawn.random()), kind) for kind in kinds]
+        return found[:count]
 
     def haunt(self, ended: threading.Event) -> None:
-        """Until the run has ended; a run longer than the plan is left alone from there on."""
+        """Until the run or the plan has ended."""
         began = time.monotonic()
         drawn, due = random.Random(f"{self.seed} whom"), 0.0
-        for wait, kind in self.plan(10_000):
+        for wait, kind in self.plan(self.most):
             due += wait  # a fault that takes a while does not put off the next one
             if ended.wait(max(0.0, began + due - time.monotonic())):
                 return

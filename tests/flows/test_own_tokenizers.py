@@ -22,6 +22,8 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
     "dc": ("AutoencoderDC", {}),
     "rae": ("AutoencoderRAE", {}),
 }
+REDONE = ("kl4", "rae")
+"""Cached, drawn again and resumed: one whose latents are stored, and one whose are made in training."""
 
 
 def twin(folder: Path, name: str) -> Path:
@@ -66,6 +68,8 @@ def test_diffusers_twin_runs_whole_and_is_cached(name: str, workplace: Workplace
     channels = TWINS[name][1].get("latent_channels", section(TWINS[name][0], "")["channels"])
     assert facts["shapes"] == ({} if name == "rae" else {"z": [channels, 4, 4]}), "representations are made in training"
     assert len(facts["statistics"]["z"]["mean"]) == channels
+    if name not in REDONE:
+        return
     run()
     assert here.manifests() == made, "the same again is all cached"
     run("--set", "sample.steps=3")

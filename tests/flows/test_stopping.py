@@ -74,7 +74,8 @@ def stopped(
     text = _ESCAPES.sub("", said[seen:].decode(errors="replace")).replace("\r", "\n")
     lines = [line.strip() for line in text.splitlines() if line.strip() and "━" not in line]
     assert told, said[-3000:].decode(errors="replace")
-    return Ended(os.waitstatus_to_exitcode(status), seconds, lines, _left(mark))
+    left = _left(mark, 60.0 if number == signal.SIGKILL else 10.0)
+    return Ended(os.waitstatus_to_exitcode(status), seconds, lines, left)
 
 
 def _rest(terminal: int) -> bytes:
@@ -91,10 +92,10 @@ def _rest(terminal: int) -> bytes:
     return found
 
 
-def _left(mark: str) -> list[str]:
-    """Processes with this mark in their environment, a few seconds later."""
+def _left(mark: str, seconds: float) -> list[str]:
+    """Processes with this mark in their environment, so many seconds later."""
     found: list[str] = []
-    for _ in range(50):
+    for _ in range(int(5 * seconds)):
         found = []
         for folder in Path("/proc").iterdir():
             try:
@@ -108,27 +109,26 @@ def _left(mark: str) -> list[str]:
     return found
 
 
-def _states(place: Workplace) -> tuple[str, list[str]]:
-    """The newest flow run's state in Prefect, and the statuses of the newest runs in MLflow."""
+def _states(place: Workplace) -> list[list[str]]:
+    """Of each flow run, the newest first: its state in Prefect and the statuses of its runs in MLflow."""
     code = (
         "from prefect.client.orchestration import get_client\n"
         "from prefect.client.schemas.sorting import FlowRunSort\n"
         "with get_client(sync_client=True) as client:\n"
-        "    found = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]\n"
-        "print(found.state.name)\n"
+        "    flow_runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=3)\n"
         "from mlflow import MlflowClient\n"
         "client = MlflowClient()\n"
         "experiments = [each.experiment_id for each in client.search_experiments()]\n"
-        "runs = client.search_runs(experiments, f\"tags.prefect_flow_run = '{found.id}'\")\n"
-        "print(*sorted({run.info.status for run in runs}))\n"
+        "for found in flow_runs:\n"
+        "    runs = client.search_runs(experiments, f\"tags.prefect_flow_run = '{found.id}'\")\n"
+        "    print('state', found.state.name, *sorted({run.info.status for run in runs}))\n"
     )
     environment = {**os.environ, **place.environment}
     environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place.home / 'mlflow.db'}")
     environment["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
     command = [sys.executable, "-c", f"import flows\n{code}"]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
-    state, statuses = done.stdout.splitlines()[-2:]
-    return state, statuses.split()
+    return [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("state ")]
 
 
 def _has(place: Workplace, pattern: str) -> Callable[[], bool]:
@@ -136,12 +136,13 @@ def _has(place: Workplace, pattern: str) -> Callable[[], bool]:
 
 
 def _check(ended: Ended, place: Workplace, number: int = signal.SIGINT) -> None:
-    assert ended.status == 128 + number, ended
+    print(ended)  # for the table in docs/operations.md: pytest -rP
+    assert ended.status == 128 + number
     assert ended.seconds < _BACK
     said = [line for line in ended.lines if line != "^C"]
     assert len(said) == 1 and re.fullmatch(r"(\^C)?stopped.*; the same command( without --\w+)* goes on", said[0]), said
     assert not ended.left
-    assert _states(place) == ("Cancelled", ["KILLED"])
+    assert _states(place)[0] == ["Cancelled", "KILLED"]
 
 
 def _arguments(place: Workplace, *further: str) -> list[str]:
@@ -181,3 +182,13 @@ def test_nothing_stays_behind(alone: Workplace, workplace: Workplace, served: bo
     (saved,) = re.findall(r"stopped at ([\d,]+) images", ended.lines[-1])
     newest = max(int(path.name) for path in Path(place.root).glob("train_dit/*/checkpoints/*"))
     assert int(saved.replace(",", "")) == newest >= 1
+
+
+@pytest.mark.slow
+def test_what_a_killed_command_leaves_is_closed_by_the_next(alone: Workplace) -> None:
+    """No server that is there all the time saw it die; its own ends by itself."""
+    arguments = _arguments(alone, "--only", "shard")
+    ended = stopped(arguments, alone.environment, _has(alone, "shard/*/run.json"), signal.SIGKILL)
+    assert ended.status == -signal.SIGKILL and not ended.left, ended
+    alone.flows(*arguments)
+    assert _states(alone)[:2] == [["Completed", "FINISHED"], ["Crashed", "FAILED"]]
