@@ -273,8 +273,7 @@ class Storage:
     def delete(self, name: str = "") -> None:
         """Delete a file or everything below a name; nothing there is fine."""
         with self._explained("delete", name), suppress(FileNotFoundError):
-            self._ask()
-            self.fs.rm(self.locate(name), recursive=True)
+            self._retried(lambda: (self._ask(), self.fs.rm(self.locate(name), recursive=True)))
 
     def check_writable(self) -> None:
         """Write and delete a probe, so that a wrong root is refused before anything starts."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -43,7 +42,6 @@ from tasks.training.trainee import Trainee
 RESULT = "result.json"
 OBJECTIVE = "objective.safetensors"
 _BEST, _LAST = "best", "model"
-_RAY = "ray"
 
 
 def train(context: Context, section: Training, alone: bool = False, scored: bool = False) -> Outcome:
@@ -260,11 +258,10 @@ def _snapshots(out: Storage) -> list[FileEntry]:
 
 
 def _fit(context: Context) -> None:
-    import pyarrow.fs
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from tasks.training.ray_parts import Mistakes, heedful_torch, meaning
+    from tasks.training.ray_parts import Mistakes, heedful_torch, meaning, nowhere
 
     connect()
     compute = context.recipe.compute.train
@@ -273,7 +270,6 @@ def _fit(context: Context) -> None:
     resources: dict[str, Any] = {"CPU": compute.cpus_per_worker}
     if gpu:
         resources["GPU"] = compute.gpus_per_worker
-    own = context.out.child(_RAY)
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": asdict(context.job)},
@@ -282,9 +278,8 @@ def _fit(context: Context) -> None:
             num_workers=compute.workers, use_gpu=gpu, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name=uuid.uuid4().hex[:8],
-            storage_path=own.path,
-            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(own.fs)),
+            storage_path="/ray",
+            storage_filesystem=nowhere(),
             failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
             callbacks=[Mistakes()],  # type: ignore[list-item]  # the annotation is of Ray Tune's
         ),
@@ -297,8 +292,6 @@ def _fit(context: Context) -> None:
         raise stopping.Stopped(stop.number, _saved_at(context)) from None
     except ray.train.ControllerError as error:
         raise meaning(error.controller_failure) or error from None
-    finally:
-        context.out.delete(_RAY)
     if not context.out.exists(RESULT):
         if told() and stopping.asked():
             raise stopping.Stopped(stopping.asked(), _saved_at(context))

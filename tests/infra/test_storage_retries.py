@@ -38,7 +38,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Storage]:
 
             return request
 
-        for name in ("cat_file", "pipe_file"):
+        for name in ("cat_file", "pipe_file", "rm"):
             monkeypatch.setattr(MemoryFileSystem, name, unreliable(name))
         return Storage.at("memory://flaky")
 
@@ -50,6 +50,8 @@ def test_transient_errors_are_tried_again(flaky: Callable[[int], Storage]) -> No
     storage.write_bytes("a", b"content")
     assert storage.read_bytes("a") == b"content"
     assert storage.read_range("a", 2, 3) == b"nte"
+    storage.delete("a")
+    assert not storage.exists("a")
 
 
 def test_an_outage_ends_in_one_clear_line(flaky: Callable[[int], Storage]) -> None:
