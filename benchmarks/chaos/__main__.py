@@ -145,7 +145,7 @@ def _of_root(place: Place, root: str) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=28.0, help="when to give up, the quiet run included")
+    parser.add_argument("--minutes", type=float, default=29.0, help="when to give up, the quiet run included")
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two faults")
     parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of faults, by commas")
     parser.add_argument("--recipe", default="demo_tiny")

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,12 +171,16 @@ def test_sampling_without_servers_stops_alike(finished: Workplace, alone: Workpl
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("served", "number"), [(False, None), (False, signal.SIGTERM), (True, None)])
-def test_nothing_stays_behind(alone: Workplace, workplace: Workplace, served: bool, number: int | None) -> None:
-    """`shard`, then `train_dit`, which saves before it leaves and goes on where it was."""
-    place = replace(workplace, root=alone.root) if served else alone
+def test_nothing_stays_behind(
+    finished: Workplace, alone: Workplace, tmp_path: Path, served: bool, number: int | None
+) -> None:
+    """`shard`, then `train_dit` on what is there, which saves before it leaves and goes on where it was."""
+    place = replace(finished if served else alone, root=alone.root)
     begun = _has(place, "shard/*/run.json")
     _check(stopped(_arguments(place), place.environment, begun, number), place, number or signal.SIGINT)
-    long = _arguments(place, "--set", "train_dit.images=4000000")
+    place = replace(place, root=str(tmp_path / "artifacts"))
+    shutil.copytree(finished.undisturbed, place.root)
+    long = _arguments(place, "--only", "train_dit", "--set", "train_dit.images=4000000")
     begun = _has(place, "train_dit/*/checkpoints/00000000001*")
     ended = stopped(long, place.environment, begun, number)
     _check(ended, place, number or signal.SIGINT)
