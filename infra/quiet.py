@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from infra import stopping
 from infra.home import home
 from infra.logs import MARK, MARKED, in_json
 
@@ -118,7 +119,10 @@ class Console:
 
 @contextmanager
 def console() -> Iterator[Log]:
-    """While a command works. The log's path is named at the end, where there is something in it."""
+    """While a command works. The log's path is named at the end, where there is something in it.
+
+    Whoever stops a command has one line to read, which says where it goes on.
+    """
     log, before = Log(), (sys.stdout, sys.stderr)
     marked = not os.environ.get("RAY_ADDRESS") and not in_json()
     try:
@@ -132,7 +136,7 @@ def console() -> Iterator[Log]:
         os.environ.pop(MARKED, None)
         sys.stdout, sys.stderr = before
         log.close()
-        if log.path is not None:
+        if log.path is not None and not stopping.asked():
             print(f"what libraries said beside this is in {log.path}", file=sys.stderr)
 
 

@@ -288,8 +288,10 @@ def _fit(context: Context) -> None:
     try:
         with stopping.saving_first(lambda: requests.ask(context.out, requests.LEAVE)) as told:
             trainer.fit()
-    except stopping.Stopped as stop:
-        raise stopping.Stopped(stop.number, _saved_at(context)) from None
+    except KeyboardInterrupt:  # not only our own kind: Ray, in the midst of waiting, raises Python's instead
+        if not stopping.asked():
+            raise
+        raise stopping.Stopped(stopping.asked(), _saved_at(context)) from None
     except ray.train.ControllerError as error:
         raise meaning(error.controller_failure) or error from None
     if not context.out.exists(RESULT):

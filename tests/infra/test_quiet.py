@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from infra import stopping
 from infra.logs import MARK, MARKED, say
 from infra.quiet import Console, Log, console, shown
 
@@ -78,6 +80,16 @@ def test_the_path_is_named_once_and_only_where_something_is_in_it(
         print("(raylet) a worker died", file=sys.stderr)
         raise RuntimeError
     assert capsys.readouterr() == ("", f"what libraries said beside this is in {log.path}\n")
+
+
+def test_the_path_is_no_second_line_of_a_command_that_is_stopped(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping._State, "number", signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), console() as log:
+        print("(raylet) a worker died", file=sys.stderr)
+        raise KeyboardInterrupt
+    assert capsys.readouterr() == ("", "") and log.path is not None and log.path.exists()
 
 
 _LOUD = """
