@@ -62,7 +62,8 @@ class Training(Section):
     the artifact: weak guides, or points of a curve."""
     start_from_average_at: Annotated[tuple[Positive, ...], Added(before=())] = ()
     """Images at which the weights become the average of `ema_decay`, and training goes on from there (Switch EMA,
-    arXiv 2402.09240, after each epoch). At which images, and that moments and rate stay, is our choice."""
+    arXiv 2402.09240, after each epoch). At which images, and that moments and rate stay, is our choice. A shorter
+    training does not come to all of them."""
     ema_decays: tuple[Share, ...] = ()
     """Decays of further averages, each a file of the artifact."""
     ema_sigmas: tuple[SigmaRel, ...] = ()
@@ -104,11 +105,10 @@ class Training(Section):
             points = getattr(self, name)
             if points and self.ema_decay is None:
                 raise ValueError(f"{name} names images but ema_decay is not set, so there is no average: set it")
-            for point in points if self.images else ():
-                if point > self.images or point % self.batch:
-                    raise ValueError(
-                        f"{name} names {point}: expected multiples of batch {self.batch} up to images {self.images}"
-                    )
+            if odd := [point for point in points if self.images and point % self.batch]:
+                raise ValueError(f"{name} names {odd[0]}: expected multiples of batch {self.batch}")
+        if self.images and (late := [point for point in self.keep_averages_at if point > self.images]):
+            raise ValueError(f"keep_averages_at names {late[0]}, but images is {self.images}: name none beyond")
         if self.snapshot_every is not None and len(self.ema_sigmas) < 2:
             raise ValueError(
                 f"snapshot_every is set but ema_sigmas has {len(self.ema_sigmas)} entries: name two widths, e.g. "
