@@ -54,7 +54,8 @@ class Proxy:
             return
         ways = [asyncio.ensure_future(self._asked(reader, below, writer))]
         ways.append(asyncio.ensure_future(self._answered(above, writer)))
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        with suppress(asyncio.CancelledError):  # the proxy ends
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         for way in ways:
             way.cancel()
         for end in (writer, below):
