@@ -24,7 +24,9 @@ from configs.errors import UserError
 HELD_BYTES = 16 << 20
 """Of a table in memory, before it goes to disk."""
 AT_ONCE = 1 << 18
-"""Rows that are sorted at once; each such portion is of about as many rows."""
+"""Rows that are sorted at once, at most; each such portion is of about as many rows."""
+PORTION_BYTES = 32 << 20
+"""The same in bytes, for long rows: a receipt of `encode` is some 10 kB."""
 _MOST_PIECES = 512
 _SAMPLED = 1 << 16
 """Rows whose values say where portions are cut."""
@@ -38,7 +40,7 @@ class Rows:
         self.schema, self.num_rows = schema, 0
         self._held: list[pa.Table] = []
         self._latest: list[pa.Table] = []
-        self._bytes = 0
+        self._bytes = self._all_bytes = 0
         self._laid: list[tuple[int, int]] = []
 
     @classmethod
@@ -58,12 +60,18 @@ class Rows:
         self.num_rows += table.num_rows
         self._latest.append(table)
         self._bytes += table.nbytes
+        self._all_bytes += table.nbytes
         if len(self._latest) == _MOST_PIECES:  # a table of one row takes as much as hundreds of rows
             self._held.append(pa.concat_tables(self._latest).combine_chunks())
             self._latest = []
         if self._bytes > HELD_BYTES:
             self._laid.append(self._scratch.put(pa.concat_tables([*self._held, *self._latest])))
             self._held, self._latest, self._bytes = [], [], 0
+
+    @property
+    def at_once(self) -> int:
+        """How many of these rows are sorted at once."""
+        return max(1, min(AT_ONCE, PORTION_BYTES * self.num_rows // max(1, self._all_bytes)))
 
     def chunks(self) -> Iterator[pa.Table]:
         """All rows, in tables of some 16 MB whose columns are each one piece."""
@@ -93,14 +101,14 @@ def in_order(rows: Rows, *by: str) -> Iterator[pa.Table]:
     Rows that agree in the first of the columns are in one portion. At most a few portions are in
     memory: the others are cut apart by values of a sample and wait on disk.
     """
-    if rows.num_rows <= AT_ONCE:
+    if rows.num_rows <= rows.at_once:
         if rows.num_rows:
             yield _sorted(rows.table(), by)
         return
-    cuts = _cuts(rows, by[0], -(-rows.num_rows // AT_ONCE))
+    cuts = _cuts(rows, by[0], -(-rows.num_rows // rows.at_once))
     scratch = _Scratch()
     waiting: list[list[tuple[int, int]]] = [[] for _ in range(len(cuts) + 1)]
-    for run in sized(rows.chunks(), 2 * AT_ONCE):
+    for run in sized(rows.chunks(), 2 * rows.at_once):
         table = _sorted(run, by)
         ends = [0, *_places(table[by[0]], cuts), table.num_rows]
         for place, (start, stop) in zip(waiting, pairwise(ends), strict=True):

@@ -70,6 +70,16 @@ def test_one_value_alone_is_one_portion(bounds: None) -> None:
     assert _listed([portion]) == pairs
 
 
+def test_long_rows_are_sorted_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Portions are bounded by bytes, too: there may be as many receipts of 10 kB as parts."""
+    monkeypatch.setattr(rows, "PORTION_BYTES", 20_000)
+    monkeypatch.setattr(rows, "HELD_BYTES", 5_000)
+    pairs = [(f"{7 * place % 200:03d}" + "x" * 1_000, place) for place in range(200)]
+    portions = list(in_order(_rows(pairs, 10), "word"))
+    assert _listed(portions) == sorted(pairs)
+    assert len(portions) >= 10 and max(portion.nbytes for portion in portions) < 40_000
+
+
 @pytest.mark.parametrize("counts", [[3, 3, 3, 1], [10], [4, 20], [1, 2]])
 def test_rows_are_cut_to_counts(counts: list[int]) -> None:
     pairs = _pairs(10)
