@@ -13,7 +13,7 @@ _BY_ACTORS = ("encode", "sample", "evaluate", "evaluate_tokenizer")
 def accelerators(stage: Stage, recipe: Recipe) -> list[dict[str, float]]:
     """What each worker or actor of a stage asks Ray for; empty where it is no accelerator."""
     train, actors = recipe.compute.train, recipe.compute.actors
-    if stage.trains and getattr(recipe, stage.name).images and train.gpus_per_worker:
+    if stage.trains and not _given(stage, recipe) and train.gpus_per_worker:
         return [{"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}] * train.workers
     if stage.name in _BY_ACTORS and actors.gpus_per_actor:
         return [{"CPU": actors.cpus_per_actor, "GPU": actors.gpus_per_actor}] * actors.actors
@@ -21,7 +21,14 @@ def accelerators(stage: Stage, recipe: Recipe) -> list[dict[str, float]]:
 
 
 def needed_next(stage: Stage, following: Sequence[Stage], recipe: Recipe) -> list[dict[str, float]]:
-    """What the first stage that follows with accelerators asks for; empty where it is the same."""
+    """What the stage that follows asks for; empty where this one leaves it the same.
+
+    Given networks are taken as they are within seconds: what follows them is what counts.
+    """
     own = accelerators(stage, recipe)
-    found = next(filter(None, (accelerators(each, recipe) for each in following)), [])
+    found = next((accelerators(each, recipe) for each in following if not _given(each, recipe)), [])
     return found if found[:1] != own[:1] else []
+
+
+def _given(stage: Stage, recipe: Recipe) -> bool:
+    return stage.trains and not getattr(recipe, stage.name).images

@@ -43,6 +43,13 @@ def test_given_networks_are_passed_over() -> None:
     )
 
 
+def test_a_long_stage_without_accelerators_is_not_passed_over() -> None:
+    recipe = load_recipe("demo", ["compute.actors.gpus_per_actor=1"])
+    later = [STAGES[name] for name in ("train_semvae", "encode")]
+    assert needed_next(STAGES["train_vavae"], later, recipe) == []
+    assert len(needed_next(STAGES["train_semvae"], later[1:], recipe)) == 2
+
+
 def test_a_recipe_without_accelerators_asks_for_none() -> None:
     recipe = load_recipe("demo")
     stages = [each for each in STAGES.values() if each.present(recipe)]

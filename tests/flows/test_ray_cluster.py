@@ -66,7 +66,8 @@ def test_the_whole_flow_from_a_worker_while_nodes_die(finished: Workplace, there
         assert made.manifest.rows == undisturbed.manifest.rows, stage
         if stage in ("shard", "train_vavae", "train_semvae", "encode", "train_dit", "sample"):
             assert made.manifest.files == undisturbed.manifest.files, stage
-    assert sorted(name.split("-")[1] for name in nodes.jobs()) == sorted(stage.name for stage in STAGES), "a job each"
+    stages = {stage.name for stage in STAGES} & finished.first.keys()
+    assert sorted(name.split("-")[1] for name in nodes.jobs()) == sorted(stages), "a job each"
 
 
 def lose_a_node(there: Workplace, nodes: RayNodes, flow: str, work: str, begun: str) -> None:

@@ -66,6 +66,20 @@ def test_aws_knows_spot_before_a_spot_machine_is_asked_for(tmp_path: Path) -> No
     assert ("service", "spot.amazonaws.com") in created("aws", tmp_path)
 
 
+def test_machines_by_ssh_have_what_the_file_takes_from_them() -> None:
+    """Files of the operator and of each machine, and what its commands need, stand in their section of the page."""
+    text = (INFRA / "ray" / "ssh.yaml").read_text()
+    page = (REPOSITORY / "docs" / "operations.md").read_text()
+    section = page.partition("## Machines by SSH")[2].partition("\n## ")[0]
+    files = set(re.findall(r"~/[\w./]+", text)) - {"~/ray_bootstrap_config.yaml"}  # Ray's own
+    assert files == {"~/.ssh/id_ed25519", "~/latentforge.env", "~/.ray/auth_token"}
+    made = section.replace("`ray get-auth-token --generate`", "`~/.ray/auth_token`")
+    assert files <= set(_ticked(made))
+    assert set(re.findall(r"REPLACE-(?:HEAD|WORKER)", text)) == set(re.findall(r"REPLACE-(?:HEAD|WORKER)", section))
+    assert ("sudo " in text) is ("`sudo` without a password" in section)
+    assert ("--gpus all" in text) is ("container toolkit" in section)
+
+
 def test_policies_speak_of_roles_that_there_are(tmp_path: Path) -> None:
     text = "\n".join(path.read_text() for path in (INFRA / "policies").glob("*.json"))
     roles = {("role", name) for name in re.findall(r":role/([\w-]+)", text)}
