@@ -105,7 +105,9 @@ def export(
     recipe: RecipeName = "demo",
     overrides: Overrides = [],  # noqa: B006
     root: Root = None,
-    public: Annotated[bool, typer.Option("--public", help="Of a new repository; it is private otherwise.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see it; a new repository is private otherwise.")
+    ] = False,
 ) -> None:
     """Write a trained model as others use it: a folder that diffusers loads alone, with a model card.
 
