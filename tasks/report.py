@@ -51,7 +51,7 @@ def run(context: Context) -> Outcome:
     return Outcome(files=entries, rows=1)
 
 
-STAGE = Stage(name="report", version=3, sections=("report",), inputs=_STAGES, run=run)
+STAGE = Stage(name="report", version=4, sections=("report",), inputs=_STAGES, run=run)
 
 
 # ------------------------------------------------------------------------------------------------------ pictures
@@ -182,11 +182,16 @@ def _few(evaluated: Manifest) -> str:
     said += (
         "score otherwise"
         if span is None
-        else f"score {span[0]:.3g} to {span[1]:.3g} where this one has {scores[name]:.3g}"
+        else f"score {_said(span[0])} to {_said(span[1])} where this one has {_said(scores[name])}"
     )
     if (floor := scores.get(f"floor_{name}")) is not None and scores[name] < floor:
-        said += f"; that it is below the {floor:.3g} of real images is chance"
+        said += f"; that it is below the {_said(floor)} of real images is chance"
     return said + ". Look at the pictures."
+
+
+def _said(value: float) -> str:
+    """Three digits, or all of a large number's: nobody reads `5.31e+03`."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _score_rows(evaluated: Manifest) -> list[Row]:

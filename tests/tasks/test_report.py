@@ -140,6 +140,9 @@ def test_page_says_what_scores_of_few_images_are_worth(reported: Artifact) -> No
     better = {"frechet_x": 1.0, "floor_frechet_x": 2.0}
     few = replace(manifest, facts={"images": {"generated": 30, "test": 600}, "network": "x"}, scores=better)
     assert "below the 2 of real images is chance" in _few(few)
+    large = {**few.facts, "intervals": {"frechet_x": [5213.6, 5404.2]}}
+    far = replace(few, facts=large, scores={"frechet_x": 5310.1})
+    assert "score 5,214 to 5,404 where this one has 5,310. Look" in _few(far)
 
 
 def test_page_names_classes_that_are_not_pictured(reported: Artifact) -> None:
