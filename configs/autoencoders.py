@@ -24,6 +24,9 @@ class AutoencoderModel(Section):
     norm_groups: Positive = 32
     patch_size: Annotated[Positive, Added(before=1)] = 1
     """Side in pixels of the squares that are channels of one cell of level 0: no convolution at full resolution."""
+    linear_path: Annotated[bool, Added(before=False)] = False
+    """A linear map from each cell's pixels to its moments and another back, beside the networks, which learn what it
+    leaves over (after DC-AE, arXiv 2410.10733). Short trainings gain most."""
 
     @property
     def downscale(self) -> int:

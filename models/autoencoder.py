@@ -211,6 +211,10 @@ class AutoencoderKL(ImageAutoencoder):
     decoder_attention: False leaves attention out of the decoder's levels (the MAR flavour keeps its middle).
     patch_size: pixels of a square's side that are channels of one cell of level 0 (pixel shuffle, Shi et al. 2016), so
         that no convolution runs at full resolution.
+    linear_path: add what one linear map makes of each cell's pixels to the moments, and what another makes of its
+        latent to the image, so that the networks learn what principal components would leave over. After the residual
+        autoencoding of DC-AE (Chen et al. 2024, arXiv 2410.10733), whose shortcuts are fixed and at every level; one
+        learned path across all levels is our choice.
     Raises ValueError when a width is not a multiple of norm_groups or a level does not exist.
     """
 
@@ -229,6 +233,7 @@ class AutoencoderKL(ImageAutoencoder):
         norm_groups: int = 32,
         dropout: float = 0.0,
         patch_size: int = 1,
+        linear_path: bool = False,
     ) -> None:
         super().__init__()
         widths = tuple(base_channels * multiplier for multiplier in channel_multipliers)
@@ -260,6 +265,12 @@ class AutoencoderKL(ImageAutoencoder):
         )
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * self.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(self.embed_dim, z_channels, 1)
+        self.encoder_path: nn.Conv2d | None = None
+        self.decoder_path: nn.ConvTranspose2d | None = None
+        if linear_path:
+            cell = self.downscale
+            self.encoder_path = nn.Conv2d(in_channels, 2 * self.embed_dim, cell, stride=cell)
+            self.decoder_path = nn.ConvTranspose2d(self.embed_dim, out_channels, cell, stride=cell)
 
     def encode(self, x_BCHW: Tensor) -> DiagonalGaussian:
         """Posterior over (B, embed_dim, H / downscale, W / downscale) of images in [-1, 1].
@@ -268,16 +279,19 @@ class AutoencoderKL(ImageAutoencoder):
         if any(side % self.downscale for side in x_BCHW.shape[-2:]):
             raise ValueError(f"image sides must be multiples of {self.downscale}, found {tuple(x_BCHW.shape[-2:])}")
         cells = F.pixel_unshuffle(x_BCHW, self.patch_size) if self.patch_size > 1 else x_BCHW
-        return DiagonalGaussian(self.quant_conv(self.encoder(cells)))
+        moments = self.quant_conv(self.encoder(cells))
+        return DiagonalGaussian(moments if self.encoder_path is None else moments + self.encoder_path(x_BCHW))
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """Images, nominally in [-1, 1] and not clamped, from latents in the encoder's own scale."""
         cells = self.decoder(self.post_quant_conv(z_BCHW))
-        return F.pixel_shuffle(cells, self.patch_size) if self.patch_size > 1 else cells
+        image = F.pixel_shuffle(cells, self.patch_size) if self.patch_size > 1 else cells
+        return image if self.decoder_path is None else image + self.decoder_path(z_BCHW)
 
     @property
     def decoding(self) -> list[nn.Parameter]:
-        return [*self.post_quant_conv.parameters(), *self.decoder.parameters()]
+        parts = [self.post_quant_conv, self.decoder, self.decoder_path]
+        return [parameter for part in parts if part is not None for parameter in part.parameters()]
 
     @property
     def last_encoder_weight(self) -> Tensor:

@@ -97,14 +97,15 @@ def encoder_flops(network: AutoencoderKL, side: int) -> int:
             cells //= 4
             total += _convolutions(level.get_submodule("downsample"), cells)
     total += _middle(encoder.mid, cells) + _convolution(encoder.conv_out, cells)
-    return total + _convolution(network.quant_conv, cells)
+    return total + _convolution(network.quant_conv, cells) + _path(network.encoder_path, cells)
 
 
 def decoder_flops(network: AutoencoderKL, side: int) -> int:
     """Of one latent, to an image of side × side pixels."""
     decoder = network.decoder
     cells = (side // network.downscale) ** 2
-    total = _convolution(network.post_quant_conv, cells) + _convolution(decoder.conv_in, cells)
+    total = _path(network.decoder_path, cells)
+    total += _convolution(network.post_quant_conv, cells) + _convolution(decoder.conv_in, cells)
     total += _middle(decoder.mid, cells)
     for level in reversed(decoder.up):
         total += _level(level, cells)
@@ -187,6 +188,11 @@ def _linears(parts: Iterable[nn.Module], rows: int) -> int:
 
 def _convolutions(part: nn.Module, cells: int) -> int:
     return sum(_convolution(layer, cells) for layer in part.modules() if isinstance(layer, nn.Conv2d))
+
+
+def _path(layer: nn.Conv2d | nn.ConvTranspose2d | None, cells: int) -> int:
+    """cells: of latents."""
+    return 0 if layer is None else 2 * cells * layer.weight.numel()
 
 
 def _convolution(layer: nn.Conv2d, cells: int) -> int:

@@ -273,7 +273,7 @@ def _infer_autoencoder(tensors: Mapping[str, Tensor]) -> Arguments:
     levels = _count(tensors, "encoder.down.{}.block.0.conv1.weight")
     widths = [tensors[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
     attended = [i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in tensors]
-    return {
+    found = {
         "in_channels": inward // patch**2,
         "out_channels": outward // patch**2,
         "base_channels": base,
@@ -283,7 +283,9 @@ def _infer_autoencoder(tensors: Mapping[str, Tensor]) -> Arguments:
         "embed_dim": tensors["post_quant_conv.weight"].shape[1],
         "attention_levels": attended,
         "decoder_attention": any(f"decoder.up.{i}.attn.0.q.weight" in tensors for i in attended),
-    } | ({"patch_size": patch} if patch > 1 else {})
+    }
+    switches = {"patch_size": patch} if patch > 1 else {}
+    return found | switches | ({"linear_path": True} if "encoder_path.weight" in tensors else {})
 
 
 def _infer_semantic_vae(tensors: Mapping[str, Tensor], num_heads: int | None) -> Arguments:

@@ -34,6 +34,7 @@ class Convolutional:
     post_quant: bool = True
     patch: int = 1
     """Side of the squares of pixels that are channels of a cell of level 0."""
+    linear_path: bool = False
     rest: Cost = Cost()  # noqa: RUF009  # immutable
     """Of what neither direction computes."""
 
@@ -63,6 +64,7 @@ def convolutional(section: Tokenizer) -> Convolutional | None:
             section.attention_levels,
             section.decoder_attention,
             patch=section.patch_size,
+            linear_path=section.linear_path,
         )
     return None if isinstance(section, PythonModel) else _plain(described(section))
 
@@ -105,8 +107,11 @@ def _costs(of: Convolutional, side: int) -> tuple[Cost, Cost]:
     encoder += bottleneck(widths[-1], cells, of.middle_attention)
     encoder += [layer_norm(widths[-1]), convolution(widths[-1], 2 * z, 3, cells)]
     encoder += [convolution(2 * z, 2 * z, 1, cells)] * of.quant
+    cell = side**2 // cells  # pixels of a latent's
+    encoder += [Cost((3 * cell + 1) * 2 * z, 2, 2 * cells * 3 * cell * 2 * z)] * of.linear_path
     widths = of.decoder_widths
-    decoder = [convolution(z, z, 1, cells)] * of.post_quant + [convolution(z, widths[-1], 3, cells)]
+    path = [Cost((z * cell + 1) * 3, 2, 2 * cells * z * cell * 3)] * of.linear_path
+    decoder = path + [convolution(z, z, 1, cells)] * of.post_quant + [convolution(z, widths[-1], 3, cells)]
     decoder += bottleneck(widths[-1], cells, of.middle_attention)
     for level in reversed(range(len(widths))):
         attends = of.decoder_attention and level in of.attention

@@ -19,7 +19,8 @@ def config_of(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     multipliers, z_channels = arguments["channel_multipliers"], arguments["z_channels"]
     widened = arguments.get("embed_dim") not in (None, z_channels)
-    if multipliers[0] != 1 or widened or arguments.get("patch_size", 1) > 1:
+    beside = arguments.get("patch_size", 1) > 1 or arguments.get("linear_path", False)
+    if multipliers[0] != 1 or widened or beside:
         return None
     levels = range(len(multipliers))
     attended = [level in arguments["attention_levels"] for level in levels]

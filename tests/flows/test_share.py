@@ -257,6 +257,7 @@ def test_our_tokenizer_is_theirs_where_they_have_it() -> None:
     assert autoencoder_kl.config_of(arguments | {"channel_multipliers": [2, 2]}) is None
     assert autoencoder_kl.config_of(arguments | {"embed_dim": 8}) is None
     assert autoencoder_kl.config_of(arguments | {"patch_size": 2}) is None
+    assert autoencoder_kl.config_of(arguments | {"linear_path": True}) is None
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,26 @@ def test_squares_of_pixels_are_channels_of_a_cell() -> None:
         model.encode(torch.zeros(1, 1, 8, 6))
 
 
+def test_a_linear_path_is_added_to_what_networks_make() -> None:
+    """Of networks that say nothing, it is all there is: of each cell alone, and linear."""
+    plain, model = small(patch_size=2), small(patch_size=2, linear_path=True)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    assert model.encoder_path is not None and model.decoder_path is not None
+    image = torch.randn(2, 1, 8, 12)
+    posterior, before = model.encode(image), plain.encode(image)
+    path = model.encoder_path(image)
+    assert path.shape == (2, 6, 2, 3) and torch.equal(posterior.moments, before.moments + path)
+    cell = torch.nn.functional.conv2d(image[:, :, 4:, 8:], model.encoder_path.weight, model.encoder_path.bias)
+    assert torch.allclose(path[:, :, 1:, 2:], cell, atol=1e-6)
+    latent = posterior.mean
+    beside = model.decoder_path(latent)
+    assert torch.equal(model.decode(latent), plain.decode(latent) + beside)
+    assert torch.allclose(beside[:, :, 4:, 8:], model.decoder_path(latent[:, :, 1:, 2:]), atol=1e-6)
+    trained = {id(parameter) for parameter in model.decoding}
+    assert {id(parameter) for parameter in model.decoder_path.parameters()} < trained
+    assert len(trained) == len(plain.decoding) + 2
+
+
 def test_bad_arguments_and_sides_are_refused() -> None:
     with pytest.raises(ValueError, match="norm_groups=5"):
         small(norm_groups=5)

@@ -86,6 +86,7 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
     },
     "mar": {"z_channels": 16, "decoder_attention": False, "attention_levels": (3, 4)},
     "squares": {"channel_multipliers": (1, 2), "z_channels": 8, "attention_levels": (), "patch_size": 4},
+    "path": {"channel_multipliers": (1, 2), "z_channels": 8, "attention_levels": (), "linear_path": True},
 }
 
 

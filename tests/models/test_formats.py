@@ -73,8 +73,10 @@ def test_autoencoder_arguments_are_read_off_the_tensors() -> None:
     assert kind == "autoencoder"
     assert found == {name: value for name, value in ours.items() if name != "dropout"} | {"decoder_attention": True}
     squares = {"z_channels": 4, "base_channels": 8, "channel_multipliers": [1, 2], "patch_size": 4, "norm_groups": 4}
-    found = infer_arguments(build("autoencoder", squares | {"attention_levels": []}).state_dict())[1]
+    squares |= {"attention_levels": [], "linear_path": True}
+    found = infer_arguments(build("autoencoder", squares).state_dict())[1]
     assert (found["patch_size"], found["in_channels"], found["out_channels"]) == (4, 3, 3)
+    assert found["linear_path"] is True and "linear_path" not in ours
     bare = {"z_channels": 16, "decoder_attention": False}
     with torch.device("meta"):
         assert infer_arguments(build("autoencoder", bare).state_dict())[1]["decoder_attention"] is False

@@ -83,6 +83,19 @@ def test_tokenizers_cost_what_built_ones_do(name: str) -> None:
         assert (cost[0] + cost[1]).flops == flops.forward_flops(semantics, side=recipe.latent_size)
 
 
+def test_a_linear_path_counts() -> None:
+    from models import flops
+    from tasks.networks import build_autoencoder
+
+    section = AutoencoderModel(linear_path=True, patch_size=2, z_channels=4)
+    with torch.device("meta"):
+        tokenizer = build_autoencoder(section)
+    encoder, decoder = networks.autoencoder(section, 64)
+    same_state(encoder + decoder, tokenizer)
+    assert encoder.flops == flops.encoder_flops(tokenizer, 64)
+    assert decoder.flops == flops.decoder_flops(tokenizer, 64)
+
+
 SWITCHES = ["patch_size=2", "swiglu=false", "rope=false", "rmsnorm=false", "shift=false", "learn_sigma=true"]
 
 
