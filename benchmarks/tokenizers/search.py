@@ -44,10 +44,11 @@ SCORES = {
 }
 
 
-def _model(channels: int, levels: str, patch: int, latents: int, groups: int) -> str:
+def _model(channels: int, levels: str, patch: int, latents: int, path: bool = False, groups: int = 1) -> str:
     return (
         f"train_vavae.model={{base_channels: {channels}, channel_multipliers: {levels}, blocks_per_level: 1, "
-        f"z_channels: {latents}, attention_levels: [], norm_groups: {groups}, patch_size: {patch}}}"
+        f"z_channels: {latents}, attention_levels: [], norm_groups: {groups}, patch_size: {patch}, "
+        f"linear_path: {str(path).lower()}}}"
     )
 
 
@@ -59,13 +60,26 @@ def _seen(layers: str, weight: float) -> tuple[str, ...]:
 _ALIGNED = "train_vavae.objective.align_weight=0.1"
 _LEVELS = "[1, 2, 4, 4]"
 _FAST = "train_vavae.learning_rate=5.0e-3"
+_SQUARES = 16, "[1, 2, 4]", 2
 CANDIDATES: dict[str, tuple[str, ...]] = {
-    "8 channels": (_model(8, _LEVELS, 1, 8, 1), _FAST, _ALIGNED),
-    "16 channels": (_model(8, _LEVELS, 1, 16, 1), _FAST, _ALIGNED),
-    "16 channels, not aligned": (_model(8, _LEVELS, 1, 16, 1), _FAST),
-    "squares of 2": (_model(16, "[1, 2, 4]", 2, 16, 1), _FAST, _ALIGNED),
-    "squares of 4": (_model(32, "[1, 2]", 4, 16, 8), "train_vavae.learning_rate=3.0e-3", _ALIGNED),
-    "16 channels, layers 0 and 1": (_model(8, _LEVELS, 1, 16, 1), _FAST, _ALIGNED, *_seen("[0, 1]", 0.03)),
+    "8 channels": (_model(8, _LEVELS, 1, 8), _FAST, _ALIGNED),
+    "16 channels": (_model(8, _LEVELS, 1, 16), _FAST, _ALIGNED),
+    "16 channels, linear path": (_model(8, _LEVELS, 1, 16, path=True), _FAST, _ALIGNED),
+    "16 channels, squares of 2": (_model(*_SQUARES, 16), _FAST, _ALIGNED),
+    "8 channels, squares of 2, linear path": (_model(*_SQUARES, 8, path=True), _FAST, _ALIGNED),
+    "16 channels, squares of 2, linear path": (_model(*_SQUARES, 16, path=True), _FAST, _ALIGNED),
+    "16 channels, squares of 2, linear path, not aligned": (_model(*_SQUARES, 16, path=True), _FAST),
+    "16 channels, squares of 2, linear path, layers 0 and 1": (
+        _model(*_SQUARES, 16, path=True),
+        _FAST,
+        _ALIGNED,
+        *_seen("[0, 1]", 0.03),
+    ),
+    "16 channels, squares of 4, linear path": (
+        _model(32, "[1, 2]", 4, 16, path=True, groups=8),
+        "train_vavae.learning_rate=3.0e-3",
+        _ALIGNED,
+    ),
 }
 """Settings beyond those that all trials here share (:data:`benchmarks.tokenizers.trials.BASE`)."""
 
