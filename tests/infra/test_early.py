@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from infra import early
+from tests.flows.conftest import REPOSITORY
+from tests.helpers.nodes import ray_nodes, wait_until
 
 WORKERS = [{"CPU": 8.0, "GPU": 1.0}] * 2
 
@@ -95,3 +98,37 @@ def test_a_cluster_that_refuses_stops_no_stage(
     with early.started_early(WORKERS, _steady(0.2), lead=9.0):
         time.sleep(0.2)
     assert "cannot ask for the next stage's machines early: no such resource" in "".join(capsys.readouterr())
+
+
+DRIVER = """
+import time, ray
+from infra.early import started_early
+ray.init()
+began = time.monotonic()
+with started_early([{"CPU": 1, "GPU": 1}], lambda: min(1.0, (time.monotonic() - began) / 45.0), lead=30.0):
+    time.sleep(45)
+"""
+
+
+@pytest.mark.slow
+def test_rays_autoscaler_starts_the_next_stages_node_while_this_one_works() -> None:
+    """And ends it when nobody came; the node says that it has a GPU."""
+    from ray.job_submission import JobSubmissionClient
+
+    with ray_nodes({}, pools={"infer": {"CPU": 1, "GPU": 1, "most": 1}}) as nodes:
+        token = Path(nodes.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        place = nodes.environment["RAY_API_SERVER_ADDRESS"]
+        client = JobSubmissionClient(place, headers={"Authorization": f"Bearer {token}"})
+        environment = {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
+        job = client.submit_job(entrypoint=f"python -c '{DRIVER}'", runtime_env=environment)
+
+        def gpus() -> int:
+            return sum("GPU" in each for each in nodes.ask("demand")["nodes"].values())
+
+        wait_until(lambda: bool(gpus()) or not nodes.running(), "a node with a GPU came", 180)
+        assert nodes.running() == [job], client.get_job_logs(job)[-2000:]
+        wait_until(lambda: not nodes.ask("demand")["busy"], "what came is held by nobody", 60)
+        assert not nodes.ask("demand")["gangs"]
+        wait_until(lambda: not nodes.running(), "the stage ended", 120)
+        assert nodes.jobs()[job]["status"] == "SUCCEEDED"
+        wait_until(lambda: not gpus(), "the idle node went", 120)
