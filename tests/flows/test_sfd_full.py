@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,23 @@ def test_credentials_of_the_environment_are_in_nothing_that_a_run_leaves(finishe
     assert not any(found.values()), found
     console = "".join(finished.console)
     assert finished.first["sample"] in console and "planted-" not in console
+
+
+def test_the_last_lines_are_what_a_run_is_for(finished: Workplace) -> None:
+    out, errors = finished.console
+    last = out.splitlines()[-40:]
+    said = out + errors
+    for score in ("class_consistency", "frechet_efficientnet_lite0", "real images"):
+        (line,) = (line for line in last if re.search(rf"(^|\s){score}\b", line))
+        assert len(line) <= 80
+    told = {line.split()[0]: line.split(maxsplit=1)[1] for line in last if re.match(r"[a-zA-Z]+ +\S", line)}
+    assert list(told)[-7:] == ["result", "page", "picture", "run", "further", "time", "MLflow"]
+    assert Path(told["picture"]).suffix == ".png" and Path(told["picture"]).is_file()
+    assert Path(told["page"]).read_text().startswith("<!doctype html>")
+    assert told["run"] in told["MLflow"] and told["run"] in told["further"]
+    for stage in ALL:
+        assert said.count(f" made {stage}: ") == said.count(f" running {stage} ") == 1, stage
+    assert not re.search(r"Traceback|core_worker|\(\w+ pid=\d+|WARNING", said)
 
 
 def test_the_same_again_is_all_cached(finished: Workplace) -> None:
