@@ -121,6 +121,7 @@ def _page(context: Context, manifests: dict[str, Manifest], labels: Sequence[int
         made=_timestamp(max(manifest.created for manifest in manifests.values())),
         columns=[_class_name(classes, label) for label in labels],
         absent=[_class_name(classes, label) for label in _absent(labels, recipe.data.classes)],
+        why_absent=_why_absent(len(labels), recipe.report.columns),
         few=_few(made),
         pictures={
             name.removesuffix(".png"): pages.as_url(data) for name, data in files.items() if name.endswith(".png")
@@ -163,6 +164,15 @@ def _cards(evaluated: Manifest) -> list[tuple[str, str, str]]:
     if "reconstruction_psnr" in scores:
         cards.append(("Tokenizer PSNR", f"{scores['reconstruction_psnr']:.1f} dB", "on test images"))
     return cards
+
+
+def _why_absent(shown: int, columns: int) -> str:
+    """Of classes without a column."""
+    return (
+        "report.columns says how many"
+        if shown == columns
+        else "of the others the sample, or the split beside it, has no image"
+    )
 
 
 def _absent(shown: Sequence[int], classes: int) -> list[int]:

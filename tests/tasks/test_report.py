@@ -16,7 +16,7 @@ from configs import Recipe, UserError
 from infra.artifacts import Artifact
 from tasks.data.images import images, pick_images, read_labels
 from tasks.networks import WEIGHTS, build_semantic_vae
-from tasks.report import STAGE, _absent, _few, _losses
+from tasks.report import STAGE, _absent, _few, _losses, _why_absent
 from tasks.sampling.per_image import shown_per_class
 from tasks.stage import Context, perform
 from tests.helpers.builders import (
@@ -148,6 +148,8 @@ def test_page_says_what_scores_of_few_images_are_worth(reported: Artifact) -> No
 def test_page_names_classes_that_are_not_pictured(reported: Artifact) -> None:
     assert "Not pictured" not in reported.read("report.html").decode(), "all ten are"
     assert _absent([0, 2], 4) == [1, 3] and _absent([4, 4], 4) == []
+    assert _why_absent(10, 10) == "report.columns says how many"
+    assert "has no image" in _why_absent(14, 16), "more columns would not show them"
 
 
 def test_page_puts_what_is_published_beside_what_is_here(reported: Artifact) -> None:
