@@ -19,6 +19,7 @@ from infra.artifacts import Artifact
 from infra.logs import FORMAT, Line
 from tasks import job
 from tasks.job import check_pins
+from tasks.stage import Job
 
 
 def test_a_job_is_named_after_what_it_makes() -> None:
@@ -171,7 +172,8 @@ def test_what_another_attempt_may_mend(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(job, "perform", fail)
         return job.main(str(tmp_path), "encode", "0" * 16)
 
-    monkeypatch.setattr(job, "_described", lambda artifact: None)
+    recipe = load_recipe("demo_tiny").model_dump(mode="json")
+    monkeypatch.setattr(job, "_described", lambda artifact: Job("encode", "0" * 16, str(tmp_path), recipe, {}, {}))
     assert status(Unreachable("cannot write s3://bucket/part")) == 75
     assert status(UserError("classes is 5")) == 1
     assert status(ActorDiedError()) == 75
