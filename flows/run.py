@@ -23,7 +23,7 @@ from configs.naming import run_name
 from flows import shown
 from flows.ahead import needed_next
 from flows.tracked import STOPS, flow_run_id, tracked
-from infra import jobs, progress, stopping, tracking
+from infra import jobs, stopping, tracking
 from infra.artifacts import Artifact
 from infra.home import default_root
 from infra.integrity import require_unchanged, require_whole
@@ -77,11 +77,9 @@ def _made(stage: Stage, context: Context) -> str:
     if context.is_done:
         return perform(stage, context.job).fingerprint
     teller = _Teller()
-    share = progress.share if jobs.address(cluster) is None else teller.share
-    if stage.trains:
-        share = partial(context.tracker.seen_of, getattr(context.recipe, stage.name).images)
-    with shown.moving(stage.name, share):
-        if jobs.address(cluster) is None:
+    here = jobs.address(cluster) is None
+    with shown.moving(stage.name, stage.share(context) if here or stage.trains else teller.share):
+        if here:
             return perform(stage, context.job).fingerprint
         jobs.run(artifact, json.dumps(asdict(context.job)).encode(), cluster, teller)
     return artifact.manifest.fingerprint

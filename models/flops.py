@@ -192,9 +192,9 @@ def _convolutions(part: nn.Module, cells: int) -> int:
 
 def _path(layer: nn.Conv2d | nn.ConvTranspose2d | None, cells: int) -> int:
     """cells: of latents."""
-    return 0 if layer is None else 2 * cells * layer.weight.numel()
+    return 0 if layer is None else _convolution(layer, cells)
 
 
-def _convolution(layer: nn.Conv2d, cells: int) -> int:
-    """cells: of its output."""
+def _convolution(layer: nn.Conv2d | nn.ConvTranspose2d, cells: int) -> int:
+    """cells: of its output, or of its input where it is transposed."""
     return 2 * cells * layer.weight.numel()

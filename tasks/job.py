@@ -12,20 +12,18 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from configs.errors import Unreachable, UserError
-from infra import logs, progress
+from infra import logs
 from infra.artifacts import Artifact
 from infra.cluster import disconnect
 from infra.early import started_early
 from infra.jobs import DESCRIPTION, FAULT
 from tasks.dag import load_stage
-from tasks.stage import Context, Job, Stage, causes, perform
+from tasks.stage import Context, Job, causes, perform
 
 _LOCK = Path(__file__).parents[1] / "requirements.lock"
 _TEMPORARY = 75
@@ -39,7 +37,7 @@ def main(root: str, stage: str, fingerprint: str) -> int:
         check_pins()
         context = Context(_described(Artifact(root, stage, fingerprint)))
         loaded, lead = load_stage(stage), context.recipe.compute.cluster.lead_seconds
-        with started_early(context.job.following, _share(loaded, context), lead):
+        with started_early(context.job.following, loaded.share(context), lead):
             perform(loaded, context.job)
     except Unreachable as error:
         logs.say(str(error), "error")
@@ -53,13 +51,6 @@ def main(root: str, stage: str, fingerprint: str) -> int:
     finally:
         disconnect()
     return 0
-
-
-def _share(stage: Stage, context: Context) -> Callable[[], float | None]:
-    """How far the stage is: what this process shows, or what a training's workers told of."""
-    if stage.trains:
-        return partial(context.tracker.seen_of, getattr(context.recipe, stage.name).images)
-    return progress.share
 
 
 def _is_rays(error: BaseException) -> bool:

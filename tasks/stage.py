@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from configs.errors import Unreachable, UserError
 from configs.load import validate
 from configs.recipe import Recipe
+from infra import progress
 from infra.artifacts import Artifact, Manifest, fingerprint, library_versions, timestamp
 from infra.claims import Claim, claimed
 from infra.locks import alone
@@ -127,6 +128,13 @@ class Stage:
     def trains(self) -> bool:
         """Whether Ray Train does it, on `compute.train`'s workers."""
         return self.name.startswith(("train_", "tune_"))
+
+    def share(self, context: Context) -> Callable[[], float | None]:
+        """How far it is, 0 to 1: what this process shows, or what a training's workers told of; None where that is not
+        known (yet)."""
+        if self.trains:
+            return partial(context.tracker.seen_of, getattr(context.recipe, self.name).images)
+        return progress.share
 
     def fingerprint(self, recipe: Recipe, inputs: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
         """The fingerprint of this stage's output and the sections it covers."""

@@ -107,10 +107,10 @@ def _costs(of: Convolutional, side: int) -> tuple[Cost, Cost]:
     encoder += bottleneck(widths[-1], cells, of.middle_attention)
     encoder += [layer_norm(widths[-1]), convolution(widths[-1], 2 * z, 3, cells)]
     encoder += [convolution(2 * z, 2 * z, 1, cells)] * of.quant
-    cell = side**2 // cells  # pixels of a latent's
-    encoder += [Cost((3 * cell + 1) * 2 * z, 2, 2 * cells * 3 * cell * 2 * z)] * of.linear_path
+    cell = of.patch * 2**last  # pixels of a latent's side
+    encoder += [convolution(3, 2 * z, cell, cells)] * of.linear_path
     widths = of.decoder_widths
-    path = [Cost((z * cell + 1) * 3, 2, 2 * cells * z * cell * 3)] * of.linear_path
+    path = [convolution(z, 3, cell, cells)] * of.linear_path  # transposed, which is reckoned by its input's cells
     decoder = path + [convolution(z, z, 1, cells)] * of.post_quant + [convolution(z, widths[-1], 3, cells)]
     decoder += bottleneck(widths[-1], cells, of.middle_attention)
     for level in reversed(range(len(widths))):

@@ -17,7 +17,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 import psutil
@@ -31,6 +30,8 @@ from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION, NodeStatus
 from ray.util import get_node_ip_address
+
+from benchmarks.s3_server import free_ports
 
 IDLE_SECONDS = 15.0
 OBJECT_STORE = 80 << 20
@@ -128,9 +129,7 @@ class Nodes:
 
 def _autoscaled(folder: Path, pools: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Arguments of a head that starts nodes of these pools on demand and ends them when they idle."""
-    with socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        gcs = probe.getsockname()[1]
+    (gcs,) = free_ports(1)
     kinds = {}
     for name, each in pools.items():
         resources = {key: value for key, value in each.items() if key != "most"}
