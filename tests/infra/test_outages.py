@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ def between(s3_root: str, s3_server: dict[str, str], monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         monkeypatch.setattr(outages, "_answered", set())
+        monkeypatch.setattr(outages, "_away", set())
         s3fs.S3FileSystem.clear_instance_cache()
         yield proxy
     s3fs.S3FileSystem.clear_instance_cache()
@@ -34,6 +36,14 @@ def between(s3_root: str, s3_server: dict[str, str], monkeypatch: pytest.MonkeyP
 
 def _table() -> pa.Table:
     return pa.table({"x": pa.array(range(ROWS), pa.int64())})
+
+
+def _clear_up(between: Proxy, told: bool) -> None:
+    """End an outage after four seconds, or as soon as it is told: when that is depends on waits of random length."""
+    until = time.monotonic() + (60.0 if told else 4.0)
+    while time.monotonic() < until and not (told and outages._away):
+        time.sleep(0.02)
+    between.weather = "fair"
 
 
 _LATER = [pytest.param(weather, marks=pytest.mark.slow) for weather in ("short", "full")]
@@ -47,7 +57,7 @@ def test_what_passes_is_waited_for_and_told_in_two_lines(
     place.write_table("x.parquet", _table(), 10_000)
     reading = place.open("x.parquet")
     between.weather = weather
-    over = threading.Timer(4.0, lambda: setattr(between, "weather", "fair"))
+    over = threading.Thread(target=_clear_up, args=(between, weather == "cut"))
     over.start()
     place.write_bytes("b", b"written meanwhile")
     assert pq.read_table(io.BytesIO(place.read_bytes("x.parquet"))).num_rows == ROWS
