@@ -12,6 +12,8 @@ _SHOWN = 4
 """Fields that a name tells."""
 _LONGEST = 24
 """Letters of a value; of a place, the last ones are told."""
+_ELSEWHERE = ("images", "batch", "precision", "seed", "stages")
+"""Fields of sampling that other sections have, too; solver and steps are sampling's wherever they stand."""
 _NEVER = ("name", "published", "compute", "tracking", "report")
 """Sections that change nothing of what is made."""
 
@@ -26,11 +28,19 @@ def run_name(recipe: str, overrides: Sequence[str] = ()) -> str:
 
 
 def said(recipe: str, fields: Mapping[str, Any]) -> str:
-    """A name of a recipe and values of `section.field`; sampling's section goes without saying."""
+    """A name of a recipe and values of `section.field`.
+
+    Sampling's section goes without saying, but for fields that others have, too.
+    """
     chosen = {name: value for name, value in fields.items() if name.partition(".")[0] not in _NEVER}
-    shown = [f"{name.removeprefix('sample.')}={_short(value)}" for name, value in chosen.items()]
+    shown = [f"{_plain(name)}={_short(value)}" for name, value in chosen.items()]
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     return f"{recipe} {', '.join(shown[:_SHOWN])}{more}".rstrip()
+
+
+def _plain(name: str) -> str:
+    left = name.removeprefix("sample.")
+    return name if left in _ELSEWHERE else left
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

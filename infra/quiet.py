@@ -13,12 +13,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from infra import stopping
 from infra.home import home
@@ -29,6 +30,8 @@ _ERRORS = 2
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\((?P<who>.*?)(?: pid=\d+(?:, ip=[^)]*)?)\) ?")
 _DAEMON = re.compile(r"^\((?:raylet|autoscaler|gcs_server|pid=\d+)[^)]*\)")
+_BAR = re.compile(r"\s*(?P<stage>\w+) [━·]{20} ")
+_ERASE = "\x1b[2K"
 _CONTROLLERS = ("TrainController", "SplitCoordinator", "AutoscalingRequester", "ActorLocationTracker", "_StatsActor")
 _LIBRARY = re.compile(
     r"^\[?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]\d+"  # a logger's time
@@ -91,11 +94,42 @@ class Log:
                 self.path = None
 
 
+class LastLine:
+    """The line at the end of a terminal where a training's bar is drawn over itself; a command's two streams share it.
+
+    It stands without an end, so that whatever else is written there can spoil a bar but is never itself drawn over.
+    """
+
+    def __init__(self) -> None:
+        self._open: TextIO | None = None
+        self._stage = ""
+
+    def draw(self, stream: TextIO, line: str) -> bool:
+        """Whether the line is one of a bar, and stands there now."""
+        found = _BAR.match(line)
+        if found is None or not stream.isatty():
+            return False
+        if found["stage"] != self._stage:
+            self.end()
+        self._open, self._stage = stream, found["stage"]
+        stream.write(f"\r{_ERASE}{line[: shutil.get_terminal_size().columns - 1]}")
+        stream.flush()
+        return True
+
+    def end(self) -> None:
+        """Before anything else is written."""
+        if self._open is not None:
+            self._open.write("\n")
+            self._open.flush()
+            self._open = None
+
+
 class Console:
     """A stream that keeps lines of libraries from another one. All else goes through as it comes."""
 
-    def __init__(self, stream: TextIO, log: Log, marked: bool = False) -> None:
+    def __init__(self, stream: TextIO, log: Log, marked: bool = False, last: LastLine | None = None) -> None:
         self._stream, self._log, self._marked = stream, log, marked
+        self._last = last or LastLine()
         self._end_follows = False
 
     def write(self, text: str) -> int:
@@ -103,14 +137,17 @@ class Console:
             self._end_follows = False
             return 1
         if "(" not in text[:16] and MARK not in text:  # bars, and everything that no process of Ray's said
+            self._last.end()
             return self._stream.write(text)
         for line in text.splitlines(keepends=True):
             kept = shown(line.rstrip("\n"), self._marked)
             if kept is None:
                 self._log.write(line.rstrip("\n"))
-                self._end_follows = not line.endswith("\n")
-            else:
+            elif not self._last.draw(self._stream, kept):
+                self._last.end()
                 self._stream.write(kept + "\n" * line.endswith("\n"))
+                continue
+            self._end_follows = not line.endswith("\n")
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -123,15 +160,20 @@ def console() -> Iterator[Log]:
 
     Whoever stops a command has one line to read, which says where it goes on.
     """
-    log, before = Log(), (sys.stdout, sys.stderr)
+    log, last, before = Log(), LastLine(), (sys.stdout, sys.stderr)
     marked = not os.environ.get("RAY_ADDRESS") and not in_json()
     try:
         with _past_python_to(log) as errors:
-            both = (Console(each, log, marked) for each in (before[0], errors))
-            sys.stdout, sys.stderr = both  # type: ignore[assignment]
+            out, err = (cast(TextIO, Console(each, log, marked, last)) for each in (before[0], errors))
+            sys.stdout, sys.stderr = out, err
+            _lead(errors, err)
             if marked:
                 os.environ[MARKED] = "1"
-            yield log
+            try:
+                yield log
+            finally:
+                _lead(err, errors)
+                last.end()
     finally:
         os.environ.pop(MARKED, None)
         sys.stdout, sys.stderr = before

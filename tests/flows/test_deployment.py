@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -39,6 +40,20 @@ def test_a_deployment_does_the_same_work(finished: Workplace) -> None:
         "both runs compare in the MLflow UI"
     )
     assert {"demo", "shard", "train-dit", "sample"} <= {each["name"] for each in _post(finished, "deployments/filter")}
+    assert flow_run["name"] == "demo_tiny guidance.scale=1.5"
+    _has_scores_and_bars(finished, flow_run["id"])
+
+
+def _has_scores_and_bars(workplace: Workplace, flow_run: str) -> None:
+    """What Prefect's page of the run shows: scores beside those of real images, and a full bar for each stage made."""
+    latest = {"sort": "CREATED_DESC", "limit": 50}
+    shown = [each for each in _post(workplace, "artifacts/filter", latest) if each["flow_run_id"] == flow_run]
+    (scores,) = [each for each in shown if each["key"] == "scores"]
+    assert scores["type"] == "markdown" and scores["data"].startswith("**demo_tiny guidance.scale=1.5**")
+    assert re.search(r"\| frechet_efficientnet_lite0 \| [\d.]+ \| [\d.]+ \|", scores["data"])
+    assert "report.html" in scores["data"] and "MLflow: [run](http" in scores["data"]
+    bars = {each["description"] for each in shown if each["type"] == "progress"}
+    assert bars == {f"{stage}: 100 %" for stage in ("sample", "evaluate", "report")}
 
 
 def _tracked_scales(workplace: Workplace) -> set[float]:

@@ -13,7 +13,7 @@ import pytest
 
 from infra import stopping
 from infra.logs import MARK, MARKED, say
-from infra.quiet import Console, Log, console, shown
+from infra.quiet import Console, LastLine, Log, console, shown
 
 OURS = "   train_dit ━━━━━━··············  30 %  9,600 images  410/s  wait 1 %  900 MiB  total 1.2"
 
@@ -68,6 +68,28 @@ def test_lines_of_libraries_leave_nothing_on_the_console_and_lie_in_a_file(home:
     assert stream.getvalue() == f"before\n{OURS}\n\r50 %\nafter\n"
     assert log.path is not None and log.path.parent == home / "logs"
     assert log.path.read_text() == "(TrainController pid=9) [State Transition] A -> B\n"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_a_trainings_bar_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    terminal, log, last = _Terminal(), Log(), LastLine()
+    out, errors = (Console(terminal, log, last=last) for _ in range(2))
+    print(f"(RayTrainWorker pid=1) {OURS}", file=errors)  # type: ignore[call-overload]
+    print("(raylet) a worker died", file=errors)  # type: ignore[call-overload]
+    print(f"(RayTrainWorker pid=1) {OURS.replace('30 %', '60 %')}", file=errors)  # type: ignore[call-overload]
+    assert terminal.getvalue() == f"\r\x1b[2K{OURS[:29]}" * 2
+    print("made train_dit", file=out)  # type: ignore[call-overload]
+    print(f"(RayTrainWorker pid=1) {OURS}", file=errors)  # type: ignore[call-overload]
+    other = OURS.replace("train_dit", "train_vae")
+    print(f"(RayTrainWorker pid=1) {other}", file=errors)  # type: ignore[call-overload]
+    last.end()
+    lines = terminal.getvalue().split("\n")
+    assert lines[1:] == ["made train_dit", f"\r\x1b[2K{OURS[:29]}", f"\r\x1b[2K{other[:29]}", ""]
 
 
 def test_the_path_is_named_once_and_only_where_something_is_in_it(
