@@ -151,6 +151,58 @@ class Storage:
         cut = len(self.path.rstrip("/")) + 1
         return {path[cut:]: info for path, info in found.items() if not path.endswith(_PARTIAL)}
 
+    def portions(self, below: str = "") -> Iterator[dict[str, int]]:
+        """What :meth:`sizes` says of all files below a folder, whose name ends in a slash, a portion at a time.
+
+        S3 tells a thousand at once, other kinds of storage everything. Folders that such a storage lists as files end
+        in a slash.
+        """
+        if self._is_s3:
+            yield from (sizes for sizes, _ in self._pages(below))
+            return
+        found = self.listed(below.rstrip("/"))
+        yield {
+            f"{name}/" if info.get("type") == "directory" else name: int(info["size"]) for name, info in found.items()
+        }
+
+    def top(self) -> Iterator[tuple[dict[str, int], list[str]]]:
+        """Sizes of the files that lie right here, and the folders here, whose names end in a slash; in portions."""
+        if self._is_s3:
+            yield from self._pages(delimiter="/")
+            return
+        with self._explained("list", ""):
+            try:
+                found = self._retried(lambda: self.fs.ls(self.path, detail=True))
+            except FileNotFoundError:
+                return
+        cut = len(self.path.rstrip("/")) + 1
+        inner = {name: info for info in found if (name := info["name"][cut:].rstrip("/"))}
+        folders = [f"{name}/" for name, info in inner.items() if info["type"] == "directory"]
+        files = {name: info for name, info in inner.items() if info["type"] != "directory"}
+        yield {name: int(info["size"]) for name, info in files.items() if not name.endswith(_PARTIAL)}, folders
+
+    @property
+    def _is_s3(self) -> bool:
+        return self.url.startswith(("s3://", "s3a://"))
+
+    def _pages(self, below: str = "", delimiter: str = "") -> Iterator[tuple[dict[str, int], list[str]]]:
+        """S3's answers to a listing: files and, where names are cut at a delimiter, folders. An outage costs a page."""
+        bucket, key, _ = self.fs.split_path(self.path)
+        start = f"{key}/" if key else ""
+        asked = {"Bucket": bucket, "Prefix": start + below, "Delimiter": delimiter, "MaxKeys": _NAMES_AT_ONCE}
+        while True:
+            with self._explained("list", below):
+                try:
+                    page = self._retried(lambda: self.fs.call_s3("list_objects_v2", **asked))
+                except FileNotFoundError:
+                    return
+            found = {each["Key"][len(start) :]: int(each["Size"]) for each in page.get("Contents", ())}
+            folders = [each["Prefix"][len(start) :] for each in page.get("CommonPrefixes", ())]
+            yield {name: size for name, size in found.items() if not name.endswith(_PARTIAL)}, folders
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
     def open(self, name: str) -> Any:
         """A binary file object for reading with seeks; on object storage by range requests, which are tried again."""
         if self.local:
@@ -326,4 +378,6 @@ def _beside(target: str, pieces: Iterable[bytes]) -> Iterator[str]:
 
 _PARTIAL = ".partial"
 _READ_AHEAD = 4 << 20
+_NAMES_AT_ONCE = 1_000
+"""Of a listing, the most that S3 answers."""
 _REFUSED = ("pre-condition", "PreconditionFailed", "precondition")

@@ -156,8 +156,17 @@ def listed_rows(rows: Iterable[Row]) -> Rows:
 
 def identity_of(kind: str, names: Mapping[str, int | str] | Sequence[tuple[str, int | str]]) -> str:
     """A hash of a listing: names with sizes or checksums, in sorted order."""
-    pairs = sorted(names.items() if isinstance(names, Mapping) else names)
-    return hashlib.sha256(json.dumps([kind, pairs]).encode()).hexdigest()[:32]
+    return identity_of_sorted(kind, sorted(names.items() if isinstance(names, Mapping) else names))
+
+
+def identity_of_sorted(kind: str, pairs: Iterable[tuple[str, int | str]]) -> str:
+    """The same of pairs that come in order, of which few are in memory: a hash of `[kind, pairs]` as JSON."""
+    digest, left, before = hashlib.sha256(f"[{json.dumps(kind)}, [".encode()), iter(pairs), ""
+    while some := list(islice(left, _AT_ONCE)):
+        digest.update(f"{before}{json.dumps(some)[1:-1]}".encode())
+        before = ", "
+    digest.update(b"]]")
+    return digest.hexdigest()[:32]
 
 
 def identity_of_rows(kind: str, rows: Rows, classes: Sequence[str], ruled_out: Rows, sizes: Iterable[int] = ()) -> str:

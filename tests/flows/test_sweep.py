@@ -18,6 +18,7 @@ from infra.storage import Storage
 from infra.tracking import Tracker
 from tasks.sample import STAGE
 from tasks.sources import folder
+from tasks.sources.walk import walk
 from tasks.stage import Job
 from tests.helpers.builders import at, context, put_networks, put_shard, small_recipe
 from tests.helpers.piles import SMALL_BATCHES, folder_of_classes
@@ -102,8 +103,7 @@ def test_a_command_lists_its_source_once(command: list[str], tmp_path: Path, mon
     """Those that start from what a run made, as they look for it; `run` has a test beside its stage."""
     pile = folder_of_classes(tmp_path / "pile", {"a": 4, "b": 4})
     listings: list[str] = []
-    entries = folder._entries
-    monkeypatch.setattr(folder, "_entries", lambda at, *rest: (listings.append(at.url), entries(at, *rest))[1])
+    monkeypatch.setattr(folder, "walk", lambda at: (listings.append(at.url), walk(at))[1])
 
     def stops(settings: dict[str, Recipe], jobs: dict[str, Job], *rest: object) -> Artifact:
         assert len(jobs) == 3

@@ -25,6 +25,7 @@ from tasks.sources import Listing, folder, one_look, open_source
 from tasks.sources.base import listed_rows
 from tasks.sources.csv_file import UNKNOWN_LENGTH, CsvSource
 from tasks.sources.ordering import ordered
+from tasks.sources.walk import walk
 from tasks.stage import Job, perform
 from tests.helpers.piles import SMALL_BATCHES, encoded, folder_of_classes, folder_recipe, picture, read_rows, run_stage
 
@@ -283,8 +284,7 @@ def test_a_run_lists_its_source_once(
         for file in pile.rglob("*.png"):
             Storage.at(where).upload(str(file), str(file.relative_to(pile)))
     listings: list[str] = []
-    entries = folder._entries
-    monkeypatch.setattr(folder, "_entries", lambda at, *rest: (listings.append(at.url), entries(at, *rest))[1])
+    monkeypatch.setattr(folder, "walk", lambda at: (listings.append(at.url), walk(at))[1])
     monkeypatch.setattr(run, "tracked", lambda *arguments: nullcontext(tracking.Tracker()))
     monkeypatch.setattr(shard, "_written", _written_here)  # workers of Ray have no keys of this bucket
     source = f"data.source={{kind: folder, path: '{where}'}}"
