@@ -1,11 +1,14 @@
 """Memory and time of everything that stages `shard` and `encode` do for each image but decode it.
 
-    python -m benchmarks.many --rows 1000000 [--folder /a/disk/with/room]
+    python -m benchmarks.many --rows 1000000 [--kind parquet|folder|csv] [--listing] [--folder /a/disk/with/room]
 
 Parquet files of tiny payloads are written first (about 60 bytes an image): some payloads occur twice,
 some are empty, some have no label. Then stage `shard` runs as it is, on two processes that stand for
 Ray's workers and do not decode: listing, order, unpacking, plan, parts and receipts, duplicates,
 quarantine. The statistics of latents are merged from as many receipts as `encode` would have.
+
+Loose files (`folder`, and `csv` with a list of them) are links to one file a class, so that a
+million needs no disk: nearly all count as duplicates. `--listing` ends after the listing.
 
 Seconds are the processor's, of the driver and of both workers together, so that other work on the
 machine counts little. Memory is the largest resident set of the driver in each phase. The last line
@@ -41,10 +44,12 @@ from tasks import shard
 from tasks.data.decode import Undecodable
 from tasks.data.receipts import InOrder, Receipt, part_name
 from tasks.data.statistics import ChannelSums
-from tasks.sources import Account, one_look, unpack
+from tasks.sources import Account, one_look, open_source, unpack
 from tasks.stage import perform
 
 CLASSES, ROWS_PER_FILE, WORKERS = 1_000, 100_000, 2
+PAYLOAD = 512
+"""Bytes of a loose file, more than a pointer of Git LFS has: files as small are looked into."""
 SHAPE = (32, 16, 16)
 """Of the latents whose sums are merged."""
 
@@ -88,7 +93,26 @@ def peak_mib() -> int:
     return 0
 
 
-def write_source(folder: Path, rows: int) -> None:
+def write_source(kind: str, folder: Path, rows: int) -> Path:
+    """What a source of this kind names."""
+    if kind == "parquet":
+        _write_parquet(folder, rows)
+        return folder
+    for label in range(CLASSES):
+        (folder / f"{label:04d}").mkdir()
+        first = folder / f"{label:04d}" / f"{label:09d}.jpg"
+        first.write_bytes(b"%08x" % label * (PAYLOAD // 8))
+        for number in range(label + CLASSES, rows, CLASSES):
+            os.link(first, first.with_name(f"{number:09d}.jpg"))
+    if kind == "folder":
+        return folder
+    with open(folder / "list.csv", "w") as file:
+        file.write("path,label\n")
+        file.writelines(f"{n % CLASSES:04d}/{n:09d}.jpg,{n % CLASSES}\n" for n in range(rows))
+    return folder / "list.csv"
+
+
+def _write_parquet(folder: Path, rows: int) -> None:
     """Parquet files of payloads of eight bytes: 1 % occur twice, 0.1 % are empty, 0.1 % have no label."""
     random = np.random.default_rng(0)
     for first in range(0, rows, ROWS_PER_FILE):
@@ -168,21 +192,39 @@ def watched(phases: Phases) -> Iterator[None]:
         yield
 
 
-def measure(rows: int, folder: Path) -> dict[str, Any]:
-    """The whole of it in an empty folder."""
-    phases, source = Phases(), folder / "source"
-    source.mkdir()
-    write_source(source, rows)
-    recipe = load_recipe(
+def recipe_of(kind: str, source: Path) -> Recipe:
+    return load_recipe(
         "demo",
         [
-            f"data.source={{kind: parquet, path: '{source}'}}",
+            f"data.source={{kind: {kind}, path: '{source}'}}",
             f"data.classes={CLASSES}",
             "shard.limit=null",
             "shard.rows_per_shard=2000",
             "sample.labels=random",
         ],
     )
+
+
+def measure_listing(kind: str, rows: int, folder: Path) -> dict[str, Any]:
+    """The first step alone."""
+    source = open_source(recipe_of(kind, write_source(kind, folder, rows)).data)
+    phases, base = Phases(), peak_mib()
+    found = phases.of("listing", source.listing)()
+    return {
+        "kind": kind,
+        "rows": found.rows.num_rows,
+        "driver_peak_mib": phases.peaks["listing"],
+        "driver_base_mib": base,
+        "seconds_per_million": round(1e6 * phases.seconds["listing"] / rows, 1),
+        "identity": found.identity,
+    }
+
+
+def measure(kind: str, rows: int, folder: Path) -> dict[str, Any]:
+    """The whole of it in an empty folder."""
+    phases, source = Phases(), folder / "source"
+    source.mkdir()
+    recipe = recipe_of(kind, write_source(kind, source, rows))
     began, started = time.monotonic(), processor_seconds()
     base = peak_mib()
     with watched(phases), one_look():
@@ -191,6 +233,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     phases.of("statistics", merge_statistics)(recipe, len(manifest.files))
     spent = processor_seconds() - started
     return {
+        "kind": kind,
         "rows": rows,
         "driver_peak_mib": max(phases.peaks.values()),
         "driver_base_mib": base,
@@ -208,11 +251,14 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--kind", choices=("parquet", "folder", "csv"), default="parquet")
+    parser.add_argument("--listing", action="store_true", help="only list the source")
     parser.add_argument("--folder", help="where the files of the run go (and are deleted); default: TMPDIR")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         os.environ[HOME] = folder
-        print(json.dumps(measure(options.rows, Path(folder))))
+        work = measure_listing if options.listing else measure
+        print(json.dumps(work(options.kind, options.rows, Path(folder))))
 
 
 if __name__ == "__main__":

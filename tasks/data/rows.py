@@ -28,6 +28,8 @@ AT_ONCE = 1 << 18
 PORTION_BYTES = 32 << 20
 """The same in bytes, for long rows: a receipt of `encode` is some 10 kB."""
 _MOST_PIECES = 512
+AS_OBJECTS = 1 << 13
+"""Rows that are Python's objects at once."""
 _SAMPLED = 1 << 16
 """Rows whose values say where portions are cut."""
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -40,6 +42,7 @@ class Rows:
         self.schema, self.num_rows = schema, 0
         self._held: list[pa.Table] = []
         self._latest: list[pa.Table] = []
+        self._objects: list[tuple[Any, ...]] = []
         self._bytes = self._all_bytes = 0
         self._laid: list[tuple[int, int]] = []
 
@@ -55,6 +58,8 @@ class Rows:
 
     def add(self, table: pa.Table) -> None:
         """Append a table of the schema."""
+        if self._objects:
+            self._put_away()
         if not table.num_rows:
             return
         self.num_rows += table.num_rows
@@ -68,6 +73,18 @@ class Rows:
             self._laid.append(self._scratch.put(pa.concat_tables([*self._held, *self._latest])))
             self._held, self._latest, self._bytes = [], [], 0
 
+    def append(self, *row: Any) -> None:
+        """Append one row of Python's objects, of which few are held as such."""
+        self._objects.append(row)
+        self.num_rows += 1
+        if len(self._objects) >= AS_OBJECTS:
+            self._put_away()
+
+    def _put_away(self) -> None:
+        objects, self._objects = self._objects, []
+        self.num_rows -= len(objects)
+        self.add(table_of(objects, self.schema))
+
     @property
     def at_once(self) -> int:
         """How many of these rows are sorted at once."""
@@ -79,6 +96,12 @@ class Rows:
             yield self._scratch.get(place)
         if self._held or self._latest:
             yield pa.concat_tables([*self._held, *self._latest]).combine_chunks()
+        if self._objects:
+            yield table_of(self._objects, self.schema)
+
+    def tuples(self) -> Iterator[tuple[Any, ...]]:
+        """All rows one by one, few of them as Python's objects."""
+        return tuples(self.chunks())
 
     def take(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """Rows at ascending places."""
@@ -118,6 +141,19 @@ def in_order(rows: Rows, *by: str) -> Iterator[pa.Table]:
         if place:
             yield _sorted(pa.concat_tables(map(scratch.get, place)).combine_chunks(), by)
     pa.default_memory_pool().release_unused()
+
+
+def table_of(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    """Rows of Python's objects as a table."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    return pa.table(arrays, schema=schema)
+
+
+def tuples(tables: Iterable[pa.Table]) -> Iterator[tuple[Any, ...]]:
+    """The rows one by one, few of them as Python's objects."""
+    for some in sized(tables, AS_OBJECTS):
+        yield from zip(*(column.to_pylist() for column in some.columns), strict=True)
 
 
 def sized(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:

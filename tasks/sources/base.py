@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.data.rows import Rows, in_order
+from tasks.data.rows import Rows, in_order, table_of
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -52,8 +52,7 @@ REFUSALS = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", 
 
 def refusal_table(refused: Iterable[Refusal]) -> pa.Table:
     """Refusals as a table of :data:`REFUSALS`."""
-    columns = list(zip(*((one.key, one.reason, one.detail) for one in refused), strict=True)) or [()] * 3
-    return pa.table([pa.array(values, pa.string()) for values in columns], schema=REFUSALS)
+    return table_of(((one.key, one.reason, one.detail) for one in refused), REFUSALS)
 
 
 @dataclass(frozen=True)
@@ -139,11 +138,7 @@ def content_of(image: bytes) -> bytes:
 
 def listing_table(rows: Iterable[Row]) -> pa.Table:
     """Rows (key, label, split, file, start, length) as a table of :data:`LISTING_SCHEMA`."""
-    columns = list(zip(*rows, strict=True)) or [()] * len(LISTING_SCHEMA)
-    return pa.table(
-        [pa.array(values, field.type) for values, field in zip(columns, LISTING_SCHEMA, strict=True)],
-        schema=LISTING_SCHEMA,
-    )
+    return table_of(rows, LISTING_SCHEMA)
 
 
 def listed_rows(rows: Iterable[Row]) -> Rows:

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
-from collections.abc import Sequence
+from codecs import BOM_UTF8
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from configs.errors import UserError
 from infra.storage import Storage
-from tasks.data.rows import Rows
-from tasks.sources.base import Listing, Refusal, Row, identity_of_rows, listed_rows, refusal_table
+from tasks.data.rows import Rows, in_order, tuples
+from tasks.sources.base import LISTING_SCHEMA, REFUSALS, Listing, identity_of_rows
 from tasks.sources.files import at, check_there, read_range
-from tasks.sources.labels import NO_LABEL, read_labels, why_not
+from tasks.sources.labels import NO_LABEL, Text, counted_labels, why_not
 from tasks.sources.names import normal
+from tasks.sources.walk import list_remote
 
 UNKNOWN_LENGTH = 0
-_SPLITS = {"train": "train", "test": "test"}
+_SPLITS = ("train", "test")
+_LINES = pa.schema(
+    [
+        pa.field("line", pa.int64()),
+        pa.field("path", pa.string()),
+        pa.field("label", pa.int32()),
+        pa.field("split", pa.string()),
+        pa.field("size", pa.int64()),
+    ]
+)
+"""One row for each line that names an image, in their order: a number of its label's text, and bytes of its file, 0 for
+what has no size of its own."""
+_PLACED = pa.schema([pa.field("place", pa.string()), *_LINES])
+"""Lines and where their files are, and files that a storage lists."""
+_LISTED = -1
+"""Instead of a line: listed, which sorts before lines that name it."""
+_OUTSIDE, _MISSING, _REMOTE = -1, -2, -3
+"""Instead of a size: not of the list's own storage, not there, known by a listing."""
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,32 +60,21 @@ class CsvSource:
         return self.listing().identity
 
     def listing(self) -> Listing:
-        lines = self._lines()
-        named = [line for line in lines if line["path"]]
-        refused = [Refusal("?", "no path")] * (len(lines) - len(named))
-        labels = read_labels([line["label"] for line in named], self.first_label, where=f"data.source.path {self.path}")
-        outside = [self._is_outside(line["path"]) for line in named]
-        own = [line["path"] for line, out in zip(named, outside, strict=True) if not out]
-        listed = iter(_sizes([self._place(name) for name in own]))
-        sizes = [None if out else next(listed) for out in outside]
-        rows: list[Row] = []
-        for line, label, size in zip(named, labels.numbers, sizes, strict=True):
-            key, split = normal(line["path"]), line.get("split") or None
-            if split not in (None, *_SPLITS):
-                raise UserError(f"data.source.path {self.path}: split {split!r} of {line['path']}; use train or test")
+        lines, counts, ruled_out = self._read()
+        labels = counted_labels(counts, self.first_label, where=f"data.source.path {self.path}")
+        rows, texts = Rows(LISTING_SCHEMA), list(counts)
+        for _, path, number, split, size in tuples(self._with_sizes(lines)):
+            key, label = normal(path), labels.numbers[number]
             if label == NO_LABEL:
-                refused.append(Refusal(key, *why_not(line["label"])))
-            elif self._is_outside(line["path"]):
-                refused.append(
-                    Refusal(key, "outside the CSV's storage", "a list from elsewhere names its own files only")
-                )
-            elif size is None:
-                refused.append(Refusal(key, "no such file", "named by the CSV but not there"))
+                ruled_out.append(key, *why_not(texts[number]))
+            elif size == _OUTSIDE:
+                ruled_out.append(key, "outside the CSV's storage", "a list from elsewhere names its own files only")
+            elif size == _MISSING:
+                ruled_out.append(key, "no such file", "named by the CSV but not there")
             else:
-                rows.append((key, label, split, line["path"], 0, size))
-        images, ruled_out = listed_rows(rows), Rows.of(refusal_table(refused))
-        identity = identity_of_rows("csv", images, labels.classes, ruled_out)
-        return Listing(images, labels.classes, ruled_out, faults=labels.faults, identity=identity)
+                rows.append(key, label, split, path, 0, size)
+        identity = identity_of_rows("csv", rows, labels.classes, ruled_out)
+        return Listing(rows, labels.classes, ruled_out, faults=labels.faults, identity=identity)
 
     def read(self, file: str, start: int, length: int) -> bytes:
         return read_range(self._place(file), 0, length)
@@ -77,47 +91,118 @@ class CsvSource:
         folder, _, _ = self.path.rpartition("/")
         return f"{folder}/{name}" if folder else name
 
-    def _lines(self) -> list[dict[str, str]]:
+    def _read(self) -> tuple[Rows, Counter[Text], Rows]:
+        """Lines, how often each label's text occurs (the first has number 0), and refusals of lines without a path."""
+        lines, counts, ruled_out = Rows(_LINES), Counter[Text](), Rows(REFUSALS)
+        numbers: dict[Text, int] = {}
+        for path, label, split in self._images():
+            if not path:
+                ruled_out.append("?", "no path", "")
+                continue
+            if split not in (None, *_SPLITS):
+                raise UserError(f"data.source.path {self.path}: split {split!r} of {path}; use train or test")
+            counts[label] += 1
+            number = numbers.setdefault(label, len(numbers))
+            lines.append(lines.num_rows, path, number, split, self._size(path))
+        return lines, counts, ruled_out
+
+    def _images(self) -> Iterator[tuple[str, str, str | None]]:
+        """Path, label and split of each line."""
+        try:
+            reader = csv.DictReader(self._text(), restval="")
+            missing = {"path", "label"} - set(reader.fieldnames or ())
+            if missing:
+                found = ", ".join(reader.fieldnames or ()) or "nothing"
+                raise UserError(
+                    f"data.source.path {self.path}: first line has {found}; columns path and label are needed"
+                )
+            for line in reader:
+                path, label, split = ((line.get(name) or "").strip() for name in ("path", "label", "split"))
+                yield path, label, split or None
+        except csv.Error as error:
+            raise UserError(f"data.source.path {self.path} is not a CSV in UTF-8 ({error})") from None
+
+    def _text(self) -> Iterator[str]:
+        """The file, line by line."""
         storage, name = at(self.path)
         try:
-            content = storage.read_bytes(name)
+            file = storage.open(name)
         except FileNotFoundError:
             raise UserError(f"data.source.path {self.path} does not exist") from None
-        try:
-            reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), restval="")
-            lines = list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"data.source.path {self.path} is not a CSV in UTF-8 ({error})") from None
-        if b"\0" in content:
-            raise UserError(f"data.source.path {self.path} is not a CSV in UTF-8 (it has NUL bytes)")
-        missing = {"path", "label"} - set(reader.fieldnames or ())
-        if missing:
-            found = ", ".join(reader.fieldnames or ()) or "nothing"
-            raise UserError(f"data.source.path {self.path}: first line has {found}; columns path and label are needed")
-        return [{name: (value or "").strip() for name, value in line.items() if name} for line in lines]
+        rest, start = file.read(len(BOM_UTF8)).removeprefix(BOM_UTF8), 0
+        with file:
+            while True:
+                piece = file.read(_BLOCK)
+                whole, end, rest = (rest + piece).rpartition(b"\n") if piece else (rest, b"", b"")
+                try:
+                    text = (whole + end).decode()
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"data.source.path {self.path} is not a CSV in UTF-8 ({_moved(error, start)})"
+                    ) from None
+                if "\0" in text:
+                    raise UserError(f"data.source.path {self.path} is not a CSV in UTF-8 (it has NUL bytes)")
+                yield from StringIO(text)
+                start += len(whole) + len(end)
+                if not piece:
+                    return
 
-
-def _sizes(places: Sequence[str]) -> list[int | None]:
-    """Bytes of each file, 0 for what has no size of its own, None where there is no such file.
-
-    Remote ones are listed once, from the folder on that all names of one storage have in common.
-    """
-    remote: dict[str, list[str]] = {}
-    for place in places:
+    def _size(self, path: str) -> int:
+        """Bytes of a local file, or what stands for them."""
+        if self._is_outside(path):
+            return _OUTSIDE
+        place = self._place(path)
         if "://" in place:
-            remote.setdefault("/".join(place.split("/")[:3]), []).append(place)
-    listed: dict[str, int] = {}
-    for group in remote.values():
-        folder = os.path.commonpath([place.rpartition("/")[0].replace("://", "/\0", 1) for place in group])
-        url = folder.replace("/\0", "://", 1)
-        listed |= {f"{url}/{name}": size for name, size in Storage.at(url).sizes().items()}
-    found: list[int | None] = []
-    for place in places:
-        if "://" in place:
-            found.append(listed.get(place))
-            continue
+            return _REMOTE
         try:
-            found.append(Path(place).stat().st_size)
+            return Path(place).stat().st_size
         except OSError:
-            found.append(None)
-    return found
+            return _MISSING
+
+    def _with_sizes(self, lines: Rows) -> Iterator[pa.Table]:
+        """Lines with the sizes of remote files. These are listed once, from the folder on that all names of one storage
+        have in common, and find their lines by an external sort."""
+        if not any(pc.any(pc.equal(chunk["size"], _REMOTE)).as_py() for chunk in lines.chunks()):
+            yield from lines.chunks()
+            return
+        placed, folders = Rows(_PLACED), dict[str, str]()
+        for line, path, label, split, size in lines.tuples():
+            place = self._place(path) if size == _REMOTE else path
+            placed.append(place, line, path, label, split, size)
+            if size == _REMOTE:
+                above = place.rpartition("/")[0].replace("://", "/\0", 1)  # in which scheme and server are two parts
+                storage = "/".join(above.split("/")[:2])
+                folders[storage] = os.path.commonpath([folders.get(storage, above), above])
+        for folder in folders.values():
+            _add_listed(folder.replace("/\0", "://", 1), placed)
+        found = Rows(_LINES)
+        for chunk in in_order(placed, "place", "line"):
+            found.add(_joined(chunk))
+        yield from in_order(found, "line")
+
+
+def _add_listed(url: str, placed: Rows) -> None:
+    def add(sizes: Mapping[str, int]) -> None:
+        for name, size in sizes.items():
+            placed.append(f"{url}/{name}", _LISTED, None, None, None, size)
+
+    list_remote(Storage.at(url), add)
+
+
+def _joined(placed: pa.Table) -> pa.Table:
+    """Lines with the sizes of listed files of the same place, which come first among equals."""
+    places, lines, sizes = placed["place"], placed["line"].to_numpy(), placed["size"].to_numpy()
+    is_new = np.append(True, pc.not_equal(places[1:], places[:-1]).to_numpy())
+    first = np.maximum.accumulate(np.where(is_new, np.arange(len(lines)), 0))
+    listed = np.where(lines[first] == _LISTED, sizes[first], _MISSING)
+    told = pa.array(np.where(sizes == _REMOTE, listed, sizes))
+    columns = [told if name == "size" else placed[name] for name in _LINES.names]
+    return pa.table(columns, schema=_LINES).filter(pa.array(lines != _LISTED))
+
+
+def _moved(error: UnicodeDecodeError, start: int) -> str:
+    """What Python says of text that cannot be decoded, where only what begins at `start` was."""
+    first, last = start + error.start, start + error.end - 1
+    byte = f"byte 0x{error.object[error.start]:02x} in position {first}"
+    what = byte if first == last else f"bytes in position {first}-{last}"
+    return f"{error.encoding!r} codec can't decode {what}: {error.reason}"

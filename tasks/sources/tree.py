@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import compress
+from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from infra.storage import Storage
 from tasks.data import formats
-from tasks.data.rows import Rows, in_order, sized
+from tasks.data.rows import AS_OBJECTS, Rows, in_order, sized, tuples
 from tasks.sources import names
-from tasks.sources.base import REFUSALS, Refusal, refusal_table
+from tasks.sources.base import REFUSALS
 from tasks.sources.files import read_heads
-from tasks.sources.walk import AT_ONCE, FILES, Found
+from tasks.sources.walk import FILES, Found
 
 _SORTED = FILES.append(pa.field("picture", pa.bool_()))
-_TWINS = "two files whose names differ only in their form"
 
 
 class Tree:
@@ -29,8 +26,8 @@ class Tree:
         self.refused, self.left_out = found.refused, found.left_out
         self.classes: list[str] = []
         self._deeper, self._files, self._loose = found.folders, Rows(_SORTED), Rows(REFUSALS)
-        without = self._sort_out(found.files)
-        self._strays = set() if flat else without  # such as annotations beside the classes
+        strays = self._sort_out(found.files)  # such as annotations beside the classes
+        self._strays = set() if flat else strays
         if flat:
             return
         self.classes = names.class_order(self._deeper.keys() - self._strays)
@@ -41,13 +38,13 @@ class Tree:
 
     def sizes(self) -> Iterator[tuple[str, int]]:
         """Of every file in a place where an image could be."""
-        for key, _, size, _ in self._rows():
+        for key, _, size, _ in self._files.tuples():
             if key.partition("/")[0] not in self._strays:
                 yield key, size
 
     def images(self) -> Iterator[tuple[str, str, int]]:
         """Name, name on disk, and size."""
-        return ((key, name, size) for key, name, size, picture in self._rows() if picture)
+        return ((key, name, size) for key, name, size, picture in self._files.tuples() if picture)
 
     def all_names(self) -> list[str]:
         """Of all images in memory, those that are refused among them, sorted."""
@@ -88,56 +85,45 @@ class Tree:
     def _sort_out(self, found: Rows) -> set[str]:
         """Keep one file of each name, and whether it is a picture; folders at the top with files, but no pictures."""
         storage, before = Storage.at(self.root), None
-        with_files, with_pictures = set[str](), set[str]()
-        for some in sized(in_order(found, "key", "name"), AT_ONCE):
-            keys = some["key"].to_pylist()
-            again = [key == earlier for key, earlier in zip(keys, [before, *keys], strict=False)]
-            before = keys[-1]
-            if any(again):
-                twice = [Refusal(key, "key listed twice", _TWINS) for key in compress(keys, again)]
-                self.refused.add(refusal_table(twice))
-                some = some.filter(pc.invert(pa.array(again)))
-            pictures = self._are_pictures(storage, *(some[name].to_pylist() for name in FILES.names))
-            self._files.add(some.append_column(_SORTED.field("picture"), pa.array(pictures, pa.bool_())))
-            with_files |= _tops(keys)
-            with_pictures |= _tops(compress(some["key"].to_pylist(), pictures))
-        for chunk in self.refused.chunks():
-            with_pictures |= _tops(chunk["key"].to_pylist())
-        return with_files - with_pictures
+        tops: dict[bool, set[str]] = {False: set(), True: set()}
+        for some in sized(in_order(found, "key", "name"), AS_OBJECTS):
+            files = []
+            for key, name, size in tuples([some]):
+                if key == before:
+                    self.refused.append(key, "key listed twice", "two files whose names differ only in their form")
+                else:
+                    files.append((key, name, size))
+                before = key
+            heads = read_heads(storage, [name for key, name, size in files if _unclear(key, size)])
+            for key, name, size in files:
+                picture = self._is_picture(key, heads.get(name, b""))
+                self._files.append(key, name, size, picture)
+                tops[picture].add(_top(key))
+        tops[True].update(_top(key) for key, _, _ in self.refused.tuples())
+        return tops[False] - tops[True] - {""}
 
-    def _are_pictures(self, storage: Storage, keys: list[str], on_disk: list[str], sizes: list[int]) -> list[bool]:
-        """By their names, and where those do not tell, by how they begin; refuse what only seems to be one."""
-        suffixes = list(map(formats.suffix, keys))
-        heads = read_heads(storage, [name for name, *of in zip(on_disk, suffixes, sizes, strict=True) if _unclear(*of)])
-        refused, loose, pictures = [], [], []
-        for key, name, suffix in zip(keys, on_disk, suffixes, strict=True):
-            head = heads.get(name, b"")
-            instead = formats.unreadable(suffix) or (formats.what_instead(head) if head else None)
-            seems = suffix in formats.PICTURES or (suffix not in formats.OTHERS and formats.looks_like_picture(head))
-            outside = not self.flat and "/" not in key
-            if not seems:
-                self.left_out[f"no picture (.{suffix})" if suffix else "no picture"] += 1
-            elif instead is not None:
-                refused.append(Refusal(key, *instead))
-            elif outside:
-                loose.append(Refusal(key, "not in a class folder"))
-            pictures.append(seems and instead is None and not outside)
-        self.refused.add(refusal_table(refused))
-        self._loose.add(refusal_table(loose))
-        return pictures
-
-    def _rows(self) -> Iterator[tuple[str, str, int, bool]]:
-        for some in sized(self._files.chunks(), AT_ONCE):
-            yield from zip(*(some[name].to_pylist() for name in _SORTED.names), strict=True)
+    def _is_picture(self, key: str, head: bytes) -> bool:
+        """By its name, and where that does not tell, by how it begins; what only seems to be one is refused."""
+        suffix = formats.suffix(key)
+        instead = formats.unreadable(suffix) or (formats.what_instead(head) if head else None)
+        if suffix in formats.OTHERS or (suffix not in formats.PICTURES and not formats.looks_like_picture(head)):
+            self.left_out[f"no picture (.{suffix})" if suffix else "no picture"] += 1
+        elif instead is not None:
+            self.refused.append(key, *instead)
+        elif not self.flat and "/" not in key:
+            self._loose.append(key, "not in a class folder", "")
+        else:
+            return True
+        return False
 
 
-def _unclear(suffix: str, size: int) -> bool:
+def _unclear(key: str, size: int) -> bool:
     """Whether it takes a look into a file to tell what it is."""
-    if suffix in formats.PICTURES:
-        return 0 < size <= formats.POINTER_BYTES
-    return suffix not in formats.OTHERS
+    suffix = formats.suffix(key)
+    return 0 < size <= formats.POINTER_BYTES if suffix in formats.PICTURES else suffix not in formats.OTHERS
 
 
-def _tops(keys: Iterable[str]) -> set[str]:
-    """Folders at the top in which these files are."""
-    return {top for top, slash, _ in (key.partition("/") for key in keys) if slash}
+def _top(key: str) -> str:
+    """The folder at the top that a file is in; empty where it is in none."""
+    top, slash, _ = key.partition("/")
+    return top if slash else ""

@@ -13,15 +13,13 @@ import pyarrow as pa
 
 from configs.errors import UserError
 from infra.storage import Storage
-from tasks.data.rows import Rows, sized
+from tasks.data.rows import Rows
 from tasks.sources import names
-from tasks.sources.base import REFUSALS, Refusal, refusal_table
+from tasks.sources.base import REFUSALS
 from tasks.sources.files import in_turn
 
 FILES = pa.schema([("key", pa.string()), ("name", pa.string()), ("size", pa.int64())])
 """One row per file: its name in the normal form, its name on disk, and its bytes."""
-AT_ONCE = 1 << 13
-"""Files that are Python's objects at once."""
 _LISTED = pa.schema([("name", pa.string()), ("size", pa.int64())])
 _MISSING = -1
 """Instead of a size: the file is a link to nothing."""
@@ -39,10 +37,8 @@ class Found:
         self.folders: dict[str, set[str]] = {}
         """Names of the folders within each folder at the top, in the normal form."""
         self.unreadable: list[str] = []
-        self.left_out: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
         self._first: dict[str, list[str]] = {}
-        self._files: list[tuple[str, str, int]] = []
-        self._refused: list[Refusal] = []
         self._lock = Lock()
 
     def file(self, name: str, size: int) -> None:
@@ -51,46 +47,30 @@ class Found:
         shown = _printable(key)
         with self._lock:
             if shown != key:
-                self._refused.append(Refusal(shown, "name is not UTF-8"))
+                self.refused.append(shown, "name is not UTF-8", "")
             elif size == _MISSING:
-                self._refused.append(Refusal(key, "link to nothing", "the linked file is not there: fetch it"))
+                self.refused.append(key, "link to nothing", "the linked file is not there: fetch it")
             else:
-                self._files.append((key, name, size))
-            if shown == key:
-                self._folder(key.rpartition("/")[0])
-            if len(self._files) + len(self._refused) >= AT_ONCE:
-                self._lay_down()
+                self.files.append(key, name, size)
 
     def folder(self, name: str) -> None:
-        with self._lock:
-            self._folder(names.normal(name))
+        """A folder by its name below the root; empty for the root."""
+        top, *within = names.normal(name).split("/", 2)[:2]
+        if top:
+            with self._lock:
+                self.folders.setdefault(top, set()).update(within)
 
     def leave_out(self, what: str, name: str) -> None:
         """Count what is no file of a source."""
         parts = name.split("/")
         with self._lock:
-            self.left_out[what] += 1
+            self._left_out[what] += 1
             self._first[what] = min(self._first.get(what, parts), parts)
 
-    def finish(self) -> Found:
-        """Kinds of what is left out are in the order in which each comes first in the tree."""
-        self._lay_down()
-        self.left_out = Counter(
-            {what: self.left_out[what] for what in sorted(self._first, key=self._first.__getitem__)}
-        )
-        return self
-
-    def _folder(self, key: str) -> None:
-        top, *within = key.split("/", 2)[:2]
-        if top:
-            self.folders.setdefault(top, set()).update(within)
-
-    def _lay_down(self) -> None:
-        if self._files:
-            columns = map(pa.array, zip(*self._files, strict=True))
-            self.files.add(pa.table(list(columns), schema=FILES))
-        self.refused.add(refusal_table(self._refused))
-        self._files, self._refused = [], []
+    @property
+    def left_out(self) -> Counter[str]:
+        """In the order in which each kind comes first in the tree."""
+        return Counter({what: self._left_out[what] for what in sorted(self._first, key=self._first.__getitem__)})
 
 
 def walk(storage: Storage) -> Found:
@@ -104,7 +84,7 @@ def walk(storage: Storage) -> Found:
         _walk_local(storage, found)
     else:
         _walk_remote(storage, found)
-    return found.finish()
+    return found
 
 
 def real_place(storage: Storage) -> str:
@@ -113,17 +93,19 @@ def real_place(storage: Storage) -> str:
 
 
 def list_remote(storage: Storage, take: Callable[[Mapping[str, int]], object]) -> None:
-    """Hand over names and sizes of all files of a remote storage, in portions and from several threads."""
+    """Hand over names and sizes of all files of a remote storage, in portions: its folders are listed in parallel."""
+    lock = Lock()
 
-    def take_all(folder: str) -> None:
+    def take_folder(folder: str) -> None:
         for sizes in storage.portions(folder):
-            take(sizes)
+            with lock:
+                take(sizes)
 
     folders: list[str] = []
     for sizes, here in storage.top():
         take(sizes)
         folders += here
-    for _ in in_turn(take_all, folders):
+    for _ in in_turn(take_folder, folders):
         pass
 
 
@@ -182,31 +164,27 @@ def _sort(entry: os.DirEntry[str], name: str, above: tuple[str, ...], found: Fou
 
 def _walk_remote(storage: Storage, found: Found) -> None:
     """Files of a bucket; an empty object of a folder's name stands for that folder."""
-    listed, above, lock = Rows(_LISTED), set[str](), Lock()
+    listed, above = Rows(_LISTED), set[str]()
 
     def take(sizes: Mapping[str, int]) -> None:
-        table = pa.table(
-            [pa.array(list(sizes), pa.string()), pa.array(list(sizes.values()), pa.int64())], schema=_LISTED
-        )
-        with lock:
-            listed.add(table)
-            for name in sizes:
-                folder, slash, _ = name.rpartition("/")
-                while slash and folder not in above:
-                    above.add(folder)
-                    folder, slash, _ = folder.rpartition("/")
+        for name, size in sizes.items():
+            listed.append(name, size)
+            folder, slash, _ = name.rpartition("/")
+            while slash and folder not in above:
+                above.add(folder)
+                folder, slash, _ = folder.rpartition("/")
 
     list_remote(storage, take)
     if not listed.num_rows and not storage.sizes():  # which finds a file of this name as well
         raise UserError(f"data.source: there is nothing at {storage.url}; check data.source.path")
-    for chunk in sized(listed.chunks(), AT_ONCE):
-        for name, size in zip(chunk["name"].to_pylist(), chunk["size"].to_pylist(), strict=True):
-            if any(map(names.is_leftover, name.split("/"))):
-                found.leave_out("system leftovers", name)
-            elif name.strip("/") not in above and not name.endswith("/") and name:
-                found.file(name, size)
-            elif name.strip("/"):
-                found.folder(name.strip("/"))
+    for name, size in listed.tuples():
+        if any(map(names.is_leftover, name.split("/"))):
+            found.leave_out("system leftovers", name)
+        elif name and name.strip("/") not in above and not name.endswith("/"):
+            found.file(name, size)
+            found.folder(name.rpartition("/")[0])
+        else:
+            found.folder(name.strip("/"))
 
 
 def _printable(name: str) -> str:
