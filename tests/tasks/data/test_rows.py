@@ -24,6 +24,7 @@ def bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(rows, "AT_ONCE", 50)
         monkeypatch.setattr(rows, "_SAMPLED", 100)
         monkeypatch.setattr(rows, "_MOST_PIECES", 3)
+        monkeypatch.setattr(rows, "AS_OBJECTS", 4)
 
 
 def _pairs(count: int) -> list[tuple[str, int]]:
@@ -34,8 +35,13 @@ def _pairs(count: int) -> list[tuple[str, int]]:
 
 
 def _rows(pairs: list[tuple[str, int]], step: int) -> Rows:
+    """Every third portion row by row."""
     found = Rows(SCHEMA)
     for start in range(0, len(pairs), step):
+        if start // step % 3 == 2:
+            for pair in pairs[start : start + step]:
+                found.append(*pair)
+            continue
         columns = zip(*pairs[start : start + step], strict=True)
         found.add(pa.table(list(map(pa.array, columns)), schema=SCHEMA))
     return found
@@ -50,7 +56,7 @@ def _listed(tables: object) -> list[tuple[str, int]]:
 def test_rows_come_back_and_in_any_order(bounds: None, count: int, step: int) -> None:
     pairs = _pairs(count)
     held = _rows(pairs, step)
-    assert held.num_rows == count and _listed(held.chunks()) == pairs
+    assert held.num_rows == count and _listed(held.chunks()) == pairs == list(held.tuples())
     assert _listed(in_order(held, "word")) == sorted(pairs, key=lambda pair: pair[0]), "ties keep their order"
     assert _listed(in_order(held, "number")) == pairs
     places = sorted(random.Random(1).sample(range(count), min(count, 5)))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import tracemalloc
+from functools import partial
 
-import pyarrow as pa
 import pytest
 
 from configs.data import Shard
@@ -15,6 +14,7 @@ from tasks.data import rows
 from tasks.sources import Listing, base
 from tasks.sources.base import Refusal, Row, identity_of_rows, listed_rows, refusal_table
 from tasks.sources.ordering import ordered
+from tests.helpers.memory import peak_bytes
 
 
 @pytest.fixture(params=["in memory", "on disk"])
@@ -84,24 +84,10 @@ def test_the_identity_is_of_every_row_in_the_order_of_keys(bounds: None, kind: s
     assert found == digest.hexdigest()[:32]
 
 
-POOLS: list[pa.MemoryPool] = []
-"""Kept, since what was taken from one may be given back to it at any time."""
-
-
-def _peak_bytes(count: int) -> int:
-    """Of what Arrow and Python hold while so many rows are listed, named and ordered."""
-    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
-    POOLS.append(pool)
-    pa.set_memory_pool(pool)
-    tracemalloc.start()
-    try:
-        listing = Listing(listed_rows((f"{n:09d}.jpg", 0, None, "0.tar", n, 1) for n in range(count)), ("a",))
-        assert ordered(listing, Shard()).rows.num_rows == count
-        identity_of_rows("web", listing.rows, listing.classes, listing.ruled_out)
-        return pool.max_memory() + tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-        pa.set_memory_pool(before)
+def _list_and_order(count: int) -> None:
+    listing = Listing(listed_rows((f"{n:09d}.jpg", 0, None, "0.tar", n, 1) for n in range(count)), ("a",))
+    assert ordered(listing, Shard()).rows.num_rows == count
+    identity_of_rows("web", listing.rows, listing.classes, listing.ruled_out)
 
 
 def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +95,6 @@ def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(rows, "AT_ONCE", 400)
     monkeypatch.setattr(rows, "HELD_BYTES", 40_000)
     monkeypatch.setattr(rows, "_SAMPLED", 100)
-    _peak_bytes(100)  # what is imported on the way
-    few, many = (_peak_bytes(count) for count in (4_000, 16_000))
+    _list_and_order(100)  # what is imported on the way
+    few, many = (peak_bytes(partial(_list_and_order, count)) for count in (4_000, 16_000))
     assert many < 1.5 * few, "12,000 rows more would be four times as much"
