@@ -191,7 +191,7 @@ class Storage:
         start = f"{key}/" if key else ""
         asked = {"Bucket": bucket, "Prefix": start + below, "Delimiter": delimiter, "MaxKeys": _NAMES_AT_ONCE}
         while True:
-            with self._explained("list", below):
+            with self._explained("list", below.rstrip("/")):
                 try:
                     page = self._retried(lambda: self.fs.call_s3("list_objects_v2", **asked))
                 except FileNotFoundError:
