@@ -10,6 +10,7 @@ descriptor 2, which leads to the file as long as the command works.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -75,9 +76,11 @@ class Log:
             folder = home() / "logs"
             folder.mkdir(parents=True, exist_ok=True)
             for old in sorted(folder.glob("*.log"))[:-_KEPT_FILES]:
-                old.unlink(missing_ok=True)
+                _forget(old)
             self.path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
             self._file = self.path.open("a", encoding="utf-8")
+            with suppress(OSError):  # a disk without locks, where no log is deleted
+                fcntl.flock(self._file, fcntl.LOCK_SH)
         return self._file
 
     def write(self, line: str) -> None:
@@ -89,9 +92,18 @@ class Log:
         """Leave the file where something is in it."""
         if self._file is not None and self.path is not None:
             self._file.close()
-            if not self.path.stat().st_size:
+            with suppress(FileNotFoundError):  # somebody cleared the folder
+                if self.path.stat().st_size:
+                    return
                 self.path.unlink()
-                self.path = None
+            self.path = None
+
+
+def _forget(old: Path) -> None:
+    """Delete a log, unless the command that writes it still works: a training does for days."""
+    with suppress(OSError), old.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        old.unlink()
 
 
 class LastLine:

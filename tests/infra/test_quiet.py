@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,20 @@ def test_the_path_is_named_once_and_only_where_something_is_in_it(
         print("(raylet) a worker died", file=sys.stderr)
         raise RuntimeError
     assert capsys.readouterr() == ("", f"what libraries said beside this is in {log.path}\n")
+
+
+def test_the_log_of_a_command_that_still_works_is_not_deleted_by_later_ones(home: Path) -> None:
+    long = Log()
+    long.write("of a training that takes days")
+    ended = [home / "logs" / f"9{day:04d}.log" for day in range(30)]
+    for each in ended:
+        each.write_text("of a command that has ended")
+    Log().open()
+    assert long.path is not None and long.path.read_text() == "of a training that takes days\n"
+    assert [each.exists() for each in ended] == [day >= 10 for day in range(30)]
+    shutil.rmtree(home / "logs")
+    long.close()
+    assert long.path is None, "nothing is left to point to"
 
 
 def test_the_path_is_no_second_line_of_a_command_that_is_stopped(
