@@ -5,6 +5,7 @@ Each check asks once, waits a few seconds at most, and says which variable to me
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
@@ -25,6 +26,8 @@ _SECONDS = 5.0
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What a gRPC client says first: HTTP/2's greeting and empty settings."""
 _SETTINGS = 4
+_SILENT = (OSError, ValueError, http.client.HTTPException)
+"""No answer, or one of something that is no web server: another service's port."""
 
 
 def elsewhere() -> bool:
@@ -139,7 +142,7 @@ def _ask(url: str, named: str, way_out: str) -> tuple[int, bytes]:
                 "host to NO_PROXY"
             ) from None
         return error.code, b""
-    except (OSError, ValueError) as error:
+    except _SILENT as error:
         if through:
             way_out = f"check {through}, or add the host to NO_PROXY; else {way_out}"
         raise UserError(f"{named}, where nothing answers{way} ({_reason(error)}): {way_out}") from None
@@ -156,7 +159,7 @@ def version_of(url: str) -> str | None:
         try:
             with _open(url.rstrip("/") + path) as answer:
                 text = answer.read(200).decode(errors="replace").strip()
-        except (OSError, ValueError):
+        except _SILENT:
             continue
         try:
             return str(json.loads(text))
@@ -169,5 +172,7 @@ def _reason(error: BaseException) -> str:
     cause = getattr(error, "reason", error)
     if isinstance(cause, TimeoutError):
         return f"no answer within {_SECONDS:.0f} s"
+    if isinstance(cause, http.client.HTTPException) and not isinstance(cause, OSError):
+        return "but something that speaks no HTTP"
     text = getattr(cause, "strerror", None) or str(cause)
     return " ".join(str(text).split())[:200] or type(error).__name__

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -48,6 +48,23 @@ def answering(status: int = 200, body: bytes = b"OK") -> Iterator[tuple[str, lis
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def speaking(words: bytes) -> Iterator[str]:
+    """A server of another kind, which says so before it is asked anything; its HOST:PORT."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    with listener.accept()[0] as visitor:
+                        visitor.sendall(words)
+                        visitor.recv(1000)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
@@ -112,6 +129,15 @@ def test_dead_servers(dead: str, no_proxies: None) -> None:
         assert place in servers.check_prefect(f"http://{place}/api")
         assert place in servers.check_mlflow(f"http://{place}")
     assert asked == ["/api/health", "/health"]
+
+
+def test_servers_that_speak_no_http(no_proxies: None) -> None:
+    """Another service's port is told like a dead one: neither a run nor a report ends in a traceback."""
+    with speaking(b"SSH-2.0-OpenSSH_9.2\r\n") as place:
+        for check, url in ((servers.check_prefect, f"http://{place}/api"), (servers.check_mlflow, f"http://{place}")):
+            with pytest.raises(UserError, match=r"nothing answers \(but something that speaks no HTTP\).*unset it"):
+                check(url)
+        assert servers.version_of(f"http://{place}") is None
 
 
 def test_addresses_with_passwords_are_refused_without_them() -> None:
