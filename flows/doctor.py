@@ -21,7 +21,8 @@ _VARIABLES = (
     *("NO_PROXY", "no_proxy"),
 )
 """What decides how a run goes and is no secret by itself."""
-_USER = re.compile(r"//[^/\s?]*@")
+_USER = re.compile(r"(^|//)[^/\s]*@")
+"""Before a host; proxies are named with a scheme or without."""
 _QUERY = re.compile(r"\?\S*")
 _MARKS = {"fine": "ok", "note": "note", "refused": "WRONG"}
 
@@ -55,8 +56,9 @@ def _facts() -> Iterator[tuple[str, str]]:
 
 
 def _masked(text: str) -> str:
-    """Without users, passwords and tokens of URLs."""
-    return _QUERY.sub("?…", _USER.sub("//…@", text)) if "//" in text else text
+    """Without users, passwords and tokens of addresses."""
+    text = _USER.sub(r"\1…@", text)
+    return _QUERY.sub("?…", text) if "//" in text else text
 
 
 def _version(name: str) -> str | None:

@@ -111,8 +111,11 @@ def _asked(connection: socket.socket, proxy: SplitResult, wanted: SplitResult) -
 def _proxy(variable: str) -> tuple[SplitResult, str]:
     """What an environment variable names, and how to say it without a password."""
     value = os.environ[variable]
-    proxy = urlsplit(value if "://" in value else f"http://{value}")
-    return proxy, f"{variable} is {proxy.scheme}://{proxy.netloc.rpartition('@')[2]}"
+    scheme, rest = value.split("://", 1) if "://" in value else ("http", value)
+    user, _, host = rest.rpartition("@")
+    if set(user) & set("/?#"):  # as no address has them: else a part of the password would be the host
+        rest = host
+    return urlsplit(f"{scheme}://{rest}"), f"{variable} is {scheme}://{host}"
 
 
 def _silent(parts: SplitResult) -> str | None:

@@ -172,6 +172,8 @@ def _reason(error: BaseException) -> str:
     cause = getattr(error, "reason", error)
     if isinstance(cause, TimeoutError):
         return f"no answer within {_SECONDS:.0f} s"
+    if isinstance(cause, http.client.InvalidURL):  # whose text may hold a part of a password
+        return "it is no address"
     if isinstance(cause, http.client.HTTPException) and not isinstance(cause, OSError):
         return "but something that speaks no HTTP"
     text = getattr(cause, "strerror", None) or str(cause)

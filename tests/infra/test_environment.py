@@ -340,6 +340,8 @@ def test_doctor_tells_all_and_keeps_secrets(dead: str, tmp_path: Path) -> None:
         "PREFECT_API_URL": f"http://{dead}/api",
         "MLFLOW_TRACKING_URI": f"http://{dead}",
         "https_proxy": f"http://me:geheim@{dead}",
+        "all_proxy": f"me:geheim@{dead}",
+        "HTTP_PROXY": f"http://me:geheim?@{dead}",
         "AWS_SECRET_ACCESS_KEY": "geheim",
     }
     command = [sys.executable, "-m", "latentforge", "doctor"]
@@ -349,4 +351,5 @@ def test_doctor_tells_all_and_keeps_secrets(dead: str, tmp_path: Path) -> None:
     wrong = [line for line in done.stdout.splitlines() if ": WRONG" in line]
     assert [line.split(":")[0] for line in wrong] == ["Prefect", "MLflow", "Ray"]
     assert "geheim" not in done.stdout
+    assert done.stdout.count(f"…@{dead}") == 3
     assert {"python", "CPUs", "memory", "libraries"} <= {line.split(" ")[0] for line in done.stdout.splitlines()}
