@@ -169,7 +169,6 @@ def _check_repository(target: str) -> str:
 def _push(folder: Path, target: str, public: bool) -> str:
     """Needs the usual token: `HF_TOKEN`, or what `hf auth login` left."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     name, api = _check_repository(target), HfApi()
     if (silent := hubs.refusal()) is not None:
@@ -179,7 +178,7 @@ def _push(folder: Path, target: str, public: bool) -> str:
         if not public and not api.repo_info(name).private:
             raise UserError(f"--to {target}: that repository is public; add to it with --public, or name another")
         return str(api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="A model from latentforge"))
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:  # the last two of large files
+    except hubs.errors() as error:
         token = "" if os.environ.get("HF_TOKEN") else "; set HF_TOKEN or log in with `hf auth login`"
         said = brief(error)
         raise UserError(f"--to {target}: the hub refused or cannot be reached ({said}){token}") from None
@@ -195,7 +194,6 @@ def _fetched(source: str) -> Path:
             )
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     name, _, revision = source.removeprefix(_HUB).partition("@")
     repository, silent = _check_repository(_HUB + name), hubs.refusal()
@@ -208,6 +206,6 @@ def _fetched(source: str) -> Path:
                 local_files_only=silent is not None,  # else it would ask again and again
             )
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        said = silent or brief(error)
+    except hubs.errors() as error:
+        said = silent or hubs.answered(error, repository, "", revision) or brief(error)
         raise UserError(f"--from {source}: not on the hub, or it cannot be reached ({said})") from None

@@ -122,7 +122,6 @@ def _check_whole(url: str, got: int, promised: int | None) -> None:
 
 def _from_hub(location: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
     name, _, revision = location.removeprefix(HUB).partition("@")
     parts = name.split("/", 2)
@@ -133,12 +132,9 @@ def _from_hub(location: str) -> Path:
     try:
         kept = silent is not None  # else it would ask again and again before it takes what is there
         return Path(hf_hub_download(repository, file, revision=revision or None, local_files_only=kept))
-    except (RepositoryNotFoundError, EntryNotFoundError) as error:
-        if type(error).__name__ != "LocalEntryNotFoundError":
-            raise UserError(f"weights {location}: the hub has no {file} in {repository}; check the name") from None
-        raise _unreachable(location, silent) from None
-    except (HfHubHTTPError, OSError):
-        raise _unreachable(location, silent) from None
+    except hubs.errors() as error:
+        said = hubs.answered(error, repository, file, revision)
+        raise (UserError(f"weights {location}: {said}") if said else _unreachable(location, silent)) from None
 
 
 def _unreachable(location: str, why: str | None) -> UserError:

@@ -6,13 +6,15 @@ told that the hub cannot be reached, they take what is there at once.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
-from configs.errors import UserError
+from configs.errors import UserError, brief
 from infra import reach, servers
 
 OFFLINE = "HF_HUB_OFFLINE"
+_NOT_KEPT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -23,6 +25,36 @@ def refusal() -> str | None:
     if constants.is_offline_mode():
         return f"{OFFLINE} is set"
     return reach.refusal(constants.ENDPOINT)
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What the hub's library raises: of answers, connections and names, and of large files."""
+    from httpx import HTTPError
+
+    return HTTPError, OSError, ValueError, RuntimeError
+
+
+def answered(error: Exception, repository: str, file: str = "", revision: str = "") -> str | None:
+    """What is wrong about a file of the Hugging Face hub, with the way out; None where it did not answer."""
+    from huggingface_hub import errors as kinds
+
+    match error:
+        case kinds.LocalEntryNotFoundError():
+            return None
+        case kinds.RepositoryNotFoundError():  # gated ones too
+            return (
+                f"the hub shows no repository {repository} to this token: check the name; where it is private or "
+                "gated, ask for access on its page, then set HF_TOKEN or log in with `hf auth login`"
+            )
+        case kinds.RevisionNotFoundError():
+            return f"{repository} has no revision {revision}; check the name after the @"
+        case kinds.EntryNotFoundError():
+            return f"the hub has no {file} in {repository}; check the name"
+        case kinds.HfHubHTTPError() | ValueError() | RuntimeError():
+            return f"the hub refuses it ({brief(error)})"
+        case OSError() if error.errno in _NOT_KEPT:
+            return f"it cannot be kept here ({error.strerror}): set HF_HOME to a folder with room where you may write"
+    return None
 
 
 def check_timm(field: str, name: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
+from httpx import ReadTimeout, Request, Response
+from huggingface_hub import errors
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -142,6 +145,35 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="the hub cannot be reached and the file is not in its local cache"):
         fetch("hf://somebody/something/model.pt@main")
+
+
+def _answer(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
+    return kind("Invalid credentials", response=Response(status, request=Request("GET", "https://hub")))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (_answer(errors.GatedRepoError, 403), r"no repository me/gated to this token.*ask for access.*HF_TOKEN"),
+        (_answer(errors.RepositoryNotFoundError, 401), r"no repository me/gated to this token.*check the name"),
+        (_answer(errors.RevisionNotFoundError, 404), r"me/gated has no revision v2; check the name after the @"),
+        (_answer(errors.RemoteEntryNotFoundError, 404), r"the hub has no a/model\.pt in me/gated; check the name"),
+        (_answer(errors.HfHubHTTPError, 401), r"the hub refuses it \(Invalid credentials"),
+        (errors.HFValidationError("no such name"), r"the hub refuses it \(no such name"),
+        (OSError(errno.ENOSPC, "No space left on device"), r"cannot be kept here \(No space left.*HF_HOME"),
+        (ReadTimeout("halfway"), r"the hub cannot be reached"),
+        (errors.LocalEntryNotFoundError("away"), r"the hub cannot be reached"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_hub_answers_is_told_from_silence(error: Exception, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr("infra.hubs.refusal", lambda: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(UserError, match=told):
+        fetch("hf://me/gated/a/model.pt@v2")
 
 
 def test_pretrained_weights_go_into_a_network(authors: Path) -> None:
