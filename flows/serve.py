@@ -6,13 +6,13 @@ On the head of a cluster MLflow also listens where the other machines find it: t
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -99,10 +99,11 @@ def servers(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iter
             *("mlflow", "server", "--host", listen, "--port", str(mlflow_port), "--workers", "1"),
             *("--artifacts-destination", environment["MLFLOW_ARTIFACTS_DESTINATION"]),
         )
-        stack.enter_context(_process("prefect-server", prefect, environment))
-        stack.enter_context(_process("mlflow", mlflow, environment))
-        _await("the Prefect server", f"http://127.0.0.1:{prefect_port}/api/health", folder / "prefect-server.log")
-        _await("the MLflow UI", f"{environment['MLFLOW_TRACKING_URI']}/health", folder / "mlflow.log")
+        first = stack.enter_context(_process("prefect-server", prefect, environment))
+        second = stack.enter_context(_process("mlflow", mlflow, environment))
+        log = folder / "prefect-server.log"
+        _await("the Prefect server", first, f"http://127.0.0.1:{prefect_port}/api/health", log)
+        _await("the MLflow UI", second, f"{environment['MLFLOW_TRACKING_URI']}/health", folder / "mlflow.log")
         yield environment
 
 
@@ -112,25 +113,27 @@ def check_free(address: str, port: int, option: str) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
+        except OverflowError:
+            raise UserError(f"{option} {port}: ports go up to 65535") from None
         except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
+            if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
                 raise UserError(
                     f"--listen {address}: this machine has no such address; `hostname -I` lists its own"
                 ) from None
-            raise UserError(
-                f"port {port} is taken ({error.strerror}): stop what runs there, or choose another with {option}"
-            ) from None
+            taken = error.errno == errno.EADDRINUSE
+            what, mend = ("is taken", "stop what runs there, or ") if taken else ("cannot be used", "")
+            raise UserError(f"port {port} {what} ({error.strerror}): {mend}choose another with {option}") from None
 
 
 @contextmanager
-def _process(name: str, command: tuple[str, ...], environment: dict[str, str]) -> Iterator[None]:
+def _process(name: str, command: tuple[str, ...], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A child process group that logs to the home folder and ends with the context."""
     with (home() / f"{name}.log").open("ab") as log:
         child = subprocess.Popen(
             command, env=environment, cwd=_REPOSITORY, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            yield
+            yield child
         finally:
             for sign in (signal.SIGTERM, signal.SIGKILL):
                 try:
@@ -149,12 +152,16 @@ def _run(environment: dict[str, str], *command: str) -> None:
         raise UserError(f"`{' '.join(command)}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def _await(what: str, url: str, log: Path, seconds: float = 180.0) -> None:
+def _await(what: str, server: subprocess.Popen[bytes], url: str, log: Path, seconds: float = 180.0) -> None:
+    """Until it answers. Raises UserError as soon as it has ended, or does not answer in time."""
     deadline = time.monotonic() + seconds
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with direct.open(url, timeout=5):
                 return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+        except (OSError, http.client.HTTPException):
+            if server.poll() is not None:
+                raise UserError(f"{what} ended with status {server.returncode}: see {log}") from None
             time.sleep(0.5)
     raise UserError(f"{what} did not answer at {url} within {seconds:.0f} s: see {log}")

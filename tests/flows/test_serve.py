@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,3 +68,36 @@ def test_an_address_of_another_machine_is_refused(home: Path) -> None:
         serve.running(free_port(), free_port(), "192.0.2.1"),
     ):
         pass
+
+
+def test_ports_and_addresses_that_cannot_be_had_are_told_apart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port} is taken .*stop what runs there.*--port"):
+            serve.check_free("127.0.0.1", port, "--port")
+    with pytest.raises(UserError, match=r"--port 70000: ports go up to 65535"):
+        serve.check_free("127.0.0.1", 70_000, "--port")
+    with pytest.raises(UserError, match=r"--listen no\.such\.invalid: this machine has no such address"):
+        serve.check_free("no.such.invalid", port, "--port")
+
+
+def test_a_server_that_ends_is_told_at_once(home: Path) -> None:
+    """One that refuses its database, as after an update, answers no sooner for being waited for."""
+    began = time.monotonic()
+    refuses = sys.executable, "-c", "raise SystemExit(3)"
+    with (
+        serve._process("mlflow", refuses, dict(os.environ)) as server,
+        pytest.raises(UserError, match=r"the MLflow UI ended with status 3: see .*mlflow\.log"),
+    ):
+        serve._await("the MLflow UI", server, f"http://127.0.0.1:{free_port()}/", home / "mlflow.log")
+    assert time.monotonic() - began < 60
+
+
+def test_a_heads_own_servers_are_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Its private address is no loopback, and a proxy outside knows no way to it."""
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("no_proxy", "")
+    port = free_port()
+    command = (sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.2")
+    with serve._process("mlflow", command, dict(os.environ)) as server:
+        serve._await("the MLflow UI", server, f"http://127.0.0.2:{port}/", home / "mlflow.log", seconds=20)
