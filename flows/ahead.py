@@ -21,13 +21,13 @@ def accelerators(stage: Stage, recipe: Recipe) -> list[dict[str, float]]:
 
 
 def needed_next(stage: Stage, following: Sequence[Stage], recipe: Recipe) -> list[dict[str, float]]:
-    """What the stage that follows asks for; empty where this one leaves it the same.
+    """What the stage that follows asks for beyond the same machines that this one leaves it.
 
     Given networks are taken as they are within seconds: what follows them is what counts.
     """
     own = accelerators(stage, recipe)
     found = next((accelerators(each, recipe) for each in following if not _given(each, recipe)), [])
-    return found if found[:1] != own[:1] else []
+    return found[len(own) :] if found[:1] == own[:1] else found
 
 
 def _given(stage: Stage, recipe: Recipe) -> bool:

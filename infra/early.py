@@ -60,7 +60,7 @@ def _nears_its_end(share: Callable[[], float | None], lead: float, over: threadi
     first: tuple[float, float] | None = None
     pause = _LOOK_SECONDS
     while not over.wait(pause):
-        now, done = time.monotonic(), share()
+        now, done = time.monotonic(), _looked(share)
         if done is None or not ray.is_initialized():
             continue
         began, had = first = first or (now, done)
@@ -70,6 +70,13 @@ def _nears_its_end(share: Callable[[], float | None], lead: float, over: threadi
                 return True
             pause = max(_LOOK_SECONDS, early / 4)  # of days of training each look reads the curve
     return False
+
+
+def _looked(share: Callable[[], float | None]) -> float | None:
+    try:
+        return share()
+    except Exception:  # who knows it is away for a while, as MLflow may be: it is asked again
+        return None
 
 
 def _ask(bundles: list[dict[str, float]], over: threading.Event) -> None:

@@ -31,6 +31,12 @@ def test_the_next_stage_with_other_accelerators(stage: str, following: str, want
     assert needed_next(STAGES[stage], [STAGES[name] for name in following.split()], recipe) == needs[wanted]
 
 
+def test_more_of_the_same_machines_are_asked_for_without_those_that_are_there() -> None:
+    alike = load_recipe("demo", [*GPUS, "compute.train.workers=2", "compute.train.cpus_per_worker=1"])
+    assert needed_next(STAGES["train_dit"], [STAGES["sample"]], alike) == [{"CPU": 1, "GPU": 1}]
+    assert needed_next(STAGES["encode"], [STAGES["train_dit"]], alike) == [], "fewer are needed than there are"
+
+
 def test_given_networks_are_passed_over() -> None:
     """They are taken in seconds, so that what follows them is what takes machines."""
     recipe = load_recipe("lightningdit_xl_64ep")

@@ -62,6 +62,22 @@ def test_machines_are_asked_for_when_the_end_is_as_near_as_they_take(group: Grou
         assert group.removed.wait(5), "once fulfilled it holds nothing"
 
 
+def test_a_look_that_fails_is_not_the_last(group: Group) -> None:
+    share, failed = _steady(2.0), list[int]()
+
+    def away_at_first() -> float:
+        if len(failed) < 3:
+            failed.append(1)
+            raise ConnectionError("MLflow is away")
+        return share()
+
+    with early.started_early(WORKERS, away_at_first, lead=1.5):
+        while not group.asked:
+            assert share() < 1.0, "never asked for"
+            time.sleep(0.005)
+        group.fulfilled.set()
+
+
 def test_what_never_came_is_asked_for_no_more_once_the_stage_ends(group: Group) -> None:
     with pytest.raises(RuntimeError), early.started_early(WORKERS, _steady(0.5), lead=100.0):
         while not group.asked:
