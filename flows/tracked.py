@@ -37,8 +37,8 @@ def tracked(experiment: str, name: str, tags: Mapping[str, str], jobs: bool = Fa
         jobs: whether stages go on without this process.
     """
     stopping.take_again()  # from Prefect, which would call a stopped run a crash
-    open_runs.close_abandoned()
     flow_run = flow_run_id()
+    open_runs.close_abandoned(flow_run)
     tracker = tracking.start_run(experiment, name, {**tags, "prefect_flow_run": flow_run})
     api = "" if prefect_server.is_temporary() else get_current_settings().api.url or ""
     opened = open_runs.OpenRun(flow_run, api, tracker.uri, tracker.run, jobs)

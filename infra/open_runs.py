@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,8 +45,7 @@ class OpenRun:
 def listed(opened: OpenRun) -> Iterator[None]:
     """The run is listed as this process's while this lasts."""
     path = _folder() / f"{opened.flow_run or uuid.uuid4()}.json"
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _locked(path) as file:
         _write(file, opened)
         _mine[path] = opened
         try:
@@ -76,8 +76,12 @@ def living() -> dict[str, bool]:
     return found
 
 
-def close_abandoned() -> int:
-    """Close what processes that are gone left open; how many runs. What cannot be reached now stays for later."""
+def close_abandoned(current: str = "") -> int:
+    """Close what processes that are gone left open; how many runs. What cannot be reached now stays for later.
+
+    current: Prefect's id of the flow run that this process works at. Where Prefect began it again after
+        its process died, what that one left in MLflow is closed, and the flow run goes on.
+    """
     closed = 0
     for path in sorted(_folder().glob("*.json")):
         with suppress(OSError), path.open("r+") as file:
@@ -91,7 +95,7 @@ def close_abandoned() -> int:
                 path.unlink(missing_ok=True)
                 continue
             try:
-                _close(opened)
+                _close(opened, current)
             except Exception as error:  # a server that is away must not keep another run from starting
                 logs.say(f"an earlier run cannot be closed yet ({type(error).__name__}): {path.stem}", "warning")
                 continue
@@ -106,16 +110,26 @@ def _folder() -> Path:
     return folder
 
 
+def _locked(path: Path) -> IO[str]:
+    """The file of this name, locked; made anew where another process took it for abandoned before it was."""
+    while True:
+        file = path.open("a+")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
+
+
 def _write(file: IO[str], opened: OpenRun) -> None:
     file.truncate(0)
     file.write(json.dumps(asdict(opened)))
     file.flush()
 
 
-def _close(opened: OpenRun) -> None:
+def _close(opened: OpenRun, current: str) -> None:
     if opened.run:
         _close_mlflow(opened)
-    if opened.flow_run:
+    if opened.flow_run and opened.flow_run != current:
         _close_prefect(opened)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import multiprocessing
 import os
 import signal
+from dataclasses import asdict
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -67,6 +71,35 @@ def test_stages_that_go_on_as_jobs_are_left_alone(mlflow: str, home: Path) -> No
     listed.write_text(text)
     assert open_runs.close_abandoned() == 1
     assert [_status(run) for run in (parent, child)] == ["FAILED", "RUNNING"]
+
+
+def test_a_flow_run_that_prefect_begins_again_stays_open(
+    mlflow: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its dead process left in MLflow is closed, and so are other flow runs."""
+    closed: list[str] = []
+    monkeypatch.setattr(open_runs, "_close_prefect", lambda opened: closed.append(opened.flow_run))
+    left = tracking.start_run("open runs", "flow", {})
+    (home / "open").mkdir()
+    for opened in (OpenRun("again", "", left.uri, left.run), OpenRun("another")):
+        (home / "open" / f"{opened.flow_run}.json").write_text(json.dumps(asdict(opened)))
+    assert open_runs.close_abandoned("again") == 2
+    assert closed == ["another"] and _status(left) == "FAILED"
+
+
+def test_a_run_is_listed_though_another_process_took_its_new_file_for_abandoned(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, at_first = fcntl.flock, [True]
+
+    def flock(file: IO[str], kind: int) -> None:
+        if at_first and at_first.pop():
+            open_runs.close_abandoned()
+        lock(file, kind)
+
+    monkeypatch.setattr(open_runs.fcntl, "flock", flock)
+    with open_runs.listed(OpenRun(run="abc")):
+        assert open_runs.living() == {"abc": True}
 
 
 def test_a_server_that_is_away_keeps_nobody_from_starting(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
