@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import UserError
-from infra import databases, machine, proxies, reach, servers
+from infra import databases, locks, machine, proxies, reach, servers
 from infra.home import HOME, home
 
 SECONDS = 11.0
@@ -114,9 +114,16 @@ def require(*names: str) -> list[Finding]:
 
 
 def check_home() -> str:
-    """Whether the home folder takes files."""
+    """Whether the home folder takes files and locks, by which commands that share it wait for one another."""
     folder = home()
     _write_to(folder, f"the home folder {folder}", f"set {HOME} to a folder where you may write")
+    try:
+        locks.held("the home folder")
+    except OSError as error:
+        raise UserError(
+            f"the home folder {folder} is on a disk without locks ({error.strerror}): set {HOME} to a folder on a "
+            "disk of this machine"
+        ) from None
     return str(folder)
 
 

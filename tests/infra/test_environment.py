@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -244,6 +245,18 @@ def test_a_home_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "file").touch()
     monkeypatch.setenv("LATENTFORGE_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(UserError, match=r"home folder .*LATENTFORGE_HOME"):
+        environment.check_home()
+
+
+def test_a_home_on_a_disk_without_locks_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some file systems of clusters are: every command would end in a traceback at its first lock."""
+
+    def refuse(file: object, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    assert environment.check_home() == str(home)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match=r"without locks \(No locks available\): set LATENTFORGE_HOME"):
         environment.check_home()
 
 
