@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError, brief
-from infra.tracking import evaluated_runs, tracking_uri
+from infra.tracking import evaluated_runs, reader, tracking_uri
 
 SCHEME = "models:/"
 _PLACE = "model"
@@ -39,7 +39,7 @@ def register(name: str, run: str, folder: Path) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    client = _client()
+    client = reader()
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -72,7 +72,7 @@ def fetch(option: str, address: str, target: Path) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    client, name = _client(), address.removeprefix(SCHEME)
+    client, name = reader(), address.removeprefix(SCHEME)
     try:
         source = client.get_model_version_download_uri(*_version(client, name))
         return Path(download_artifacts(artifact_uri=source, dst_path=str(target), tracking_uri=tracking_uri()))
@@ -92,9 +92,3 @@ def _version(client: Any, name: str) -> tuple[str, str]:
     if newest is None:
         raise FileNotFoundError("it has no version")
     return model, str(newest)
-
-
-def _client() -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=tracking_uri())

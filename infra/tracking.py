@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.addresses import refuse_credentials
-from infra import logs
+from infra import logs, servers
 from infra.home import home
 
 
@@ -30,6 +30,19 @@ def tracking_uri() -> str:
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     )
     return uri
+
+
+def reader() -> Any:
+    """A client for commands that look at what is there.
+
+    Raises:
+        UserError: no server answers, which MLflow's own client would find out in minutes.
+    """
+    from mlflow import MlflowClient
+
+    uri = tracking_uri()
+    servers.check_mlflow(uri)
+    return MlflowClient(tracking_uri=uri)
 
 
 @dataclass(frozen=True)
@@ -219,9 +232,7 @@ class FoundRun:
 
 def evaluated_runs() -> list[FoundRun]:
     """Runs of flows that led to scores, in all experiments, the newest first."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=tracking_uri())
+    client = reader()
     experiments = [each.experiment_id for each in client.search_experiments()]
     found, token = list[FoundRun](), None
     while experiments:
@@ -241,11 +252,10 @@ def evaluated_runs() -> list[FoundRun]:
 
 def run_tags(run: str) -> dict[str, str] | None:
     """Tags of a run; None where there is no such run."""
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
-        return dict(MlflowClient(tracking_uri=tracking_uri()).get_run(run).data.tags)
+        return dict(reader().get_run(run).data.tags)
     except MlflowException:
         return None
 

@@ -12,7 +12,7 @@ from typing import Any
 from configs.cluster import CLUSTERS, load_cluster
 from flows.plan import duration
 from infra import open_runs
-from infra.tracking import tracking_uri
+from infra.tracking import reader
 
 _SPEED = "images_per_second"
 LOSSES = {"total": "loss/total", "validation/total": "validation/total"}
@@ -70,7 +70,7 @@ class Running:
 
 def running() -> list[Running]:
     """Runs of flows that have not ended, the newest first."""
-    client = _client()
+    client = reader()
     experiments = [each.experiment_id for each in client.search_experiments()]
     if not experiments:
         return []
@@ -88,12 +88,6 @@ def prices() -> dict[str, float]:
             if pool.dollars_per_hour:
                 found[f"{path.stem}: {name}, {pool.machine}"] = pool.dollars_per_hour
     return found
-
-
-def _client() -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=tracking_uri())
 
 
 def _of(client: Any, run: Any, alive: bool | None) -> Running:

@@ -94,12 +94,11 @@ def _of(manifest: Manifest) -> Actual:
 
 
 def _tracked(run: str, root: str | None) -> dict[str, Actual]:
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from infra.tracking import tracking_uri
+    from infra.tracking import reader, tracking_uri
 
-    client = MlflowClient(tracking_uri=tracking_uri())
+    client = reader()
     try:
         parent = client.get_run(run)
     except MlflowException:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from configs import UserError
+from flows.studio import running
+from infra import registry, tracking
 from infra.storage import Storage
 from infra.tracking import start_run, tracking_uri
+from tasks.plan.actual import actuals
+from tests.conftest import free_port
 
 
 @pytest.mark.parametrize(
@@ -25,6 +31,27 @@ def test_an_address_with_credentials_is_refused(monkeypatch: pytest.MonkeyPatch,
     assert "hidden" not in str(refused.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert tracking_uri() == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        tracking.evaluated_runs,
+        lambda: tracking.run_tags("a" * 32),
+        lambda: registry.fetch("--from", "models:/mine", Path()),
+        lambda: actuals("a" * 32, None, "demo"),
+        running.running,
+    ],
+    ids=["runs", "one run", "a registered model", "a plan's run", "studio"],
+)
+def test_looking_at_runs_of_a_dead_server_is_refused_at_once(
+    look: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client alone tries for minutes, and ends in a traceback."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI is .*nothing answers.*unset it"):
+        look()
 
 
 @pytest.fixture(scope="module")
