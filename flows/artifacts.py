@@ -141,16 +141,17 @@ def prune(
     for name in named:
         if name in choice.kept:
             print(f"keeps {name}: {choice.kept[name]}")
-    freed = 0
+    gone, stay = list[int](), set[str]()
     for entry in choice.gone:
-        print(f"{'deletes' if yes else 'would delete'} {entry.name}, {decimal(entry.bytes)}")
-        if yes:
-            with alone(entry.artifact.uri):
-                entry.artifact.discard()
-        freed += entry.bytes
+        if yes and (entry.name in stay or not _discarded(entry)):
+            print(f"keeps {entry.name}: a flow began just now to write it, or what needs it")
+            stay |= inventory.closure(entries, entry.made_from)
+            continue
+        print(f"{'deleted' if yes else 'would delete'} {entry.name}, {decimal(entry.bytes)}")
+        gone.append(entry.bytes)
     verb = "deleted" if yes else "would delete"
     rest = "" if yes or not choice.gone else "; --yes does it"
-    print(f"{verb} {len(choice.gone)} of {len(entries)} artifacts, {decimal(freed)}{rest}")
+    print(f"{verb} {len(gone)} of {len(entries)} artifacts, {decimal(sum(gone))}{rest}")
 
 
 @app.command()
@@ -166,6 +167,17 @@ def why(first: Name, second: Name, root: Root = None) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ parts
+
+
+def _discarded(entry: Entry) -> bool:
+    """Whether it is gone; not where somebody writes it now, or has since it was chosen: deleting others takes hours."""
+    if held(entry.artifact.uri):
+        return False
+    with alone(entry.artifact.uri):
+        if inventory.written_since(entry):
+            return False
+        entry.artifact.discard()
+    return True
 
 
 def _plain(entry: Entry, users: Mapping[str, Iterable[str]]) -> dict[str, Any]:

@@ -79,6 +79,12 @@ def read(root: str, stage: str = "") -> dict[str, Entry]:
     return {each.name: each for each in sorted(found, key=lambda each: (each.artifact.stage, each.written))}
 
 
+def written_since(entry: Entry) -> bool:
+    """Whether a file of an artifact or of its replacement was written after it was read here."""
+    places = entry.artifact.storage, entry.artifact.beside
+    return any(_modified(told) > entry.written for place in places for told in place.listed().values())
+
+
 def users(entries: Mapping[str, Entry]) -> dict[str, list[str]]:
     """By name, the names of those that were made from it."""
     found: dict[str, list[str]] = {name: [] for name in entries}
@@ -145,13 +151,13 @@ def choose(
         elif entry.fault and not unfinished:
             kept[name] = entry.fault
     for name in list(kept):
-        for needed in _closure(entries, entries[name].made_from):
+        for needed in closure(entries, entries[name].made_from):
             kept.setdefault(needed, f"{name} needs it")
     order = _users_first(entries, [name for name in entries if name not in kept])
     return Choice(tuple(entries[name] for name in order), kept)
 
 
-def _closure(entries: Mapping[str, Entry], names: Iterable[str]) -> set[str]:
+def closure(entries: Mapping[str, Entry], names: Iterable[str]) -> set[str]:
     """These and all that they were made from, as far as it is there."""
     seen: set[str] = set()
     queue = [name for name in names if name in entries]
@@ -164,7 +170,7 @@ def _closure(entries: Mapping[str, Entry], names: Iterable[str]) -> set[str]:
 
 
 def _users_first(entries: Mapping[str, Entry], names: list[str]) -> list[str]:
-    uses = {name: _closure(entries, entries[name].made_from) for name in names}
+    uses = {name: closure(entries, entries[name].made_from) for name in names}
     return sorted(names, key=lambda name: (-len(uses[name]), name))
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +16,8 @@ from typer.testing import CliRunner
 from configs import UserError, load_recipe
 from flows.artifacts import app
 from infra import inventory
+from infra.artifacts import Artifact
+from infra.locks import alone
 from tests.infra.test_inventory import make_all
 
 
@@ -67,6 +72,16 @@ def test_a_damaged_file_is_told_with_the_command_that_mends_it(  # type: ignore[
     assert load_recipe(str(recipe)) == load_recipe("demo_tiny"), "the mended one is the same"
 
 
+@contextmanager
+def _made_anew(artifact: Artifact) -> Iterator[None]:
+    artifact.beside.write_bytes("page.html", b"a new one")
+    yield
+
+
+def _in_the_making(artifact: Artifact) -> AbstractContextManager[None]:
+    return alone(artifact.uri)
+
+
 def test_prune_says_what_would_go_before_it_does(  # type: ignore[no-untyped-def]
     asked, made: dict[str, str], tmp_path: Path
 ) -> None:
@@ -84,6 +99,37 @@ def test_prune_says_what_would_go_before_it_does(  # type: ignore[no-untyped-def
     assert set(inventory.read(root)) == {f"{stage}/{name}" for stage, name in later.items()}
     status, told = asked("prune", f"shard/{later['shard']}", "--yes")
     assert "needs it" in told and f"deleted 0 of {len(made)} artifacts" in told
+
+
+@pytest.mark.parametrize(
+    ("stage", "begun", "deleted"), [("report", _made_anew, 0), ("encode", _in_the_making, 5)], ids=["anew", "made"]
+)
+def test_prune_keeps_what_a_flow_began_to_write_after_it_chose(  # type: ignore[no-untyped-def]
+    asked,
+    made: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    begun: Callable[[Artifact], AbstractContextManager[None]],
+    deleted: int,
+) -> None:
+    """And all that it needs; it is not waited for, either."""
+    root, choose = str(tmp_path / "root"), inventory.choose
+    artifact = Artifact(root, stage, made[stage])
+    with ExitStack() as flow:
+
+        def choose_then(*given: Any, **named: Any) -> inventory.Choice:
+            choice = choose(*given, **named)
+            flow.enter_context(begun(artifact))
+            return choice
+
+        monkeypatch.setattr(inventory, "choose", choose_then)
+        told = asked("prune", "--keep-last", "0", "--yes")[1]
+    assert f"keeps {stage}/{made[stage]}: a flow began just now" in told
+    assert f"deleted {deleted} of {len(made)} artifacts" in told
+    left = inventory.read(root)
+    assert len(left) == len(made) - deleted
+    assert set(left[f"{stage}/{made[stage]}"].made_from) <= left.keys()
 
 
 def test_why(asked, made: dict[str, str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
