@@ -170,7 +170,10 @@ def why(first: Name, second: Name, root: Root = None) -> None:
 
 
 def _discarded(entry: Entry) -> bool:
-    """Whether it is gone; not where somebody writes it now, or has since it was chosen: deleting others takes hours."""
+    """Whether it is gone. Not where somebody writes it now, or has since it was chosen.
+
+    To delete others first may have taken hours.
+    """
     if held(entry.artifact.uri):
         return False
     with alone(entry.artifact.uri):

@@ -26,6 +26,7 @@ POOL = "latentforge"
 _REPOSITORY = Path(__file__).parents[1]
 _BIN = Path(sys.executable).parent
 LOOPBACK = "127.0.0.1"
+Server = subprocess.Popen[bytes]
 
 
 def serve(prefect_port: int = 4200, mlflow_port: int = 5000, listen: str = LOOPBACK) -> None:
@@ -76,6 +77,23 @@ def servers(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iter
     folder = home()
     for what, address, port in (("prefect", LOOPBACK, prefect_port), ("mlflow", listen, mlflow_port)):
         check_free(address, port, f"--{what}-port")
+    environment = _environment(folder, prefect_port, mlflow_port, listen)
+    with ExitStack() as stack:
+        prefect = ("prefect", "server", "start", "--host", LOOPBACK, "--port", str(prefect_port))
+        mlflow = (
+            *("mlflow", "server", "--host", listen, "--port", str(mlflow_port), "--workers", "1"),
+            *("--artifacts-destination", environment["MLFLOW_ARTIFACTS_DESTINATION"]),
+        )
+        first = stack.enter_context(_process("prefect-server", prefect, environment))
+        second = stack.enter_context(_process("mlflow", mlflow, environment))
+        health = f"{environment['PREFECT_API_URL']}/health", f"{environment['MLFLOW_TRACKING_URI']}/health"
+        _await("the Prefect server", first, health[0], folder / "prefect-server.log")
+        _await("the MLflow UI", second, health[1], folder / "mlflow.log")
+        yield environment
+
+
+def _environment(folder: Path, prefect_port: int, mlflow_port: int, listen: str) -> dict[str, str]:
+    """What the servers are told, and whoever talks to them."""
     environment = {
         **os.environ,
         "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
@@ -92,19 +110,9 @@ def servers(prefect_port: int, mlflow_port: int, listen: str = LOOPBACK) -> Iter
     environment.setdefault("MLFLOW_BACKEND_STORE_URI", f"sqlite:///{folder / 'mlflow.db'}")
     environment.setdefault("MLFLOW_ARTIFACTS_DESTINATION", str(folder / "mlruns"))
     if listen != LOOPBACK:  # MLflow answers to these names only
-        environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", f"{listen}:{mlflow_port},localhost:{mlflow_port}")
-    with ExitStack() as stack:
-        prefect = ("prefect", "server", "start", "--host", LOOPBACK, "--port", str(prefect_port))
-        mlflow = (
-            *("mlflow", "server", "--host", listen, "--port", str(mlflow_port), "--workers", "1"),
-            *("--artifacts-destination", environment["MLFLOW_ARTIFACTS_DESTINATION"]),
-        )
-        first = stack.enter_context(_process("prefect-server", prefect, environment))
-        second = stack.enter_context(_process("mlflow", mlflow, environment))
-        log = folder / "prefect-server.log"
-        _await("the Prefect server", first, f"http://127.0.0.1:{prefect_port}/api/health", log)
-        _await("the MLflow UI", second, f"{environment['MLFLOW_TRACKING_URI']}/health", folder / "mlflow.log")
-        yield environment
+        hosts = f"{listen}:{mlflow_port},localhost:{mlflow_port}"
+        environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", hosts)
+    return environment
 
 
 def check_free(address: str, port: int, option: str) -> None:
@@ -120,13 +128,16 @@ def check_free(address: str, port: int, option: str) -> None:
                 raise UserError(
                     f"--listen {address}: this machine has no such address; `hostname -I` lists its own"
                 ) from None
-            taken = error.errno == errno.EADDRINUSE
-            what, mend = ("is taken", "stop what runs there, or ") if taken else ("cannot be used", "")
-            raise UserError(f"port {port} {what} ({error.strerror}): {mend}choose another with {option}") from None
+            what, mend = "cannot be used", ""
+            if error.errno == errno.EADDRINUSE:
+                what, mend = "is taken", "stop what runs there, or "
+            raise UserError(
+                f"port {port} {what} ({error.strerror}): {mend}choose another with {option}",
+            ) from None
 
 
 @contextmanager
-def _process(name: str, command: tuple[str, ...], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _process(name: str, command: tuple[str, ...], environment: dict[str, str]) -> Iterator[Server]:
     """A child process group that logs to the home folder and ends with the context."""
     with (home() / f"{name}.log").open("ab") as log:
         child = subprocess.Popen(
@@ -152,7 +163,7 @@ def _run(environment: dict[str, str], *command: str) -> None:
         raise UserError(f"`{' '.join(command)}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def _await(what: str, server: subprocess.Popen[bytes], url: str, log: Path, seconds: float = 180.0) -> None:
+def _await(what: str, server: Server, url: str, log: Path, seconds: float = 180.0) -> None:
     """Until it answers. Raises UserError as soon as it has ended, or does not answer in time."""
     deadline = time.monotonic() + seconds
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
@@ -162,6 +173,7 @@ def _await(what: str, server: subprocess.Popen[bytes], url: str, log: Path, seco
                 return
         except (OSError, http.client.HTTPException):
             if server.poll() is not None:
-                raise UserError(f"{what} ended with status {server.returncode}: see {log}") from None
+                status = server.returncode
+                raise UserError(f"{what} ended with status {status}: see {log}") from None
             time.sleep(0.5)
     raise UserError(f"{what} did not answer at {url} within {seconds:.0f} s: see {log}")

@@ -114,15 +114,15 @@ def require(*names: str) -> list[Finding]:
 
 
 def check_home() -> str:
-    """Whether the home folder takes files and locks, by which commands that share it wait for one another."""
+    """Whether the home folder takes files, and locks, by which commands that share it wait."""
     folder = home()
     _write_to(folder, f"the home folder {folder}", f"set {HOME} to a folder where you may write")
     try:
         locks.held("the home folder")
     except OSError as error:
         raise UserError(
-            f"the home folder {folder} is on a disk without locks ({error.strerror}): set {HOME} to a folder on a "
-            "disk of this machine"
+            f"the home folder {folder} is on a disk without locks ({error.strerror}): set {HOME} to "
+            "a folder on a disk of this machine"
         ) from None
     return str(folder)
 

@@ -134,7 +134,9 @@ def _from_hub(location: str) -> Path:
         return Path(hf_hub_download(repository, file, revision=revision or None, local_files_only=kept))
     except hubs.errors() as error:
         said = hubs.answered(error, repository, file, revision)
-        raise (UserError(f"weights {location}: {said}") if said else _unreachable(location, silent)) from None
+        if said is None:
+            raise _unreachable(location, silent) from None
+        raise UserError(f"weights {location}: {said}") from None
 
 
 def _unreachable(location: str, why: str | None) -> UserError:

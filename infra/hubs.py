@@ -35,7 +35,7 @@ def errors() -> tuple[type[Exception], ...]:
 
 
 def answered(error: Exception, repository: str, file: str = "", revision: str = "") -> str | None:
-    """What is wrong about a file of the Hugging Face hub, with the way out; None where it did not answer."""
+    """What is wrong about a file of the hub, with the way out; None where it did not answer."""
     from huggingface_hub import errors as kinds
 
     match error:
@@ -43,8 +43,9 @@ def answered(error: Exception, repository: str, file: str = "", revision: str = 
             return None
         case kinds.RepositoryNotFoundError():  # gated ones too
             return (
-                f"the hub shows no repository {repository} to this token: check the name; where it is private or "
-                "gated, ask for access on its page, then set HF_TOKEN or log in with `hf auth login`"
+                f"the hub shows no repository {repository} to this token: check the name; where it is "
+                "private or gated, ask for access on its page, then set HF_TOKEN or log in with "
+                "`hf auth login`"
             )
         case kinds.RevisionNotFoundError():
             return f"{repository} has no revision {revision}; check the name after the @"
@@ -53,7 +54,8 @@ def answered(error: Exception, repository: str, file: str = "", revision: str = 
         case kinds.HfHubHTTPError() | ValueError() | RuntimeError():
             return f"the hub refuses it ({brief(error)})"
         case OSError() if error.errno in _NOT_KEPT:
-            return f"it cannot be kept here ({error.strerror}): set HF_HOME to a folder with room where you may write"
+            mend = "set HF_HOME to a folder with room where you may write"
+            return f"it cannot be kept here ({error.strerror}): {mend}"
     return None
 
 

@@ -82,7 +82,8 @@ def read(root: str, stage: str = "") -> dict[str, Entry]:
 def written_since(entry: Entry) -> bool:
     """Whether a file of an artifact or of its replacement was written after it was read here."""
     places = entry.artifact.storage, entry.artifact.beside
-    return any(_modified(told) > entry.written for place in places for told in place.listed().values())
+    files = [told for place in places for told in place.listed().values()]
+    return any(_modified(told) > entry.written for told in files)
 
 
 def users(entries: Mapping[str, Entry]) -> dict[str, list[str]]:

@@ -77,10 +77,12 @@ def living() -> dict[str, bool]:
 
 
 def close_abandoned(current: str = "") -> int:
-    """Close what processes that are gone left open; how many runs. What cannot be reached now stays for later.
+    """Close what processes that are gone left open; how many runs.
 
-    current: Prefect's id of the flow run that this process works at. Where Prefect began it again after
-        its process died, what that one left in MLflow is closed, and the flow run goes on.
+    What cannot be reached now stays for later.
+
+    current: Prefect's id of the flow run that this process works at. Where Prefect began it again
+        after its process died, what that one left in MLflow is closed, and the flow run goes on.
     """
     closed = 0
     for path in sorted(_folder().glob("*.json")):
@@ -111,7 +113,7 @@ def _folder() -> Path:
 
 
 def _locked(path: Path) -> IO[str]:
-    """The file of this name, locked; made anew where another process took it for abandoned before it was."""
+    """The file of this name, locked; anew where it was taken for abandoned before it was."""
     while True:
         file = path.open("a+")
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -113,7 +113,7 @@ def _proxy(variable: str) -> tuple[SplitResult, str]:
     value = os.environ[variable]
     scheme, rest = value.split("://", 1) if "://" in value else ("http", value)
     user, _, host = rest.rpartition("@")
-    if set(user) & set("/?#"):  # as no address has them: else a part of the password would be the host
+    if set(user) & set("/?#"):  # which no address has there: the password's end would be the host
         rest = host
     return urlsplit(f"{scheme}://{rest}"), f"{variable} is {scheme}://{host}"
 
