@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from configs.addresses import holds_credentials
 from configs.errors import UserError
-from configs.recipe import Recipe
+from configs.recipe import WAS_RUN, Recipe
 from configs.section import recorded
 
 BASES = "bases"
@@ -140,17 +140,21 @@ def validate(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
 
 
 def read_recorded(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-    """The recipe of a manifest or a tracked run, which may be older than some fields (`configs/section.py`)."""
-    return recorded(validate(values, origin))
+    """The recipe of a manifest or a tracked run, which may be older than some fields (`configs/section.py`) and than
+    some rules between sections: those say what can be run, and this was."""
+    return recorded(checked(Recipe, values, origin, {WAS_RUN: True}))
 
 
-def checked(model: type[M], values: Mapping[str, Any], origin: str) -> M:
+def checked(model: type[M], values: Mapping[str, Any], origin: str, context: Mapping[str, Any] | None = None) -> M:
     """Plain values as what they describe. Raises UserError that names every fault, each with its field, in one line;
-    of addresses with credentials, which would be written into logs and manifests, only the fields."""
+    of addresses with credentials, which would be written into logs and manifests, only the fields.
+
+    context: what validators are told.
+    """
     if secret := list(_with_credentials(values)):
         raise UserError(f"{origin}: {', '.join(secret)}: holds credentials; give them by the environment")
     try:
-        return model.model_validate_json(json.dumps(values))
+        return model.model_validate_json(json.dumps(values), context=context)
     except ValidationError as error:
         faults = "; ".join(_explain(fault, model) for fault in error.errors())
         raise UserError(f"{origin}: {faults}") from None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from configs import Recipe, UserError
-from configs.load import assign, read_recorded
+from configs.load import assign, read_recorded, validate
 from configs.sampling import Sample
 from infra.artifacts import Artifact
 from infra.device import computing, default_device
@@ -149,7 +149,7 @@ def laid_upon(artifact: Artifact, settings: Sequence[str]) -> Recipe:
     values["tune_fewstep"] = None  # a flow map that the same run made is another artifact
     for setting in settings:
         assign(values, setting)
-    return read_recorded(values, "these settings")
+    return validate(values, "these settings")
 
 
 def tokenizer_of(model: Artifact, samples: Sequence[Entry] = ()) -> Artifact:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import pytest
 
-from configs import Recipe, load_recipe, recipe_names
-from configs.load import read_recorded, validate
+from configs import Recipe, UserError, load_recipe, recipe_names
+from configs.load import merge, read_recorded, validate
 from configs.section import Added, Section, fingerprinted, recorded
 from tests.configs import fingerprints
 
@@ -59,6 +59,15 @@ def test_a_manifest_holds_every_value_of_a_recipe(name: str) -> None:
     model = values["train_vavae"]["model"]
     assert "identity" in model or model["kind"] == "diffusers"
     assert recipe.lacks("train_dit") or "cascade" in values["train_dit"]
+
+
+def test_what_was_run_is_read_whatever_rules_came_later() -> None:
+    values = merge(load_recipe("demo_tiny").model_dump(mode="json"), {"train_vavae": {"optimizer": "muon"}})
+    assert read_recorded(values).train_vavae.optimizer == "muon"
+    with pytest.raises(UserError, match=r"train_vavae\.optimizer is muon"):
+        validate(values)
+    with pytest.raises(UserError, match=r"train_vavae\.optimizer"):
+        read_recorded(merge(values, {"train_vavae": {"optimizer": "newton"}}))
 
 
 def _all() -> dict[str, Recipe]:
