@@ -9,6 +9,12 @@ from pydantic import Field, model_validator
 
 from configs.section import Positive, Section
 
+_FOLLOWING = (
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
+    *("fp16", "bf16", "bfloat16", "torch_autocast", "optimizer", "scheduler", "communication_data_type"),
+)
+"""Keys of DeepSpeed's configuration that are derived (`tasks/training/engine.py`)."""
+
 
 class TrainCompute(Section):
     workers: Positive = 1
@@ -53,6 +59,13 @@ class TrainCompute(Section):
     """Worker failures survived before the stage fails."""
     cache_gib: Annotated[float, Field(ge=0)] = 0.0
     """Local disk for copies of remote shards, GiB on every node; 0 reads them from storage again in every epoch."""
+
+    @property
+    def owned(self) -> list[str]:
+        """Keys that `deepspeed` sets although they follow from other fields of the recipe."""
+        found = [key for key in self.deepspeed if key in _FOLLOWING]
+        zero = self.deepspeed.get("zero_optimization")
+        return found + ["zero_optimization.stage"] * (isinstance(zero, dict) and "stage" in zero)
 
 
 class ActorCompute(Section):

@@ -88,11 +88,29 @@ def _optimizers(recipe: Recipe) -> None:
             raise ValueError(
                 f"{name}.optimizer is muon, which steps a transformer's matrices: set adamw for convolutions"
             )
+        if name == "train_semvae":
+            raise ValueError(
+                "train_semvae.optimizer is muon, which knows the matrices of a LightningDiT alone: set adamw"
+            )
         if recipe.compute.train.zero_stage:
             raise ValueError(
                 f"{name}.optimizer is muon and compute.train.zero_stage {recipe.compute.train.zero_stage}, which cuts "
                 "matrices into pieces that Muon cannot step: set zero_stage to 0, or optimizer to adamw"
             )
+
+
+def _engine(recipe: Recipe) -> None:
+    compute = recipe.compute.train
+    if compute.engine == "plain" and compute.zero_stage:
+        raise ValueError(
+            f"compute.train.engine is plain but zero_stage is {compute.zero_stage}, and only DeepSpeed shards: set "
+            "zero_stage to 0, or engine to auto"
+        )
+    if owned := compute.owned:
+        raise ValueError(
+            f"compute.train.deepspeed sets {', '.join(owned)}, which follows from the recipe: set batch, precision and "
+            "clip_norm in the stage's section, or micro_batch, zero_stage and communication in compute.train"
+        )
 
 
 def _levels(recipe: Recipe) -> None:
@@ -274,6 +292,7 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _routes: ("train_dit",),
     _pairs: ("train_dit",),
     _optimizers: (),
+    _engine: (),
     _grids: (),
     _unfit: (),
     _widths: (),

@@ -32,8 +32,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 ZERO_BUCKET = 50_000_000
 """Numbers in one of ZeRO's buckets. DeepSpeed's default of ten times as many holds three quarters of an XL network, so
 that as much of the backward pass is over before the first gradient travels, in two buffers of 2 GB."""
-_OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-_OWNED_PARTS = ("fp16", "bf16", "bfloat16", "torch_autocast", "optimizer", "scheduler", "communication_data_type")
 
 
 @dataclass(frozen=True)
@@ -148,19 +146,9 @@ def _optimizer(module: nn.Module, section: Training, compute: TrainCompute) -> G
 
 def deepspeed_config(section: Training, compute: TrainCompute, split: Split) -> dict[str, Any]:
     """DeepSpeed's configuration: batch split, ZeRO stage, communication, and what `compute.train.deepspeed` adds.
-    Clipping, precision and the scale of losses are the optimizer's and the module's.
-
-    Raises:
-        UserError: `compute.train.deepspeed` sets what follows from other fields.
+    Clipping, precision and the scale of losses are the optimizer's and the module's; recipes that would set these here
+    are refused (`configs/fits.py`).
     """
-    owned = [key for key in compute.deepspeed if key in _OWNED + _OWNED_PARTS]
-    if "stage" in compute.deepspeed.get("zero_optimization", {}):
-        owned.append("zero_optimization.stage")
-    if owned:
-        raise UserError(
-            f"compute.train.deepspeed sets {', '.join(owned)}, which follows from the recipe: set batch, precision and "
-            "clip_norm in the stage's section, or micro_batch, zero_stage and communication in compute.train"
-        )
     zero: dict[str, Any] = {"stage": compute.zero_stage}
     if compute.zero_stage:
         zero |= {"overlap_comm": torch.cuda.is_available(), "reduce_bucket_size": ZERO_BUCKET}

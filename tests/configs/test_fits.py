@@ -100,6 +100,13 @@ GRID = "set foundation.input_size"
             ["train_dit.optimizer is muon", "zero_stage 1", "set zero_stage to 0"],
         ),
         ("demo_tiny", ["train_vavae.optimizer=muon"], ["train_vavae.optimizer is muon", "set adamw"]),
+        ("demo_tiny", ["train_semvae.optimizer=muon"], ["train_semvae.optimizer is muon", "set adamw"]),
+        ("demo_tiny", ["compute.train={engine: plain, zero_stage: 2}"], ["zero_stage is 2", "engine to auto"]),
+        (
+            "demo_tiny",
+            ["compute.train.deepspeed={gradient_clipping: 1.0, zero_optimization: {stage: 2}}"],
+            ["sets gradient_clipping, zero_optimization.stage", "clip_norm"],
+        ),
         ("demo_tiny", ["sample.times=[0, 0.5]"], ["rise from 0 (noise) to 1 (data)"]),
         ("demo_tiny", ["sample.times=[0, 0.5, 1]", "sample.shift=0.3"], ["times is the whole grid", "leave out shift"]),
         ("lowdiff_pixels_tiny", ["sample.times=[0, 0.5, 1]"], ["times (0", "without shift"]),

@@ -66,8 +66,6 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Run("asked to save", "saved", {"keep_checkpoints": 9}, ask="save"),
         Run("asked for a trace", "trace", ask="profile"),
         Run("traced", "traced", {"profile_at": 2 * BATCH}),
-        Run("owned", "owned", {"engine": "deepspeed", "deepspeed": {"train_batch_size": 3}}),
-        Run("owned stage", "owned", {"engine": "deepspeed", "deepspeed": {"zero_optimization": {"stage": 3}}}),
     ]
     train(1, folder, runs)
     return folder
@@ -146,10 +144,8 @@ def test_gradients_may_travel_in_bfloat16(two: Path, name: str) -> None:
     assert not same(rounded, exact)
 
 
-def test_deepspeed_takes_what_the_recipe_adds(one: Path, two: Path) -> None:
+def test_deepspeed_takes_what_the_recipe_adds(two: Path) -> None:
     near(result(two, "bucket"), result(two, "zero2"))
-    assert "train_batch_size" in (one / "owned.error").read_text()
-    assert "zero_optimization.stage" in (one / "owned stage.error").read_text()
 
 
 def test_an_exploding_step_is_left_out(one: Path) -> None:
