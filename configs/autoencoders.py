@@ -16,7 +16,7 @@ class AutoencoderModel(Section):
     identity: Annotated[bool, Added(before=False)] = False
     """No network: latents are the pixels themselves, for diffusion in pixel space (`train_dit.model.kind: unet`)."""
     base_channels: Positive = 128
-    channel_multipliers: tuple[Positive, ...] = (1, 1, 2, 2, 4)
+    channel_multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
     blocks_per_level: Positive = 2
     z_channels: Positive = 32
     attention_levels: tuple[int, ...] = (4,)

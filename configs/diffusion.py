@@ -82,7 +82,7 @@ class UnetModel(Section):
 
     kind: Literal["unet"]
     channels: Positive = 128
-    multipliers: tuple[Positive, ...] = (2, 2, 2)
+    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (2, 2, 2)
     """Width of each level over `channels`, full resolution first; each level halves the side."""
     blocks: Positive = 4
     """Residual blocks of each level."""

@@ -5,8 +5,9 @@ As in `configs/rules.py`, each raises ValueError with the fields, what was found
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from configs.autoencoders import TRAINABLE, DiffusersModel, PythonModel
 from configs.data import Foundation
@@ -99,6 +100,36 @@ def _optimizers(recipe: Recipe) -> None:
             )
 
 
+def _decays(recipe: Recipe) -> None:
+    """Raises ValueError where AdamW or an average of weights would be given a decay that it cannot have."""
+    for name in (*TRAINED, "tune_fewstep"):
+        section = getattr(recipe, name)
+        if section is None or not section.images:
+            continue
+        if not all(0.0 <= beta < 1.0 for beta in section.betas):
+            raise ValueError(f"{name}.betas are {list(section.betas)}: each must be 0 or more and below 1")
+        if 1.0 in (section.ema_decay, *section.ema_decays):
+            raise ValueError(
+                f"{name}.ema_decay or ema_decays is 1, an average that stays at the first weights: use less, or null"
+            )
+        if len(set(section.ema_sigmas)) < len(section.ema_sigmas):
+            raise ValueError(f"{name}.ema_sigmas {list(section.ema_sigmas)} name a width twice: name each once")
+
+
+def _finite(recipe: Recipe) -> None:
+    if odd := [f"{field} is {value}" for field, value in _numbers(recipe.model_dump()) if not math.isfinite(value)]:
+        raise ValueError(f"{', '.join(odd)}: give a finite number")
+
+
+def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """All floats by their fields' names."""
+    if isinstance(value, float):
+        yield where, value
+    elif isinstance(value, dict | tuple | list):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(each, f"{where}.{key}" if where else str(key))
+
+
 def _engine(recipe: Recipe) -> None:
     compute = recipe.compute.train
     if compute.engine == "plain" and compute.zero_stage:
@@ -113,10 +144,24 @@ def _engine(recipe: Recipe) -> None:
         )
 
 
+def _whole_gpus(recipe: Recipe) -> None:
+    gpus = recipe.compute.actors.gpus_per_actor
+    if gpus > 1 and gpus % 1:
+        raise ValueError(
+            f"compute.actors.gpus_per_actor is {gpus:g}: Ray gives a part of one GPU, or whole ones; use "
+            f"{math.ceil(gpus)}, or 1 and less"
+        )
+
+
 def _levels(recipe: Recipe) -> None:
     for field, model in models_of(recipe):
         if not isinstance(model, UnetModel):
             continue
+        if model.sigma_min >= model.sigma_max:
+            raise ValueError(
+                f"{field}.sigma_min {model.sigma_min:g} is not below sigma_max {model.sigma_max:g}: sampling goes from "
+                "the most noise to the least; the published values are 0.002 and 80"
+            )
         finest, levels = recipe.sides[-1], len(model.multipliers)
         if [finest >> level for level in range(len(recipe.sides))] != list(reversed(recipe.sides)):
             raise ValueError(
@@ -292,7 +337,10 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _routes: ("train_dit",),
     _pairs: ("train_dit",),
     _optimizers: (),
+    _decays: (),
+    _finite: (),
     _engine: (),
+    _whole_gpus: (),
     _grids: (),
     _unfit: (),
     _widths: (),
