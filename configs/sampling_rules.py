@@ -61,6 +61,12 @@ def _guidance(recipe: Recipe) -> None:
         channels = getattr(guidance, "channels", None)
         if channels is not None and channels > recipe.latent_channels:
             raise ValueError(f"{field}.channels is {channels} but the latent has {recipe.latent_channels} channels")
+        texture = recipe.channel_groups["texture"]
+        if channels is not None and channels <= texture and getattr(guidance, "groups", "both") == "semantic":
+            raise ValueError(
+                f"{field}.groups is semantic, whose channels come after {texture} of texture, but only the first "
+                f"{channels} are guided (channels): leave channels out"
+            )
         if isinstance(guidance, Guided) and guidance.groups != "both" and recipe.train_semvae is None:
             raise ValueError(
                 f"{field}.groups is {guidance.groups} but there are no semantic channels (train_semvae): use both"
@@ -129,7 +135,14 @@ def _labels(recipe: Recipe) -> None:
 
 def _averages(recipe: Recipe) -> None:
     wanted, trained = recipe.sample.ema_sigma, recipe.train_dit
-    if wanted is not None and trained.images and trained.snapshot_every is None:
+    if wanted is None:
+        return
+    if not trained.images:
+        raise ValueError(
+            f"sample.ema_sigma is {wanted}, but train_dit.images is 0, so that there are no snapshots to make that "
+            "average of: leave ema_sigma out"
+        )
+    if trained.snapshot_every is None:
         raise ValueError(
             f"sample.ema_sigma is {wanted}, but train_dit.snapshot_every stores no snapshots to make that average of: "
             "set it, and two train_dit.ema_sigmas, or leave ema_sigma out"

@@ -243,6 +243,14 @@ def test_seeds_outside_their_range_are_refused(section: str) -> None:
         ),
         (["sample.guidance.groups=semantics"], ["sample.guidance", "groups", "'semantics'", "texture"]),
         (
+            ["sample.guidance.groups=semantic", "sample.guidance.channels=3"],
+            ["groups is semantic", "come after 8 of texture", "first 3"],
+        ),
+        (
+            ["sample.ema_sigma=0.1", "train_dit.images=0", "train_dit.pretrained=w"],
+            ["ema_sigma is 0.1", "images is 0", "leave ema_sigma out"],
+        ),
+        (
             [
                 "train_semvae=null",
                 "train_dit.clock.kind=synchronous",
@@ -260,7 +268,7 @@ def test_seeds_outside_their_range_are_refused(section: str) -> None:
         ),
     ],
 )
-def test_impossible_guidance_is_refused(overrides: list[str], words: list[str]) -> None:
+def test_impossible_guidance_and_averages_are_refused(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(UserError) as refused:
         load_recipe("demo", overrides)
     for word in words:
