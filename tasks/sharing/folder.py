@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from configs import Recipe, UserError
 from configs.autoencoders import DiffusersModel, PythonModel
 from configs.diffusion import UnetModel
+from configs.rules import models_of
 from configs.sampling import AutoGuidance, NoGuidance, RoutedGuidance, Sample, SampleResolution
 from configs.sampling_rules import sampled
 from infra.weights import load_pretrained
@@ -35,7 +36,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CODE = "tasks.sharing.code"
 _KNOWN = {
     *("images", "labels", "guidance", "solver", "steps", "shift", "off_by_one", "ema", "ema_sigma", "batch", "stages"),
-    *("precision", "seed", "side", "augment", "times", "delta"),
+    *("precision", "seed", "side", "augment", "times", "delta", "shift_base"),
     *("method", "scale", "groups", "interval_start", "interval_end", "channels", "semantic_scale", "weights", "model"),
 }
 """Fields of a sample that the shared scheduler takes, or that say nothing of a single image."""
@@ -82,7 +83,6 @@ def write_folder(context: Context, folder: Path) -> None:
 
 def _refuse_own_parts(recipe: Recipe) -> None:
     """Raises UserError where a part has no place in a folder that others run."""
-    model = recipe.train_dit.model
     for field, section in sampled(recipe):
         if isinstance(section.guidance, RoutedGuidance):
             raise UserError(
@@ -91,8 +91,9 @@ def _refuse_own_parts(recipe: Recipe) -> None:
             )
     if recipe.tune_fewstep is not None:
         raise UserError("tune_fewstep is set: the shared code knows no flow map; share the artifact itself")
-    if getattr(model, "head", None) is not None:
-        raise UserError("train_dit.model.head is set: the shared code knows no wide head; share the artifact itself")
+    for field, model in models_of(recipe):
+        if getattr(model, "head", None) is not None:
+            raise UserError(f"{field}.head is set: the shared code knows no wide head; share the artifact itself")
     if isinstance(recipe.train_vavae.model, PythonModel):
         raise UserError(
             f"train_vavae.model.kind is python ({recipe.train_vavae.model.file}): code of your own is not shared by "
@@ -167,7 +168,7 @@ def _stage(recipe: Recipe, stage: SampleResolution, section: Sample) -> dict[str
         "side": stage.side,
         "solver": section.solver,
         "steps": section.steps,
-        "shift": section.shift,
+        "shift": recipe.time_shift(section.shift_base, section.shift),
         "times": None if section.times is None else list(section.times),
         "steps_are_points": section.off_by_one,
         "augment": stage.augment,

@@ -29,7 +29,7 @@ from tasks.sample import STAGE as SAMPLE
 from tasks.sampling.sampler import Sampler
 from tasks.sharing import autoencoder_kl
 from tasks.sharing.bundle import bundle
-from tasks.sharing.folder import write_folder
+from tasks.sharing.folder import _settings, write_folder
 from tasks.stage import Context
 from tests.helpers.builders import at, context, put, put_networks, put_shard
 from tests.tasks.test_diffusers_stages import taken
@@ -150,6 +150,13 @@ _PLAIN = (
         ),
         (
             (
+                "sample.guidance={method: autoguidance, scale: 2.0, weights: weak.safetensors, model: {hidden_size: "
+                "32, depth: 1, heads: 2, head: {hidden_size: 32, depth: 1, heads: 2}}}",
+            ),
+            r"sample.guidance.model.head is set: .* no wide head",
+        ),
+        (
+            (
                 "train_vavae.images=0",
                 "train_vavae.model={kind: python, file: /mine.py, class_name: Mine, trusted: true, channels: 4, "
                 "downscale: 8}",
@@ -164,17 +171,24 @@ _PLAIN = (
             r"sample.guidance.method is routed: the shared code routes no tokens",
         ),
     ],
-    ids=["wide head", "own code", "routed guidance"],
+    ids=["wide head", "wide guide", "own code", "routed guidance"],
 )
 def test_parts_that_the_shared_code_does_not_know_are_refused(
-    tmp_path: Path, overrides: tuple[str, ...], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], said: str
 ) -> None:
     """Before a network is built or a file is written."""
+    monkeypatch.chdir(tmp_path)
+    Path("weak.safetensors").touch()
     recipe = load_recipe("demo_tiny", [*_PLAIN, *overrides])
     job = context(at(tmp_path), recipe, SAMPLE, "train_vavae", "encode", "train_dit")
     with pytest.raises(UserError, match=said):
         write_folder(job, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_shift_by_the_latents_dimension_leaves_with_the_model() -> None:
+    """48 channels of 32 × 32 have four times the 12,288 numbers that it counts from."""
+    assert [stage["shift"] for stage in _settings(load_recipe("sfd_xl_512"))["stages"]] == [0.5]
 
 
 def installed(folder: Path, *names: str) -> Path:
