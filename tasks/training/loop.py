@@ -112,6 +112,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
     images_seen = 0
 
     # Resume
+    metrics.resume(0, {})  # also where the guard went back to the beginning
     if found is not None:
         images_seen = found.images_seen
         state.restore(found)

@@ -7,19 +7,22 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
+from infra.device import group_of_one
 from infra.tracking import Tracker
 from tasks.loading.loader import Batch
 from tasks.randomness import ImageNumbers
 from tasks.training.device_feed import Feed
 from tasks.training.tracking import Sender
 from tasks.training.trainee import HELD_OUT_NUMBERS
-from tests.helpers.toy_training import BATCH, Interrupted, Numbers, Run, ToyTrainee, section
+from tests.helpers.toy_training import BATCH, Interrupted, Numbers, Run, ToyTrainee, perform, result, section
 
 CPU = torch.device("cpu")
 
@@ -127,3 +130,14 @@ def test_a_lost_tracker_does_not_end_training(capfd: pytest.CaptureFixture[str])
     sender.points([("loss", 0.5, 1)])
     sender.finish()
     assert "1 logged values did not reach the tracker" in capfd.readouterr().out
+
+
+def test_curves_begin_anew_where_the_guard_goes_back_to_the_beginning(tmp_path: Path) -> None:
+    rewind, broken = {"guard": {"policy": "rewind"}}, frozenset({3 * BATCH})
+    group_of_one(CPU)
+    try:
+        perform(Run("rewind", "rewind", {"checkpoint_every": 12 * BATCH}, rewind, broken=broken), tmp_path)
+    finally:
+        dist.destroy_process_group()
+    images = result(tmp_path, "rewind")["curve"][:, 0]
+    assert images.tolist() == [number * BATCH for number in range(1, 13) if number != 4]
