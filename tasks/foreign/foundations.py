@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from configs.data import Foundation
 from configs.errors import UserError
@@ -42,6 +43,11 @@ def load_foundation(section: Foundation) -> FoundationModel:
             f"vector is token but {section.name} (layer {section.layer}) has no class token at its end: use mean"
         )
     return model
+
+
+def vectors(section: Foundation, network: FoundationModel, images_B3HW: Tensor) -> Tensor:
+    """What stands for each image as a whole where sets are scored, (B, D): what `vector` of the section says."""
+    return network.pooled(images_B3HW) if section.vector == "token" else network(images_B3HW).mean(dim=(2, 3))
 
 
 def build_foundation(section: Foundation, weights: bool = False) -> FoundationModel:

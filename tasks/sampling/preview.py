@@ -17,6 +17,7 @@ from tasks.data.images import images
 from tasks.data.pixels import Pixels, to_tensor
 from tasks.data.statistics import LatentStatistics
 from tasks.drawing import pictures
+from tasks.foreign.foundations import vectors
 from tasks.networks import DiffusionNetwork, load_foundation, trained_autoencoder
 from tasks.sampling.per_image import shown_per_class
 from tasks.sampling.sampler import Decoder, Sampler
@@ -89,8 +90,9 @@ class DiffusionPreview:
         return self._sampler.decoder(latents[:, self._sampler.texture]).cpu().numpy()
 
     def _features_of(self, pixels_BHW3: Pixels) -> NDArray[np.float32]:
+        section = self._recipe.evaluate.features
         found = [
-            self._features(to_tensor(piece).to(self._device)).mean(dim=(2, 3)).float().cpu().numpy()
+            vectors(section, self._features, to_tensor(piece).to(self._device)).float().cpu().numpy()
             for piece in np.array_split(pixels_BHW3, -(-len(pixels_BHW3) // self._recipe.sample.batch))
         ]
         return np.concatenate(found)

@@ -26,6 +26,7 @@ from tasks.data.crops import Crop
 from tasks.data.images import read_images, read_keys, stretches
 from tasks.data.pixels import Pixels, peak_signal_to_noise, to_pixels, to_tensor
 from tasks.data.portions import SCORED_AT_ONCE, SCORING_BATCH
+from tasks.foreign.foundations import vectors
 from tasks.networks import Network, load_foundation, ready, trained_autoencoder
 from tasks.randomness import key_noise
 from tasks.scoring.classifier import judged, trained_classifier
@@ -204,8 +205,8 @@ class FeatureExtractor:
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
         self.crop, self.precision = networks.crop, networks.precision
+        self.section = networks.features
         self.features = self._ready(load_foundation(networks.features), networks.compiled)
-        self.by_token = networks.features.vector == "token"
         self.judge = None if networks.judge is None else trained_classifier(networks.judge).to(self.device)
         self.judged = networks.judged
         self.inception = None if networks.inception is None else Inception(networks.inception).to(self.device)
@@ -244,10 +245,6 @@ class FeatureExtractor:
         with computing(self.precision, self.device):
             return self._found(labels, pixels_BHW3, reconstruct, keys, seed)
 
-    def _vectors(self, images: Tensor) -> Tensor:
-        """One of each image, (B, D)."""
-        return self.features.pooled(images) if self.by_token else self.features(images).mean(dim=(2, 3))
-
     def _found(
         self, labels: NDArray[np.int64], pixels_BHW3: NDArray[Any], reconstruct: bool, keys: Sequence[str], seed: int
     ) -> PerImageFeatures:
@@ -262,7 +259,7 @@ class FeatureExtractor:
             pair = (images[:count], again.float()) if between else tuple(map(self._tensor, (real, pixels)))
             likeness = {"psnr": peak_signal_to_noise(real, pixels), **self._likeness(*pair)}
         images = self._filled(pixels)
-        features = self._vectors(images)[:count].float().cpu().numpy()
+        features = vectors(self.section, self.features, images)[:count].float().cpu().numpy()
         predictions, seen = (None, None) if self.judge is None else judged(self.judge, images)
         return PerImageFeatures(
             labels,

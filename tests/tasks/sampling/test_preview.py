@@ -20,6 +20,7 @@ from torch import Tensor
 from configs import Recipe
 from infra.artifacts import Artifact
 from infra.tracking import Tracker
+from tasks.data.pixels import to_tensor
 from tasks.data.statistics import LatentStatistics
 from tasks.networks import trained_dit
 from tasks.sample import STAGE as SAMPLE
@@ -118,6 +119,26 @@ def test_a_score_is_named_after_its_network_and_number_of_images(
     scores = {images: value for name, value, images in points if name == NAME}
     assert set(scores) == {EVERY, 2 * EVERY}
     assert all(np.isfinite(value) and value > 0 for value in scores.values())
+
+
+def test_a_score_by_class_tokens_is_of_class_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = (
+        "{name: vit_tiny_patch16_224, weights: random, feature_dim: 192, input_size: 32, layer: null, vector: token}"
+    )
+    recipe, root = small_recipe(f"evaluate.features={network}", "compute.train.preview_scored=2"), at(tmp_path)
+    put_networks(root, recipe)
+    model = Artifact(root, "train_dit", "train_dit")
+    made_from = {"train_vavae": "train_vavae", "shard": "shard"}
+    put(root, recipe, "encode", [], facts=model.manifest.facts, inputs=made_from)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    statistics = LatentStatistics.from_facts(model.manifest.facts, model.uri)
+    shown = DiffusionPreview(context(root, recipe, STAGE, "encode"), trained_dit(model, ema=True), statistics)
+    images = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype=np.uint8)
+    given = shown._features.preprocess(to_tensor(images))
+    with torch.no_grad():
+        tokens = shown._features.network.forward_features(given)[:, 0]
+        assert np.allclose(shown._features_of(images), tokens.numpy(), atol=1e-5)
 
 
 def test_a_preview_shows_what_sampling_would_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
