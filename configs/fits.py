@@ -317,7 +317,7 @@ def _feature_distance(recipe: Recipe) -> None:
             f"{field} reads layers of timm's networks only, found {foundation.name}: leave it out for LPIPS"
         )
     for layer in layers:
-        if (wrong := unfit(foundation.model_copy(update={"layer": layer}))) is not None:
+        if (wrong := unfit(foundation.model_copy(update={"layer": layer, "vector": "mean"}))) is not None:
             raise ValueError(f"{field}: {wrong}")
 
 

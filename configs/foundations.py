@@ -47,6 +47,11 @@ def unfit(section: Foundation) -> str | None:
         return (
             f"layer {section.layer} is none of the {levels} of {section.name}: use 0 to {levels - 1}, or leave it out"
         )
+    if section.vector == "token" and (section.layer is not None or section.name == "efficientnet_lite0"):
+        return (
+            f"vector is token, and {section.name} (layer {section.layer}) ends in no class token: leave layer out of a "
+            "vision transformer, or use mean"
+        )
     return None
 
 

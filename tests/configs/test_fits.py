@@ -49,6 +49,8 @@ GRID = "set foundation.input_size"
         ("demo_tiny", ["foundation.feature_dim=64"], ["foundation.feature_dim is 64", "gives 112"]),
         ("demo_tiny", ["evaluate.features.feature_dim=1280"], ["evaluate.features.feature_dim to 320"]),
         ("demo_tiny", ["foundation.layer=5"], ["foundation.layer 5 is none of the 5", "use 0 to 4"]),
+        ("demo_tiny", ["evaluate.features.vector=token"], ["evaluate.features.vector is token", "no class token"]),
+        ("sfd_xl_80ep", ["evaluate.features.layer=3"], ["(layer 3) ends in no class token", "leave layer out"]),
         (
             "sfd_xl_80ep",
             ["foundation.input_size=225"],
