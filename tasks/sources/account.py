@@ -16,7 +16,7 @@ from rich.filesize import decimal
 
 from configs import Recipe, UserError
 from configs.data import Data, Shard
-from configs.fits import check_batches
+from configs.fits import TRAINED, check_batches
 from configs.load import merge, validate
 from tasks.data.formats import suffix
 from tasks.sources.base import Listing
@@ -203,15 +203,17 @@ class Account:
         scored = None if recipe is None or recipe.lacks("evaluate") else recipe.evaluate
         # As EDM scores FFHQ: against all images, which are those that it trained on.
         by_training = scored is not None and scored.reference == "train" and scored.classifier is None
-        if self.faults or by_training:
+        watched = [] if recipe is None else _watching(recipe)
+        if self.faults or (by_training and not watched):
             return []
         if "all" in self.splits:
             if shard.test_share > 0 or "test" in self.splits:
                 return []
+            without = "set evaluate.reference to train and leave out evaluate.classifier"
             return [
                 f"data.source {self.place} has no test split of its own and shard.test_share is 0, so there is "
-                "nothing to score on: raise it, name a test split in data.source.test_path, or set "
-                "evaluate.reference to train and leave out evaluate.classifier"
+                "nothing to score on: raise it, name a test split in data.source.test_path, or "
+                + (f"leave out {' and '.join(watched)}" if by_training else without)
             ]
         missing = [split for split in ("train", "test") if not sum(self.splits.get(split, []))]
         if not missing:
@@ -234,6 +236,15 @@ class Account:
     def _all(self) -> list[int]:
         parts = list(self.splits.values())
         return [sum(numbers) for numbers in zip(*parts, strict=True)] if parts else [0] * len(self.classes)
+
+
+def _watching(recipe: Recipe) -> list[str]:
+    """Fields by which a training looks at test images."""
+    sections = [(name, getattr(recipe, name)) for name in TRAINED]
+    found = [f"{name}.validation" for name, each in sections if each and each.images and each.validation]
+    compute, drawn = recipe.compute.train, not recipe.lacks("train_dit") and recipe.train_dit.images
+    scored = drawn and compute.preview_every is not None and compute.preview_scored
+    return found + ["compute.train.preview_scored"] * bool(scored)
 
 
 def _with_classes(recipe: Recipe, classes: int) -> list[str]:

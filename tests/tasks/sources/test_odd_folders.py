@@ -191,6 +191,9 @@ def test_a_source_without_anything_to_score_on_is_refused(tmp_path: Path) -> Non
     by_training = ("shard.test_share=0.0", "evaluate.reference=train", "evaluate.classifier=null", "train_dit.batch=6")
     smaller = ("train_vavae.batch=6", "train_semvae.batch=6")
     listed(recipe_of("folder", tmp_path, 2, *by_training, *smaller))
+    watched = "train_dit.validation={every: 6}", "compute.train={preview_every: 6, preview_scored: 4}"
+    with pytest.raises(UserError, match=r"leave out train_dit\.validation and compute\.train\.preview_scored"):
+        listed(recipe_of("folder", tmp_path, 2, *by_training, *smaller, *watched))
 
 
 def test_pointers_of_git_lfs_and_annex_are_named(tmp_path: Path) -> None:
