@@ -65,6 +65,8 @@ class Memory:
     source: str
     field: str = "compute.train.micro_batch"
     """Of the recipe, that names `micro`."""
+    least: int = 1
+    """Images of the smallest micro-batch, of which the others are multiples: two where the objective pairs them."""
 
     def at(self, micro: int) -> float:
         return self.fixed + micro * self.image
@@ -73,7 +75,7 @@ class Memory:
         """The largest micro-batch that fits and divides a worker's share (only the recipe's, where it names one); None
         where none does."""
         choices = range(self.share, 0, -1) if self.open else (self.micro,)
-        divisors = (micro for micro in choices if self.share % micro == 0)
+        divisors = (micro for micro in choices if self.share % micro == 0 and micro % self.least == 0)
         return next((micro for micro in divisors if self.at(micro) <= USABLE * gpu_bytes), None)
 
 
@@ -88,7 +90,8 @@ def memory_of(recipe: Recipe, stage: str) -> Memory | None:
     micro = min(compute.micro_batch or share, share)
     a_weight = _a_weight(section, compute) + (CAST if _half(section) else 0)
     fixed = trained * a_weight + frozen * FLOAT32
-    return Memory(fixed, image, micro, share, compute.micro_batch is None, source)
+    paired = stage == "train_dit" and recipe.train_dit.objective.contrastive_weight > 0
+    return Memory(fixed, image, micro, share, compute.micro_batch is None, source, least=2 if paired else 1)
 
 
 def _half(section: Training) -> bool:

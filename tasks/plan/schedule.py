@@ -221,7 +221,7 @@ def _memory(work: Work, pool: Pool) -> tuple[Figure | None, list[str]]:
     micro = memory.fitting(pool.gpu_memory_gb * 1e9 / beside)
     if micro is not None:
         return figure(micro), []
-    least = 1 if memory.open else memory.micro
+    least = memory.least if memory.open else memory.micro
     way = "set compute.train.zero_stage or recompute" if memory.open else f"lower {memory.field}"
     if not memory.field:
         way = "name a GPU with more memory"

@@ -157,7 +157,7 @@ def _fitted(recipe: Recipe, stage: str, device: torch.device) -> TrainCompute:
     if device.type != "cuda" or memory is None or not memory.open:
         return compute
     size = torch.cuda.get_device_properties(device).total_memory
-    micro = memory.fitting(size) or 1
+    micro = memory.fitting(size) or memory.least
     if micro < memory.share:
         logs.say(
             f"{stage}: {micro} of a worker's {memory.share} images at once, about {memory.at(micro) / 1e9:.0f} GB of "

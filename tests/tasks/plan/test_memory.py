@@ -147,6 +147,15 @@ def test_the_largest_micro_batch_that_fits_is_taken_where_the_recipe_leaves_it_o
     assert alone.fitting(10e9) is None
 
 
+def test_a_pair_of_images_is_not_cut() -> None:
+    batch = ("compute.train.workers=1", "train_dit.batch=6")
+    plain, paired = planned(*batch), planned(*batch, "train_dit.objective.contrastive_weight=0.05")
+    room = [1.01 * plain.at(images) / memory.USABLE for images in (1, 3)]
+    assert [plain.fitting(size) for size in room] == [1, 3]
+    assert [paired.fitting(size) for size in room] == [None, 2]
+    assert paired.least == 2
+
+
 def test_a_plan_refuses_what_does_not_fit() -> None:
     fits = make_plan(XL, cluster="aws")
     assert not fits.problems
