@@ -186,7 +186,10 @@ def _place(work: Work, pool: Pool, available: int) -> _Placed:
     by_cpu = math.floor(pool.cpus / work.cpus) if work.cpus <= pool.cpus else 0
     per_node = min(by_cpu, math.floor(pool.gpus / work.gpus)) if gpu else by_cpu
     if per_node == 0:
-        problems.append(f"a worker asks for {work.cpus:g} CPUs, and a node gives away {pool.cpus}")
+        asked, given = (f"{work.cpus:g} CPUs", pool.cpus) if not by_cpu else (f"{work.gpus:g} GPUs", pool.gpus)
+        problems.append(
+            f"a worker asks for {asked}, and a node gives away {given}: ask for fewer, or name larger nodes"
+        )
         per_node = 1
     wanted, room = work.workers, per_node * available
     running = wanted

@@ -26,7 +26,10 @@ _BY_TIME = "by_time/"
 _CHARTS = "when/"
 """What the twenty charts of errors by time are called in MLflow, which shows sections in alphabetical order: last."""
 _BINS = 10
-_PEAK_TERAFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125}
+_PEAK_TERAFLOPS = {
+    **{"B200": 2250, "H200 NVL": 835, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989},
+    **{"A100": 312, "L40S": 362, "L40": 181, "L4": 121, "V100": 125},
+}
 """Dense bfloat16 products (float16 on V100), from the makers' data sheets; the first name that fits counts."""
 
 

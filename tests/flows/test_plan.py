@@ -102,6 +102,8 @@ def test_training_needs_room_for_all_its_workers() -> None:
     assert not fits.problems
     tight = make_plan("lightningdit_xl_64ep", cluster="aws", nodes=["train=3"])
     assert [why for why in tight.problems if "32 workers start together or not at all" in why and "room for 24" in why]
+    wide = make_plan("sfd_xl_80ep", ["compute.train.gpus_per_worker=16"], cluster="aws")
+    assert [why for why in wide.problems if "train_dit: a worker asks for 16 GPUs, and a node gives away 8:" in why]
     nowhere = make_plan("sfd_xl_80ep", cluster="local")
     assert [why for why in nowhere.problems if why.startswith("train_dit: asks for 1 GPUs")]
 

@@ -20,6 +20,7 @@ from infra.tracking import Tracker
 from tasks.loading.loader import Batch
 from tasks.randomness import ImageNumbers
 from tasks.training.device_feed import Feed
+from tasks.training.metrics import peak_flops
 from tasks.training.tracking import Sender
 from tasks.training.trainee import HELD_OUT_NUMBERS
 from tests.helpers.toy_training import BATCH, Interrupted, Numbers, Run, ToyTrainee, perform, result, section
@@ -141,3 +142,21 @@ def test_curves_begin_anew_where_the_guard_goes_back_to_the_beginning(tmp_path: 
         dist.destroy_process_group()
     images = result(tmp_path, "rewind")["curve"][:, 0]
     assert images.tolist() == [number * BATCH for number in range(1, 13) if number != 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_utilisation_is_of_the_devices_own_peak(
+    monkeypatch: pytest.MonkeyPatch, name: str, teraflops: int | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == (None if teraflops is None else teraflops * 1e12)
