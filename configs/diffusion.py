@@ -132,7 +132,8 @@ class DitObjective(Section):
 
     times: Literal["logit_normal", "uniform"] = "logit_normal"
     uniform_after: Positive | None = None
-    """Images after which times are uniform (the long published runs); None never."""
+    """Images after which times are uniform (the long published runs), the batch that comes to them included, as in all
+    schedules of the objective; None never."""
     semantic_weight: Weight = 1.0
     direction_weight: Weight = 1.0
     direction_floor: Annotated[float, Field(gt=0)] = 1.0
@@ -140,8 +141,9 @@ class DitObjective(Section):
     align_weight: Weight = 0.0
     align_mode: Literal["cos", "mse", "cos_mse"] = "cos"
     align_until: Annotated[Positive | None, Added(before=None)] = None
-    """Images after which nothing is aligned any more (HASTE, arXiv 2505.16792: early alignment helps, late alignment
-    holds back); with online targets the foundation model is not run any more either. None aligns to the end."""
+    """Images after which nothing is aligned any more, the batch that comes to them included (HASTE, arXiv 2505.16792:
+    early alignment helps, late alignment holds back); with online targets the foundation model is not run any more
+    either. None aligns to the end."""
     contrastive_weight: Annotated[Weight, Added(before=0.0)] = 0.0
     """Of contrastive flow matching (arXiv 2506.05350, which uses 0.05): velocities are driven away from those of
     another image, the neighbour in the batch. Needs even batches on every worker and accumulation step."""
@@ -197,7 +199,8 @@ class Routing(Section):
     drop: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of an image's tokens that go around; drawn for each image anew."""
     dense_share: Share = 0.05
-    """Share of the images, the last ones, on which all tokens go through all blocks (SPRINT, arXiv 2510.21986)."""
+    """Share of the images, the last ones, on which all tokens go through all blocks (SPRINT, arXiv 2510.21986); from
+    the batch on that comes to them, which is dense as a whole."""
 
     def dense_from(self, images: int) -> int:
         """Images seen from which nothing is routed, of so many in all."""
