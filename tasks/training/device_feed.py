@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
@@ -71,5 +71,14 @@ def _hand_over(inputs: list[dict[str, Any]], done: torch.cuda.Event) -> None:
     """To the stream of the caller, who may use the tensors once they are made and whose use keeps their memory."""
     ours = torch.cuda.current_stream()
     ours.wait_event(done)
-    for tensor in (value for given in inputs for value in given.values() if isinstance(value, Tensor)):
+    for tensor in tensors(inputs):
         tensor.record_stream(ours)
+
+
+def tensors(given: Any) -> Iterator[Tensor]:
+    """All of nested inputs, which may be lists of them."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, Mapping | list | tuple):
+        for each in given.values() if isinstance(given, Mapping) else given:
+            yield from tensors(each)
