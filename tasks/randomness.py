@@ -37,6 +37,11 @@ class ImageNumbers:
             generator.standard_normal(out=row, dtype=np.float32)
         return torch.from_numpy(out)
 
+    def seed(self, position: int) -> int:
+        """For a generator of torch's own, where numbers begin at the image of this number."""
+        (generator,) = self._generators(np.array([position]))
+        return int(generator.integers(1 << 63))
+
     def _generators(self, positions: np.ndarray) -> Iterator[np.random.Generator]:
         """A generator at the beginning of each image's numbers. It is one, set anew: to make one costs three times as
         much. Not kept between calls, which may come from several threads."""

@@ -17,6 +17,7 @@ from infra.metrics import count
 from infra.storage import Storage
 from models.execution import has_blocks, prepare
 from tasks.loading.loader import Loader
+from tasks.randomness import ImageNumbers
 from tasks.training.adversary import AdversarialTraining
 from tasks.training.callbacks import Asked, Callback, KeptAverages, Pictures, Scores, Snapshots, StepSpan
 from tasks.training.checkpoints import Checkpoint, Checkpoints
@@ -122,7 +123,7 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
 
     # Train
     batches = trainee.loader.stream(images_seen, rank, world)
-    stream = Feed(trainee, batches, split.micro, device)
+    stream, dropout = Feed(trainee, batches, split.micro, device), ImageNumbers(section.seed, "dropout")
     since_looked = 0
     now = StepSpan(images_seen, images_seen, section.images)
     metrics.begin()
@@ -134,7 +135,10 @@ def _train(trainee: Trainee, setting: Setting, guard: Guard) -> None:
                 rate = learning_rate(section, before)
                 for group in engine.optimizer.param_groups:
                     group["lr"] = rate
-                terms = [advance(inputs) for inputs in here.inputs]
+                terms = []
+                for first, inputs in zip(here.batch.positions[:: split.micro], here.inputs, strict=True):
+                    torch.manual_seed(dropout.seed(first))  # what layers draw is no state to keep either
+                    terms.append(advance(inputs))
                 for ema in emas.values():
                     ema.update(before, images_seen, engine.optimizer.bad)
                 guard.watch(before, engine.optimizer.event)

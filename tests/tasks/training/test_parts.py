@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from configs.training import Training
 from infra.device import group_of_one
 from infra.tracking import Tracker
 from tasks.loading.loader import Batch
 from tasks.randomness import ImageNumbers
-from tasks.training.device_feed import Feed
+from tasks.training.device_feed import Feed, tensors
 from tasks.training.metrics import peak_flops
 from tasks.training.tracking import Sender
 from tasks.training.trainee import HELD_OUT_NUMBERS
-from tests.helpers.toy_training import BATCH, Interrupted, Numbers, Run, ToyTrainee, perform, result, section
+from tests.helpers.toy_training import BATCH, Interrupted, Numbers, Run, ToyTrainee, perform, result, same, section
 
 CPU = torch.device("cpu")
 
@@ -160,3 +162,37 @@ def test_utilisation_is_of_the_devices_own_peak(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) == (None if teraflops is None else teraflops * 1e12)
+
+
+class Forgetful(ToyTrainee):
+    """With dropout, whose numbers are torch's own."""
+
+    def __init__(self, section: Training, run: Run) -> None:
+        super().__init__(section, run)
+        layers: Any = self.module.net
+        layers.insert(2, nn.Dropout(0.5))
+
+
+def test_dropout_is_the_same_after_a_resume(tmp_path: Path) -> None:
+    group_of_one(CPU)
+    try:
+        for run in (
+            Run("whole", "whole", trainee=Forgetful),
+            Run("stopped", "resumed", stop_at=9 * BATCH, trainee=Forgetful),
+            Run("resumed", "resumed", trainee=Forgetful),
+            Run("plain", "plain"),
+        ):
+            perform(run, tmp_path)
+            torch.rand(7)  # what else draws in the process is no matter
+    finally:
+        dist.destroy_process_group()
+    assert (tmp_path / "stopped.error").read_text().startswith("Interrupted")
+    whole = result(tmp_path, "whole")
+    assert same(result(tmp_path, "resumed"), whole)
+    assert not torch.equal(whole["curve"], result(tmp_path, "plain")["curve"]), "something is dropped"
+
+
+def test_every_tensor_of_inputs_is_handed_over() -> None:
+    one, two, three = (torch.full((1,), float(number)) for number in range(3))
+    given = [{"images": one, "seen": [two, (three,)], "weight": 1.0, "discriminator": None}]
+    assert [float(each) for each in tensors(given)] == [0.0, 1.0, 2.0]
