@@ -65,18 +65,27 @@ def _routes(recipe: Recipe) -> None:
 def _pairs(recipe: Recipe) -> None:
     """Raises ValueError where a contrastive pair of images would be torn apart."""
     section, compute = recipe.train_dit, recipe.compute.train
-    if not section.objective.contrastive_weight or not section.images:
+    if not section.objective.contrastive_weight or not section.images or isinstance(section.model, UnetModel):
         return
-    if isinstance(section.model, UnetModel):
-        raise ValueError(
-            "train_dit.objective.contrastive_weight is of velocities, and a UNet predicts images: leave it out"
-        )
     share = section.batch // compute.workers
     micro = min(compute.micro_batch or share, share)
     if share % 2 or micro % 2:
         raise ValueError(
             f"train_dit.objective.contrastive_weight pairs images, but a worker takes {share} of a batch of "
             f"{section.batch}, {micro} at a time: make both even"
+        )
+
+
+def _pixel_objective(recipe: Recipe) -> None:
+    """Raises ValueError where a UNet's training would not do what the objective says."""
+    section = recipe.train_dit
+    if not section.images or not isinstance(section.model, UnetModel):
+        return
+    if unknown := sorted(section.objective.model_dump(exclude_defaults=True).keys() - {"label_dropout"}):
+        fields = ", ".join(f"train_dit.objective.{name}" for name in unknown)
+        raise ValueError(
+            f"{fields}: of velocities and their times, and a UNet predicts images at noise levels of its own section "
+            "(train_dit.model.sigma_mean, sigma_spread): leave out"
         )
 
 
@@ -336,6 +345,7 @@ RULES: dict[Callable[[Recipe], None], tuple[str, ...]] = {
     _levels: ("train_dit",),
     _routes: ("train_dit",),
     _pairs: ("train_dit",),
+    _pixel_objective: ("train_dit",),
     _optimizers: (),
     _decays: (),
     _finite: (),

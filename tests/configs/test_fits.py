@@ -93,8 +93,8 @@ GRID = "set foundation.input_size"
         ),
         (
             "lowdiff_pixels_tiny",
-            ["train_dit.objective.contrastive_weight=0.05"],
-            ["predicts images", "leave it out"],
+            ["train_dit.objective={contrastive_weight: 0.05, uniform_after: 640, label_dropout: 0.2}"],
+            ["train_dit.objective.contrastive_weight, train_dit.objective.uniform_after: ", "predicts images"],
         ),
         (
             "demo_tiny",
