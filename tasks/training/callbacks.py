@@ -74,10 +74,11 @@ class Scores:
         with state.averaged():
             found = self._validation(state.trainee)
         state.metrics.log({f"validation/{name}": value for name, value in found.items()}, now.images_seen)
-        if state.best is None or found["total"] < state.best.score:
-            state.best = Best(found["total"], now.images_seen)
+        score = found["total"]
+        if math.isfinite(score) and (state.best is None or score < state.best.score):
+            state.best = Best(score, now.images_seen)
             now.save = True
-        elif self._patience is not None and now.images_seen - state.best.images_seen >= self._patience:
+        elif state.best and self._patience is not None and now.images_seen - state.best.images_seen >= self._patience:
             now.stop = True
             if dist.get_rank() == 0:
                 logs.say(

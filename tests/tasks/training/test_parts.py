@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,11 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from configs.training import Training
+from configs.training import Training, Validation
 from infra.device import group_of_one
 from infra.tracking import Tracker
 from tasks.loading.loader import Batch
 from tasks.randomness import ImageNumbers
+from tasks.training.callbacks import Scores, StepSpan
 from tasks.training.device_feed import Feed, tensors
 from tasks.training.metrics import peak_flops
 from tasks.training.tracking import Sender
@@ -196,3 +199,15 @@ def test_every_tensor_of_inputs_is_handed_over() -> None:
     one, two, three = (torch.full((1,), float(number)) for number in range(3))
     given = [{"images": one, "seen": [two, (three,)], "weight": 1.0, "discriminator": None}]
     assert [float(each) for each in tensors(given)] == [0.0, 1.0, 2.0]
+
+
+def test_a_score_that_is_no_number_is_not_the_best() -> None:
+    found = iter([np.nan, 2.0, np.inf, 1.0])
+    scores = Scores(lambda trainee: {"total": next(found)}, Validation(every=1))  # type: ignore[arg-type]
+    kept = SimpleNamespace(log=lambda values, images: None)
+    state: Any = SimpleNamespace(averaged=nullcontext, trainee=None, metrics=kept, best=None)
+    best = []
+    for images in range(1, 5):
+        scores(StepSpan(images - 1, images, 9), state)
+        best.append(state.best and state.best.images_seen)
+    assert best == [None, 2, 2, 4]
