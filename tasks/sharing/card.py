@@ -9,6 +9,7 @@ import yaml
 
 from configs import Recipe
 from configs.published import scores_of_pictures
+from configs.sampling import Guidance, Sample
 from infra.artifacts import Artifact, Manifest
 from tasks.stage import Context
 
@@ -67,7 +68,8 @@ def _lead(recipe: Recipe) -> str:
 
 
 def _loading(recipe: Recipe) -> str:
-    needs = "diffusers torch" + (" torchdiffeq" if recipe.sample.solver == "dopri5" else "")
+    adaptive = any(section.solver == "dopri5" for _, section in _sampled(recipe))
+    needs = "diffusers torch" + (" torchdiffeq" if adaptive else "")
     return (
         f"`pip install {needs}`, then, having read the code in this folder, which diffusers runs:\n\n"
         "```python\nfrom diffusers import DiffusionPipeline\n\n"
@@ -92,16 +94,29 @@ def _scores(recipe: Recipe, evaluated: Manifest | None) -> str:
     intervals = evaluated.facts.get("intervals", {})
     spans = "; ".join(f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in intervals.items())
     protocol = (
-        f"{counts.get('generated', recipe.sample.images):,} generated images ({recipe.sample.solver}, "
-        f"{recipe.sample.steps} steps, {_guidance(recipe)}) against {counts.get('test', 0):,} real ones on features of "
+        f"{counts.get('generated', recipe.sample.images):,} generated images ({_way(recipe)}) against "
+        f"{counts.get('test', 0):,} real ones on features of "
         f"{evaluated.facts.get('network', recipe.evaluate.features.label)}. Scores on other networks or other numbers "
         "of images do not compare."
     )
     return "\n".join(rows) + f"\n\n{protocol}" + (f" 95 % intervals: {spans}." if spans else "")
 
 
-def _guidance(recipe: Recipe) -> str:
-    asked = recipe.sample.guidance
+def _sampled(recipe: Recipe) -> list[tuple[int, Sample]]:
+    """Side and settings of every resolution that a sample goes through."""
+    return [(stage.side, recipe.sample.at(stage)) for stage in recipe.sampled_resolutions]
+
+
+def _way(recipe: Recipe) -> str:
+    """From noise to images, for people."""
+    stages = _sampled(recipe)
+    said = [f"{section.solver}, {section.steps} steps, {_guidance(section.guidance)}" for _, section in stages]
+    if len(said) == 1:
+        return said[0]
+    return "; ".join(f"{side} × {side}: {each}" for (side, _), each in zip(stages, said, strict=True))
+
+
+def _guidance(asked: Guidance) -> str:
     return "no guidance" if asked.method == "none" else f"{asked.method.replace('_', '-')} guidance {asked.scale:g}"
 
 

@@ -29,6 +29,7 @@ from tasks.sample import STAGE as SAMPLE
 from tasks.sampling.sampler import Sampler
 from tasks.sharing import autoencoder_kl
 from tasks.sharing.bundle import bundle
+from tasks.sharing.card import _loading, _way
 from tasks.sharing.folder import _settings, write_folder
 from tasks.stage import Context
 from tests.helpers.builders import at, context, put, put_networks, put_shard
@@ -189,6 +190,14 @@ def test_parts_that_the_shared_code_does_not_know_are_refused(
 def test_a_shift_by_the_latents_dimension_leaves_with_the_model() -> None:
     """48 channels of 32 × 32 have four times the 12,288 numbers that it counts from."""
     assert [stage["shift"] for stage in _settings(load_recipe("sfd_xl_512"))["stages"]] == [0.5]
+
+
+def test_a_card_says_how_every_resolution_is_sampled() -> None:
+    stages = "[{side: 2, solver: dopri5, guidance: {method: none}}, {side: 4, steps: 3}]"
+    guided = "sample.guidance={method: classifier_free, scale: 2.0}"
+    recipe = load_recipe("lowdiff_tiny", [f"sample.stages={stages}", guided, "sample.steps=5", "sample.solver=heun"])
+    assert _way(recipe) == ("2 × 2: dopri5, 5 steps, no guidance; 4 × 4: heun, 3 steps, classifier-free guidance 2")
+    assert "pip install diffusers torch torchdiffeq`" in _loading(recipe)
 
 
 def installed(folder: Path, *names: str) -> Path:
