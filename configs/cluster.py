@@ -74,7 +74,7 @@ class Assumed(Section):
     train_mfu: Share = 0.35
     """Share of a GPU's peak that training reaches."""
     inference_mfu: Share = 0.5
-    """The same for encoding, sampling and scoring, of the float32 peak."""
+    """The same for encoding, sampling and scoring, of the peak in their precision."""
     gflops_per_cpu: Rate = 20.0
     """Reached, not peak, in 10⁹ FLOPs a second."""
     decode_mb_per_cpu: Rate = 12.0

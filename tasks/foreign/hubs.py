@@ -49,6 +49,8 @@ def _needed(recipe: Recipe, stages: Collection[str]) -> Iterator[Callable[[], No
     readers = {stage for field in feature_readers(recipe) for stage in _BY_READER[field]}
     if recipe.online_latents and recipe.train_semvae is not None:
         readers.add("train_dit")
+    if recipe.evaluate_tokenizer.probe_images:
+        readers.add("evaluate_tokenizer")
     layers = tokenizer.objective.perceptual_layers
     perceptual = tokenizer.images > 0 and tokenizer.perceptual
     if perceptual and layers:

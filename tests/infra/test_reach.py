@@ -198,6 +198,9 @@ def test_what_stages_take_from_hubs_is_looked_for_first(dead: str, monkeypatch: 
         "evaluate_tokenizer.lpips_weights",
     ):  # fmt: skip
         assert f"{field} is hub, but" in str(told.value)
+    with pytest.raises(UserError, match=r"foundation\.weights is hub, but"):
+        check_hubs(load_recipe("demo_tiny", [DINO]), ["evaluate_tokenizer"])  # for its probes
+    check_hubs(load_recipe("demo_tiny", [DINO, "evaluate_tokenizer.probe_images=0"]), ["evaluate_tokenizer"])
     check_hubs(recipe, ["shard", "sample", "report"])  # need none of them
     check_hubs(recipe, ["train_dit"])  # takes latents and features as they are stored
     with pytest.raises(UserError, match=r"foundation\.weights is hub, but"):
