@@ -12,6 +12,7 @@ import yaml
 from configs import UserError, load_recipe
 from configs.data import Data, Shard
 from flows.look import section_of
+from flows.options import writing
 from tasks.sources import Account, listing_of, one_look, open_source
 
 _TEST_IMAGES, _TEST_SHARE = 20, 0.3
@@ -60,8 +61,8 @@ def init(path: str, output: Path, test_path: str | None = None, overrides: Seque
     data = data.model_copy(update={"classes": max(1, len(listing.classes))})
     account = Account.of(data, listing, source.identity() if not listing.identity else "")
     found = propose(data, account, output.stem)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(found.text)
+    with writing(output):
+        output.write_text(found.text)
     try:
         recipe = load_recipe(str(output))
         faults = account.disagreements(recipe.data, recipe.shard, recipe)

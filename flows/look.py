@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from configs.data import Data, Shard
 from configs.load import assign, checked
+from flows.options import writing
 from tasks.data.decode import Undecodable, decode
 from tasks.data.rows import Rows
 from tasks.sources import Account, Listing, ScannedSource, Source, listing_of, one_look, open_source
@@ -60,8 +61,9 @@ def look(data: Data, images: int, seed: int, output: Path) -> list[str]:
     lines = account.lines(data, Shard())
     lines += [f"to mend   {fault}" for fault in account.disagreements(data, Shard())]
     if listing.rows.num_rows:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(_sheet(source, listing, images, seed))
+        sheet = _sheet(source, listing, images, seed)
+        with writing(output):
+            output.write_bytes(sheet)
         lines.append(f"picture   {output}")
     plain = data.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
     plain["source"] = {"kind": data.source.kind, **plain["source"]}

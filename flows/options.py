@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from configs import UserError
+from configs.errors import brief
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `recipes`) or a path to a YAML file.")]
 Overrides = Annotated[
@@ -17,6 +20,27 @@ Overrides = Annotated[
 Root = Annotated[
     str | None, typer.Option("--root", help="Where artifacts live: a folder or a URL such as s3://bucket/prefix.")
 ]
+
+
+@contextmanager
+def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """While a file or folder is written that a person named; the folder that it lies in is made.
+
+    more: what else than OSError a library raises where it cannot write.
+
+    Raises:
+        UserError: it cannot be written; half a file that was not there before is deleted.
+    """
+    new = False
+    try:
+        new = not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, *more) as error:
+        if new and path.is_file():
+            path.unlink()
+        said = getattr(error, "strerror", None) or brief(error)
+        raise UserError(f"cannot write {path} ({said}): check the folder and the space left") from None
 
 
 def numbers(option: str, text: str) -> list[int]:

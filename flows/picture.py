@@ -10,6 +10,7 @@ from pathlib import Path
 
 from configs import load_recipe
 from flows.inputs import needs, sample_job, shards_of
+from flows.options import writing
 from tasks.drawing import pictures
 from tasks.sampling import export
 from tasks.sampling.playing import drawn, for_picture
@@ -36,8 +37,8 @@ def draw(
     ours = for_picture(load_recipe(recipe, overrides).sample, classes, seed, rows)
     job = sample_job(load_recipe(recipe, [*overrides, *ours]), recipe, root)
     sheet = drawn(Sampler.of(Context(job)), rows * len(classes), len(classes))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(pictures.png(sheet))
+    with writing(output):
+        output.write_bytes(pictures.png(sheet))
     return output
 
 
@@ -67,7 +68,9 @@ def write_out(
     needs(artifact, recipe)
     count = 0
     if npz is not None:
-        count = export.write_npz(artifact, npz, loaded.sample.seed)
+        with writing(npz):
+            count = export.write_npz(artifact, npz, loaded.sample.seed)
     if png is not None:
-        count = export.write_pngs(artifact, png)
+        with writing(png):
+            count = export.write_pngs(artifact, png)
     return count

@@ -15,7 +15,7 @@ from configs.autoencoders import DiffusersModel
 from configs.errors import brief
 from flows.finding import evaluation_of
 from flows.inputs import sample_job
-from flows.options import labels
+from flows.options import labels, writing
 from infra import hubs, registry
 from infra.artifacts import MANIFEST, Artifact, Manifest
 from infra.storage import Storage
@@ -57,10 +57,14 @@ def export(
             _write(context, evaluated, Path(folder))
             return send(Path(folder))
     place = Path(target).expanduser()
+    if place.is_file():
+        raise UserError(f"--to {target}: is a file; name a folder, an empty or a new one")
     if place.exists() and any(place.iterdir()) and not (place / "model_index.json").is_file():
         raise UserError(f"--to {target}: the folder holds other things; name an empty or a new one")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as beside:
+    with (
+        writing(place),
+        tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as beside,
+    ):
         _write(context, evaluated, Path(beside))
         if place.exists():
             shutil.rmtree(place)
@@ -85,8 +89,8 @@ def draw(source: str, classes: str, seed: int, output: Path, rows: int = 1) -> P
         images = pipeline(chosen, rows, seed, output_type="np").images
     except ValueError as error:
         raise UserError(f"--classes: {error}") from None
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(pictures.png(pictures.grid(images, columns=len(chosen))))
+    with writing(output):
+        output.write_bytes(pictures.png(pictures.grid(images, columns=len(chosen))))
     return output
 
 

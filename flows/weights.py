@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.errors import UserError
+from flows.options import writing
 from flows.own_parts import tokenizer
 from models.kinds import Kind
 
@@ -60,7 +61,8 @@ def import_(
             f"weights {location}: the tensors alone do not say how the {checkpoint.kind} is built; "
             f"give --num-heads, and --semantic-channels for a two-clock network"
         )
-    _writing(output, lambda: write(output, checkpoint))
+    with writing(output, RuntimeError):
+        write(output, checkpoint)
     _show(checkpoint, str(output))
 
 
@@ -76,10 +78,12 @@ def export(
 
     checkpoint = load_checkpoint(location, kind=kind)
     written = [output]
-    _writing(output, lambda: write_authors(output, checkpoint))
+    with writing(output, RuntimeError):
+        write_authors(output, checkpoint)
     for group, statistics in checkpoint.statistics.items():
         target = output.with_name(_STATISTICS.get(group, f"{group}_stats.pt"))
-        _writing(target, lambda target=target, statistics=statistics: write_statistics(target, statistics))  # type: ignore[misc]
+        with writing(target, RuntimeError):
+            write_statistics(target, statistics)
         written.append(target)
     for path in written:
         typer.echo(f"wrote {path}")
@@ -172,15 +176,6 @@ def _statistics(checkpoint: Checkpoint, texture: str | None, semantic: str | Non
             )
         found[groups.names[index]] = statistics
     return found
-
-
-def _writing(path: Path, action: object) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        action()  # type: ignore[operator]
-    except (OSError, RuntimeError) as error:
-        path.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}; check the folder and the space left") from None
 
 
 def _show(checkpoint: Checkpoint, name: str) -> None:

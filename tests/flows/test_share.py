@@ -287,6 +287,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.
     run, _ = made(tmp_path, "demo_tiny")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "model.zip").write_text("mine")
+    with pytest.raises(UserError, match=r"model\.zip: is a file; name a folder"):
+        share.export(run, str(tmp_path / "model.zip"), "demo_tiny")
     with pytest.raises(UserError, match="holds other things"):
         share.export(run, str(tmp_path / "full"), "demo")
     with pytest.raises(UserError, match="expected hf://organisation/name"):
