@@ -55,7 +55,7 @@ def list_all(
         told += [_short(name) if name in entries else f"{_short(name)} (gone)" for name in each.made_from]
         age = _age(time.time() - each.written)
         table.add_row(each.name, age, decimal(each.bytes), "\n".join(told), str(len(users[each.name])))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(f"{len(shown)} artifacts, {decimal(sum(each.bytes for each in shown))}")
 

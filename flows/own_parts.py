@@ -29,7 +29,7 @@ def tokenizer(
     table = Table("promise", "kept", "seen", title=f"tokenizer of {loaded.name}, {loaded.image.size} pixels")
     for each in findings:
         table.add_row(each.promise, "yes" if each.kept else "no", each.seen)
-    Console().print(table)
+    Console(markup=False).print(table)
     broken = [each.promise for each in findings if not each.kept]
     if broken:
         raise UserError(f"the tokenizer of {loaded.name} breaks its contract: {', '.join(broken)}")

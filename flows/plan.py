@@ -14,6 +14,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from configs import UserError, load_recipe
 from configs.cluster import Cluster, load_cluster
@@ -70,9 +71,9 @@ def command(
     if as_json:
         print(json.dumps(plain(plan, found), indent=1))
         return
-    console = Console()
+    console = Console(markup=False)
     for line in render(plan, flow):
-        console.print(line, soft_wrap=isinstance(line, str))
+        console.print(line, soft_wrap=not isinstance(line, Table))
     if found:
         for each in compared(plan, found):
             console.print(each)
@@ -124,7 +125,7 @@ def _nodes(given: Sequence[str], cluster: Cluster) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------- printing
 
 
-def render(plan: Plan, flow: str = "sfd-full") -> list[Table | str]:
+def render(plan: Plan, flow: str = "sfd-full") -> list[Table | Text | str]:
     """Tables and lines for a terminal of 80 columns; every figure carries the number of its source, raised."""
     sources: list[str] = []
 
@@ -161,8 +162,8 @@ def render(plan: Plan, flow: str = "sfd-full") -> list[Table | str]:
     costs.add_row("all", "", f"{plan.gpu_hours:,.1f}", duration(plan.seconds), f"{plan.dollars:,.2f}", "")
     stored.add_section()
     stored.add_row("all", size(plan.kept), "", "", size(plan.peak))
-    lines: list[Table | str] = [costs, stored, computed]
-    lines += [f"[bold red]does not fit:[/bold red] {problem}" for problem in plan.problems]
+    lines: list[Table | Text | str] = [costs, stored, computed]
+    lines += [Text.assemble(("does not fit:", "bold red"), f" {problem}") for problem in plan.problems]
     lines += [f"note: {note}" for note in plan.notes]
     if plan.waits:
         assumed = plan.cluster.assumed

@@ -54,7 +54,8 @@ def _at(uri: str) -> tuple[Artifact, Manifest]:
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 80)
+    """For texts as they are: a folder called [old] is no style."""
+    return Console(width=None if sys.stdout.isatty() else 80, markup=False)
 
 
 def _scores(manifest: Manifest) -> Table:

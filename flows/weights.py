@@ -102,7 +102,7 @@ def inspect(
         table = Table("what", "value", title=location)
         table.add_row("holds", facts["kind"])
         _show_made(table, facts["made"])
-        Console().print(table)
+        Console(markup=False).print(table)
         return
     _show(_whole(location, kind, num_heads, semantic_channels), location)
 
@@ -136,7 +136,7 @@ def probe(
     for number in range(probing.BINS):
         errors = [each[number] for each in found.by_time.values()]
         table.add_row(f"{number / probing.BINS:.1f}", *("" if each is None else f"{each:.3f}" for each in errors))
-    Console().print(table)
+    Console(markup=False).print(table)
     typer.echo(found.verdict)
 
 
@@ -199,7 +199,7 @@ def _show(checkpoint: Checkpoint, name: str) -> None:
     _show_made(table, checkpoint.made)
     if checkpoint.dropped:
         table.add_row("left out", f"{len(checkpoint.dropped)} tensors such as {', '.join(checkpoint.dropped[:3])}")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _show_made(table: Table, made: Mapping[str, Any]) -> None:

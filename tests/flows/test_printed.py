@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from configs.load import RECIPES, described
 from flows.__main__ import app
+from flows.summary import show
+from infra.artifacts import Artifact
+from tests.infra.test_inventory import make_all
 
 
 def printed(*command: str) -> list[str]:
@@ -47,3 +51,17 @@ def test_recipes_say_what_each_is_for_beside_its_name() -> None:
 def test_help_names_the_environment_and_the_page_that_lists_it() -> None:
     text = " ".join(printed("--help"))
     assert all(name in text for name in ("LATENTFORGE_ROOT", "MLFLOW_TRACKING_URI", "HF_TOKEN", "docs/environment.md"))
+
+
+def test_a_folder_in_brackets_is_no_style(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name would vanish from a path that a person copies, or the command would fail at its last line."""
+    monkeypatch.setenv("COLUMNS", "300")
+    root = tmp_path / "[old]" / "[/]"
+    made = make_all(str(root))
+    report = Artifact(str(root), "report", made["report"])
+    show(report.uri)
+    assert f"result   file://{root}/report/" in capsys.readouterr().out
+    listed = CliRunner().invoke(app, ["artifacts", "list", "--root", str(root)], env={"COLUMNS": "300"})
+    assert str(root) in listed.output
