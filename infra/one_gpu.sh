@@ -21,7 +21,12 @@ follow() {    # until the run of that process ends; Ctrl-C leaves it running
   exit "$(cat "$work/status")"
 }
 
-if [ -f "$work/pid" ] && kill -0 "$(cat "$work/pid")" 2> /dev/null; then
+goes_on() {    # and is ours: after a restart of the machine its number may be anybody's
+  [ -f "$work/pid" ] || return 1
+  tr '\0' ' ' 2> /dev/null < "/proc/$(cat "$work/pid")/cmdline" | grep "latentforge run " > /dev/null
+}
+
+if goes_on; then
   echo "a run goes on here already (process $(cat "$work/pid")): following it"
   follow "$(cat "$work/pid")"
 fi

@@ -136,7 +136,8 @@ def test_a_second_terminal_follows_the_run_of_the_first(tmp_path: Path) -> None:
     work = tmp_path / ".latentforge" / "one_gpu"
     work.mkdir(parents=True)
     (work / "run.log").write_text("train_dit 1,000 images\n")
-    going_on = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
+    run = ("-m", "latentforge", "run", "sfd-full")
+    going_on = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)", *run])
     threading.Thread(
         target=going_on.wait, daemon=True
     ).start()  # as whoever started it would, else it stays in the table
@@ -149,6 +150,17 @@ def test_a_second_terminal_follows_the_run_of_the_first(tmp_path: Path) -> None:
     finally:
         going_on.kill()
         going_on.wait()
+
+
+def test_another_process_of_that_number_is_not_followed(tmp_path: Path) -> None:
+    """After a restart the number of the run that ended with the machine may be anybody's."""
+    machine = Machine(tmp_path, "NVIDIA H100, 580.82.07")
+    work = tmp_path / ".latentforge" / "one_gpu"
+    work.mkdir(parents=True)
+    (work / "pid").write_text(str(os.getpid()))
+    ended = machine.run("s3://bucket/prefix", "sfd-full")
+    assert ended.returncode == 0 and "goes on here already" not in ended.stdout
+    assert machine.call("python -m latentforge run")
 
 
 def test_the_page_is_true() -> None:
