@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,9 @@ class Run:
                     if self.process.wait(timeout=max(1.0, deadline - time.monotonic())) == 0:
                         return True
                 except subprocess.TimeoutExpired:
-                    self.process.kill()
+                    pass
+                finally:
+                    self.process.kill()  # nothing where it has ended
                     self.process.wait()
             time.sleep(1.0)
         return False
@@ -115,10 +118,12 @@ def measured(place: Place, folder: Path, name: str, recipe: str, deadline: float
     if gremlin is not None:
         gremlin.flow = run.pid
     haunting.start()
-    well = run.until_done(deadline)
-    seconds = time.monotonic() - began
-    ended.set()
-    haunting.join()
+    try:
+        well = run.until_done(deadline)
+    finally:  # else whoever breaks it off would have nodes killed, and others started, meanwhile
+        seconds = time.monotonic() - began
+        ended.set()
+        haunting.join()
     manifests = _of_root(place, root)
     written = [each for each in place.proxies["storage"].written if f"/{name}/" in each[1]]
     done = [*account.parts_written(written, manifests, began), *account.images_trained(_told(place, epoch), epoch)]
@@ -155,6 +160,7 @@ def main() -> int:
     if strange := set(kinds) - set(KINDS):
         parser.error(f"no such kinds: {', '.join(sorted(strange))}; there are {', '.join(KINDS)}")
     deadline = time.monotonic() + 60 * arguments.minutes
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # else servers would stay
     with ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
         place = Place(stack, folder, stack.enter_context(_served(folder)))

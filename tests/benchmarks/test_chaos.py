@@ -6,6 +6,7 @@ A short run of it is in `tests.flows.test_under_fire`.
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections import Counter
@@ -143,6 +144,29 @@ def test_each_fault_is_charged_what_came_after_it() -> None:
     kinds = account.by_kind(faults)
     assert kinds["node"] == {"faults": 2, "images_again": 50, "seconds_to_recover": 3.0}
     assert kinds["flow"] == {"faults": 1, "images_again": 10, "seconds_to_recover": 5.0}
+
+
+def test_a_run_that_is_broken_off_leaves_neither_its_command_nor_a_gremlin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    haunted = _gremlin(0)
+    gone = threading.Event()
+    monkeypatch.setattr(Gremlin, "haunt", lambda self, ended: gone.set() if ended.wait(60) else None)
+    (endless := tmp_path / "python").write_text("#!/bin/sh\nexec sleep 60\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr(chaos.sys, "executable", str(endless))
+    place: Any = SimpleNamespace(environment={}, nodes=SimpleNamespace(environment={}))
+    usual = signal.signal(signal.SIGALRM, pressed)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            chaos.measured(place, tmp_path, "fired", "demo_tiny", time.monotonic() + 60, haunted)
+    finally:
+        signal.signal(signal.SIGALRM, usual)
+    assert gone.is_set() and haunted.flow() is None
 
 
 def _ran(well: bool, files: tuple[FileEntry, ...], seconds: float, done: list[Done]) -> dict[str, Any]:
