@@ -12,6 +12,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from configs.addresses import refuse_credentials
@@ -82,7 +83,8 @@ def _with_shards(index: Path, location: str, revision: str, get: Callable[[str],
     together.mkdir(parents=True, exist_ok=True)
     for path in (index, *shards):
         if not (together / path.name).exists():
-            (together / path.name).symlink_to(path.absolute())
+            with suppress(FileExistsError):  # another actor of this machine was faster
+                (together / path.name).symlink_to(path.absolute())
     return together / index.name
 
 

@@ -103,6 +103,29 @@ def test_of_many_that_create_a_file_one_does(root: str) -> None:
     assert place.create_bytes("a", place.read_bytes("a")) == (not place.local), "a write whose answer was lost"
 
 
+def test_a_claim_is_kept_past_an_error_that_no_client_should_raise(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a machine that works would fall silent, and another one begin the same."""
+    artifact, failed = _whole(str(tmp_path), "demo"), list[int]()
+    read = Storage.read_bytes
+
+    def broken_twice(self: Storage, name: str) -> bytes:
+        if threading.current_thread().name == "claim" and len(failed) < 2:
+            failed.append(1)
+            raise RuntimeError("Session is closed")
+        return read(self, name)
+
+    monkeypatch.setattr(Storage, "read_bytes", broken_twice)
+    with claimed(artifact, lambda: False) as claim:
+        assert claim is not None
+        until = time.monotonic() + 30
+        while json.loads(artifact.storage.read_bytes(claim.name))["beats"] < 4:
+            assert time.monotonic() < until, "nobody says that it lives"
+            time.sleep(0.02)
+    assert len(failed) == 2 and not artifact.storage.names(claims.CLAIMS)
+
+
 def test_a_second_manifest_never_replaces_the_first(root: str) -> None:
     artifact = _whole(root, "demo")
     first, second = (Manifest("demo", 1, FINGERPRINT, {}, {}, {}, (), n) for n in (1, 2))

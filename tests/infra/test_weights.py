@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from configs.errors import UserError
 from flows.weights import app
+from infra import fetched
 from infra.weights import fetch, foundation_weights, load_checkpoint, load_pretrained, load_statistics
 from models.checkpoints import read
 from models.formats import build
@@ -145,6 +146,26 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="the hub cannot be reached and the file is not in its local cache"):
         fetch("hf://somebody/something/model.pt@main")
+
+
+def test_two_actors_put_the_same_shards_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """As those of one machine do that begin at once; the one that comes second finds the links."""
+    place = tmp_path / "hub"
+    sharded(tmp_path / "s", weights("dit_plain"))
+    for path in (tmp_path / "s").iterdir():  # each in a folder of its own, as web servers' are kept
+        (place / path.name).mkdir(parents=True)
+        path.rename(place / path.name / path.name)
+    get = lambda location: place / location.rpartition("/")[2] / location.rpartition("/")[2]  # noqa: E731
+    link = Path.symlink_to
+
+    def both(self: Path, target: Path) -> None:
+        link(self, target)
+        link(self, target)
+
+    monkeypatch.setattr(Path, "symlink_to", both)
+    index = get("model.safetensors.index.json")
+    found = fetched._with_shards(index, f"https://host/{index.name}", "", get)
+    same(load_checkpoint(str(found)).tensors, weights("dit_plain"))
 
 
 def _answer(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
