@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import cast
@@ -15,6 +16,8 @@ from infra.storage import Storage
 from infra.tracking import Tracker
 
 _SECONDS_BETWEEN_LOOKS = 5.0
+_REST, _LONGEST_REST = 20, 60.0
+"""Times as long as a look took until the next one, and the most seconds: what is away took long, too."""
 _SCORED = ("evaluate", "evaluate_tokenizer")
 _FLOOR = "floor_"
 _SHEETS = ("generated.png", "report.html")
@@ -29,10 +32,15 @@ def moving(stage: str, share: Callable[[], float | None]) -> Iterator[None]:
     bar, ended, context = _Bar(stage), threading.Event(), contextvars.copy_context()
 
     def follow() -> None:
-        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+        pause = _SECONDS_BETWEEN_LOOKS
+        while not ended.wait(pause):
+            began = time.monotonic()
             with suppress(Exception):  # a server that is away for a while loses a bar's step, not the run
                 if (found := share()) is not None:
                     bar.move(found)
+            # After days of training a look reads a curve of many thousand points.
+            rest = min(_LONGEST_REST, _REST * (time.monotonic() - began))
+            pause = max(_SECONDS_BETWEEN_LOOKS, rest)
 
     thread = threading.Thread(target=context.run, args=(follow,), daemon=True)
     thread.start()

@@ -119,6 +119,21 @@ def test_a_stages_bar_ends_where_the_stage_does(moves: list[float]) -> None:
     assert moves == [100.0], "a short stage has a bar, too"
 
 
+def test_looks_that_take_long_are_seldom(moves: list[float]) -> None:
+    """After days of training each reads all of its curve from MLflow."""
+    looks: list[int] = []
+
+    def slow() -> float:
+        looks.append(1)
+        time.sleep(0.05)
+        return 0.5
+
+    with shown.moving("train_dit", slow):
+        waited(moves, 50.0)
+        time.sleep(0.5)
+    assert len(looks) == 1
+
+
 def test_a_trainings_bar_is_what_its_workers_told_mlflow(home: Path) -> None:
     run = tracking.start_run("latentforge", "train_dit", {})
     share = partial(run.seen_of, 640)
