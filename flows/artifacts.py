@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -196,10 +197,10 @@ def _plain(entry: Entry, users: Mapping[str, Iterable[str]]) -> dict[str, Any]:
 
 
 def _remedy(entry: Entry, root: str) -> str:
-    """The command that makes a damaged artifact anew."""
+    """The command that makes a damaged artifact anew, to be pasted."""
     from tasks.dag import FLOWS
 
-    stage = entry.artifact.stage
+    stage, root = entry.artifact.stage, shlex.quote(root)
     flow = next((flow for flow, stages in FLOWS.items() if stage in stages), None)
     if entry.manifest is None or flow is None:
         return f"latentforge artifacts prune {entry.name} --unfinished --yes --root {root}, then run again what uses it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from configs import UserError, load_recipe
 from configs.data import Data, Shard
-from flows.look import section_of
+from flows.look import plain, section_of
 from flows.options import writing
 from tasks.sources import Account, listing_of, one_look, open_source
 
@@ -76,7 +77,7 @@ def init(path: str, output: Path, test_path: str | None = None, overrides: Seque
         *(f"note      {note}" for note in found.notes),
         f"learnt    at {recipe.image.size} × {recipe.image.size} pixels; more takes a GPU: docs/one_gpu.md",
         f"recipe    {output}",
-        f"run it    latentforge run sfd-full --recipe {output}",
+        f"run it    latentforge run sfd-full --recipe {shlex.quote(str(output))}",
     ]
 
 
@@ -91,7 +92,7 @@ def propose(data: Data, account: Account, name: str) -> Proposal:
         share = max(share, min(_TEST_SHARE, _TEST_IMAGES / loose), _FEWEST / loose)
         tested = max(1, round(share * loose)) if loose else 0
     learnt = sum(account.splits.get("train", [])) + loose - (tested if loose else 0)
-    values: dict[str, Any] = {"extends": "demo", "data": _plain(data)}
+    values: dict[str, Any] = {"extends": "demo", "data": plain(data)}
     if loose and share != Shard().test_share:
         values["shard"] = {"test_share": round(share, 2)}
     for stage, (times, least, most) in _BUDGETS.items():
@@ -130,12 +131,6 @@ def _batch(wanted: int, images: int) -> int:
     while batch > max(1, images // 4):
         batch //= 2
     return max(1, batch)
-
-
-def _plain(data: Data) -> dict[str, Any]:
-    plain = data.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-    plain["source"] = {"kind": data.source.kind, **plain["source"]}
-    return plain
 
 
 def default_output(path: str) -> Path:

@@ -65,9 +65,14 @@ def look(data: Data, images: int, seed: int, output: Path) -> list[str]:
         with writing(output):
             output.write_bytes(sheet)
         lines.append(f"picture   {output}")
-    plain = data.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-    plain["source"] = {"kind": data.source.kind, **plain["source"]}
-    return [*lines, "", yaml.safe_dump({"data": plain}, sort_keys=False, allow_unicode=True).rstrip()]
+    written = yaml.safe_dump({"data": plain(data)}, sort_keys=False, allow_unicode=True)
+    return [*lines, "", written.rstrip()]
+
+
+def plain(data: Data) -> dict[str, Any]:
+    """The section as a recipe holds it, without what is the default."""
+    found = data.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    return found | {"source": {"kind": data.source.kind, **found["source"]}}
 
 
 def _sheet(source: Source, listing: Listing, count: int, seed: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,5 +116,5 @@ def _run_page() -> str:
     page = "" if run is None else run.page()
     if uri.startswith(("http://", "https://")):
         return f"{uri.rstrip('/')}/{page}"
-    started = f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"
+    started = shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri])
     return f"{started}  →  http://127.0.0.1:5000/{page}"

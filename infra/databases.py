@@ -7,6 +7,7 @@ its files, so that nothing of it is imported.
 from __future__ import annotations
 
 import re
+import shlex
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -60,8 +61,8 @@ def check(path: Path, kind: Kind, variable: str) -> None:
     if found != newest and not kind.migrates:
         raise UserError(
             f"{kind.name}'s database {path} is of an older version (revision {found}, and this one is {newest}): "
-            f"bring it up to date with `{kind.package} db upgrade sqlite:///{path}` after a copy, or set {variable} "
-            "to another place"
+            f"bring it up to date with `{kind.package} db upgrade {shlex.quote(f'sqlite:///{path}')}` "
+            f"after a copy, or set {variable} to another place"
         )
 
 

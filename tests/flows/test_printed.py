@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from typer.testing import CliRunner
 
 from configs.load import RECIPES, described
 from flows.__main__ import app
+from flows.init import init
 from flows.summary import show
 from infra.artifacts import Artifact
+from tests.helpers.odd_sources import tree
 from tests.infra.test_inventory import make_all
 
 
@@ -65,3 +68,18 @@ def test_a_folder_in_brackets_is_no_style(
     assert f"result   file://{root}/report/" in capsys.readouterr().out
     listed = CliRunner().invoke(app, ["artifacts", "list", "--root", str(root)], env={"COLUMNS": "300"})
     assert str(root) in listed.output
+
+
+def test_commands_to_paste_hold_paths_with_spaces(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "my runs"
+    made = make_all(str(root))
+    (root / "sample" / made["sample"] / "part.bin").write_bytes(b"other")
+    told = CliRunner().invoke(app, ["artifacts", "verify", "--root", str(root)]).output
+    assert f"--root '{root}' > mend.yaml" in told and f"--only sample --root '{root}'\n" in told
+    tree(tmp_path / "photos", {"cats": 12, "dogs": 12})
+    assert shlex.split(init(str(tmp_path / "photos"), root / "mine.yaml")[-1])[-1] == str(root / "mine.yaml")
+    monkeypatch.setenv("LATENTFORGE_HOME", str(root))
+    show(Artifact(str(root), "report", made["report"]).uri)
+    assert f"--backend-store-uri 'sqlite:///{root}/mlflow.db'" in capsys.readouterr().out
