@@ -17,7 +17,7 @@ from infra.tracking import Tracker
 
 _SECONDS_BETWEEN_LOOKS = 5.0
 _REST, _LONGEST_REST = 20, 60.0
-"""Times as long as a look took until the next one, and the most seconds: what is away took long, too."""
+"""Times as long as a look took until the next one, and the most seconds: an outage took long, too."""
 _SCORED = ("evaluate", "evaluate_tokenizer")
 _FLOOR = "floor_"
 _SHEETS = ("generated.png", "report.html")

@@ -31,7 +31,7 @@ from infra.storage import Storage
 EVERY = 10.0
 """Seconds between two signs of life, and between two looks at somebody else's."""
 STALE = 120.0
-"""Seconds without one after which a claim is of the dead: longer than storage that is away is waited for."""
+"""Seconds without one after which a claim is of the dead: longer than an outage is waited for."""
 
 
 class TakenOver(UserError):
@@ -96,7 +96,7 @@ class Claim:
         """Say every few seconds that its holder lives."""
         while not until.wait(EVERY):
             self.beats += 1
-            with suppress(Exception):  # an outage, or whatever a client of storage raises: it goes on
+            with suppress(Exception):  # an outage, or what a client of storage raises: it goes on
                 if not self.held():  # by its token: numbers begin again
                     return
                 self.storage.write_bytes(self.name, self.text())

@@ -59,7 +59,7 @@ def test_help_names_the_environment_and_the_page_that_lists_it() -> None:
 def test_a_folder_in_brackets_is_no_style(
     tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its name would vanish from a path that a person copies, or the command would fail at its last line."""
+    """Its name would vanish from a path that a person copies, or the command fail at its end."""
     monkeypatch.setenv("COLUMNS", "300")
     root = tmp_path / "[old]" / "[/]"
     made = make_all(str(root))
@@ -79,7 +79,8 @@ def test_commands_to_paste_hold_paths_with_spaces(
     told = CliRunner().invoke(app, ["artifacts", "verify", "--root", str(root)]).output
     assert f"--root '{root}' > mend.yaml" in told and f"--only sample --root '{root}'\n" in told
     tree(tmp_path / "photos", {"cats": 12, "dogs": 12})
-    assert shlex.split(init(str(tmp_path / "photos"), root / "mine.yaml")[-1])[-1] == str(root / "mine.yaml")
+    line = init(str(tmp_path / "photos"), root / "mine.yaml")[-1]
+    assert shlex.split(line)[-1] == str(root / "mine.yaml")
     monkeypatch.setenv("LATENTFORGE_HOME", str(root))
     show(Artifact(str(root), "report", made["report"]).uri)
     assert f"--backend-store-uri 'sqlite:///{root}/mlflow.db'" in capsys.readouterr().out
