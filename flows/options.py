@@ -31,12 +31,13 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
     Raises:
         UserError: it cannot be written; half a file that was not there before is deleted.
     """
+    kinds: tuple[type[Exception], ...] = (OSError, *more)
     new = False
     try:
         new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, *more) as error:
+    except kinds as error:
         if new and path.is_file():
             path.unlink()
         said = getattr(error, "strerror", None) or brief(error)
