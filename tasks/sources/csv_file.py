@@ -25,7 +25,7 @@ from tasks.sources.names import normal
 from tasks.sources.walk import list_remote
 
 UNKNOWN_LENGTH = 0
-_SPLITS = ("train", "test")
+_COLUMNS, _SPLITS = ("path", "label", "split"), ("train", "test")
 _LINES = pa.schema(
     [
         pa.field("line", pa.int64()),
@@ -35,8 +35,8 @@ _LINES = pa.schema(
         pa.field("size", pa.int64()),
     ]
 )
-"""One row for each line that names an image, in their order: a number of its label's text, and bytes of its file, 0 for
-what has no size of its own."""
+"""One row for each line that names an image, in their order: a number of its label's text, and
+bytes of its file, 0 for what has no size of its own."""
 _PLACED = pa.schema([pa.field("place", pa.string()), *_LINES])
 """Lines and where their files are, and files that a storage lists."""
 _LISTED = -1
@@ -68,7 +68,8 @@ class CsvSource:
             if label == NO_LABEL:
                 ruled_out.append(key, *why_not(texts[number]))
             elif size == _OUTSIDE:
-                ruled_out.append(key, "outside the CSV's storage", "a list from elsewhere names its own files only")
+                remedy = "a list from elsewhere names its own files only"
+                ruled_out.append(key, "outside the CSV's storage", remedy)
             elif size == _MISSING:
                 ruled_out.append(key, "no such file", "named by the CSV but not there")
             else:
@@ -92,7 +93,10 @@ class CsvSource:
         return f"{folder}/{name}" if folder else name
 
     def _read(self) -> tuple[Rows, Counter[Text], Rows]:
-        """Lines, how often each label's text occurs (the first has number 0), and refusals of lines without a path."""
+        """Lines, how often each label's text occurs, and refusals of lines without a path.
+
+        Numbers of labels are their places among the texts.
+        """
         lines, counts, ruled_out = Rows(_LINES), Counter[Text](), Rows(REFUSALS)
         numbers: dict[Text, int] = {}
         for path, label, split in self._images():
@@ -117,10 +121,10 @@ class CsvSource:
                     f"data.source.path {self.path}: first line has {found}; columns path and label are needed"
                 )
             for line in reader:
-                path, label, split = ((line.get(name) or "").strip() for name in ("path", "label", "split"))
+                path, label, split = ((line.get(name) or "").strip() for name in _COLUMNS)
                 yield path, label, split or None
         except csv.Error as error:
-            raise UserError(f"data.source.path {self.path} is not a CSV in UTF-8 ({error})") from None
+            raise UserError(self._no_text(error)) from None
 
     def _text(self) -> Iterator[str]:
         """The file, line by line."""
@@ -129,23 +133,24 @@ class CsvSource:
             file = storage.open(name)
         except FileNotFoundError:
             raise UserError(f"data.source.path {self.path} does not exist") from None
-        rest, start = file.read(len(BOM_UTF8)).removeprefix(BOM_UTF8), 0
         with file:
+            rest, start = file.read(len(BOM_UTF8)).removeprefix(BOM_UTF8), 0
             while True:
                 piece = file.read(_BLOCK)
                 whole, end, rest = (rest + piece).rpartition(b"\n") if piece else (rest, b"", b"")
                 try:
                     text = (whole + end).decode()
                 except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"data.source.path {self.path} is not a CSV in UTF-8 ({_moved(error, start)})"
-                    ) from None
+                    raise UserError(self._no_text(_moved(error, start))) from None
                 if "\0" in text:
-                    raise UserError(f"data.source.path {self.path} is not a CSV in UTF-8 (it has NUL bytes)")
+                    raise UserError(self._no_text("it has NUL bytes"))
                 yield from StringIO(text)
                 start += len(whole) + len(end)
                 if not piece:
                     return
+
+    def _no_text(self, why: object) -> str:
+        return f"data.source.path {self.path} is not a CSV in UTF-8 ({why})"
 
     def _size(self, path: str) -> int:
         """Bytes of a local file, or what stands for them."""
@@ -160,8 +165,11 @@ class CsvSource:
             return _MISSING
 
     def _with_sizes(self, lines: Rows) -> Iterator[pa.Table]:
-        """Lines with the sizes of remote files. These are listed once, from the folder on that all names of one storage
-        have in common, and find their lines by an external sort."""
+        """Lines with the sizes of remote files.
+
+        These are listed once, from the folder on that all names of one storage have in common, and
+        find their lines by an external sort.
+        """
         if not any(pc.any(pc.equal(chunk["size"], _REMOTE)).as_py() for chunk in lines.chunks()):
             yield from lines.chunks()
             return
@@ -170,7 +178,8 @@ class CsvSource:
             place = self._place(path) if size == _REMOTE else path
             placed.append(place, line, path, label, split, size)
             if size == _REMOTE:
-                above = place.rpartition("/")[0].replace("://", "/\0", 1)  # in which scheme and server are two parts
+                # In this form `commonpath` keeps the scheme and the server apart.
+                above = place.rpartition("/")[0].replace("://", "/\0", 1)
                 storage = "/".join(above.split("/")[:2])
                 folders[storage] = os.path.commonpath([folders.get(storage, above), above])
         for folder in folders.values():

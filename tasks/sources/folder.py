@@ -76,8 +76,10 @@ class FolderSource:
         return [("train/", self.path), ("test/", self.test_path)]
 
     def _flat(self, tree: Tree, classes: list[str]) -> dict[str, str]:
-        """The class of each image of a flat test split, in memory. What cannot be an image counts where lines go by
-        order."""
+        """The class of each image of a flat test split, in memory.
+
+        What cannot be an image counts where lines go by order.
+        """
         assert self.test_labels_path is not None
         names = tree.all_names()
         found = classes_of_images(self.test_labels_path, [name.rpartition("/")[2] for name in names], classes)
@@ -124,8 +126,8 @@ def _refused(trees: _Trees) -> Rows:
 
 
 def _identity(trees: _Trees, classes: Sequence[str], named: Mapping[str, str]) -> str:
-    """A hash of names and sizes, of the labels of a flat split, and of the classes' order where it is not that of their
-    characters."""
+    """A hash of names and sizes, of the labels of a flat split, and of the classes' order where it
+    is not that of their characters."""
     found: list[Iterable[tuple[str, int | str]]] = [_below("test/", sorted(as_pairs(named)))]
     for prefix, tree in trees:
         found += [_below(prefix, tree.sizes()), _below(prefix, ((name, "folder") for name in sorted(tree.classes)))]

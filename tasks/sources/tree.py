@@ -1,4 +1,4 @@
-"""One tree of class folders as it was found: which files are pictures, which folders are classes."""
+"""One tree of class folders as it was found: which files are pictures, which folders classes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from tasks.sources.files import read_heads
 from tasks.sources.walk import FILES, Found
 
 _SORTED = FILES.append(pa.field("picture", pa.bool_()))
+_TWINS = "two files whose names differ only in their form"
 
 
 class Tree:
-    """Names are below its root and in their normal form; what is told of files comes in the order of names."""
+    """Names are below its root and in their normal form, and files come in the order of names."""
 
     def __init__(self, root: str, found: Found, flat: bool = False) -> None:
         """flat: folders are no classes; all pictures count, wherever they lie."""
@@ -83,14 +84,17 @@ class Tree:
             )
 
     def _sort_out(self, found: Rows) -> set[str]:
-        """Keep one file of each name, and whether it is a picture; folders at the top with files, but no pictures."""
+        """Keep one file of each name, and whether it is a picture.
+
+        Returns folders at the top with files, but no pictures.
+        """
         storage, before = Storage.at(self.root), None
         tops: dict[bool, set[str]] = {False: set(), True: set()}
         for some in sized(in_order(found, "key", "name"), AS_OBJECTS):
             files = []
             for key, name, size in tuples([some]):
                 if key == before:
-                    self.refused.append(key, "key listed twice", "two files whose names differ only in their form")
+                    self.refused.append(key, "key listed twice", _TWINS)
                 else:
                     files.append((key, name, size))
                 before = key
@@ -103,10 +107,14 @@ class Tree:
         return tops[False] - tops[True] - {""}
 
     def _is_picture(self, key: str, head: bytes) -> bool:
-        """By its name, and where that does not tell, by how it begins; what only seems to be one is refused."""
+        """By its name, and where that does not tell, by how it begins.
+
+        What only seems to be one is refused.
+        """
         suffix = formats.suffix(key)
         instead = formats.unreadable(suffix) or (formats.what_instead(head) if head else None)
-        if suffix in formats.OTHERS or (suffix not in formats.PICTURES and not formats.looks_like_picture(head)):
+        known = suffix in formats.PICTURES or suffix in formats.OTHERS
+        if suffix in formats.OTHERS or not (known or formats.looks_like_picture(head)):
             self.left_out[f"no picture (.{suffix})" if suffix else "no picture"] += 1
         elif instead is not None:
             self.refused.append(key, *instead)
@@ -120,7 +128,9 @@ class Tree:
 def _unclear(key: str, size: int) -> bool:
     """Whether it takes a look into a file to tell what it is."""
     suffix = formats.suffix(key)
-    return 0 < size <= formats.POINTER_BYTES if suffix in formats.PICTURES else suffix not in formats.OTHERS
+    if suffix in formats.PICTURES:
+        return 0 < size <= formats.POINTER_BYTES
+    return suffix not in formats.OTHERS
 
 
 def _top(key: str) -> str:

@@ -1,4 +1,7 @@
-"""What lies below a root of loose files, listed once; memory holds names of folders, never one for each file."""
+"""What lies below a root of loose files, listed once, in parallel.
+
+Memory holds names of folders, never one for each file.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _Folder = tuple[str, tuple[str, ...]]
 
 
 class Found:
-    """What a walk finds. It is added to from several threads, and is the same whichever comes first."""
+    """What a walk finds. Several threads add to it, and it is the same whichever comes first."""
 
     def __init__(self) -> None:
         self.files = Rows(FILES)
@@ -49,7 +52,8 @@ class Found:
             if shown != key:
                 self.refused.append(shown, "name is not UTF-8", "")
             elif size == _MISSING:
-                self.refused.append(key, "link to nothing", "the linked file is not there: fetch it")
+                fetch = "the linked file is not there: fetch it"
+                self.refused.append(key, "link to nothing", fetch)
             else:
                 self.files.append(key, name, size)
 
@@ -70,7 +74,8 @@ class Found:
     @property
     def left_out(self) -> Counter[str]:
         """In the order in which each kind comes first in the tree."""
-        return Counter({what: self._left_out[what] for what in sorted(self._first, key=self._first.__getitem__)})
+        order = sorted(self._first, key=self._first.__getitem__)
+        return Counter({what: self._left_out[what] for what in order})
 
 
 def walk(storage: Storage) -> Found:
@@ -93,7 +98,10 @@ def real_place(storage: Storage) -> str:
 
 
 def list_remote(storage: Storage, take: Callable[[Mapping[str, int]], object]) -> None:
-    """Hand over names and sizes of all files of a remote storage, in portions: its folders are listed in parallel."""
+    """Hand over names and sizes of all files of a remote storage, in portions.
+
+    Folders at its top are listed in parallel; `take` is called by one thread at a time.
+    """
     lock = Lock()
 
     def take_folder(folder: str) -> None:
@@ -114,12 +122,13 @@ def _walk_local(storage: Storage, found: Found) -> None:
         raise UserError(f"data.source: folder {storage.path} does not exist or is no folder; check data.source.path")
     level: list[_Folder] = [("", (real_place(storage),))]
     while level:
-        level = list(chain.from_iterable(in_turn(lambda folder: _look(storage.path, folder, found), level)))
+        inner = in_turn(lambda folder: _look(storage.path, folder, found), level)
+        level = list(chain.from_iterable(inner))
     if found.unreadable:
         first = min(found.unreadable, key=lambda name: name.split("/"))
         raise UserError(
-            f"data.source: {len(found.unreadable)} folders in {storage.path} cannot be read (such as {first!r}): "
-            "check their permissions"
+            f"data.source: {len(found.unreadable)} folders in {storage.path} cannot be read (such "
+            f"as {first!r}): check their permissions"
         )
 
 
@@ -142,13 +151,15 @@ def _look(root: str, folder: _Folder, found: Found) -> list[_Folder]:
 def _sort(entry: os.DirEntry[str], name: str, above: tuple[str, ...], found: Found) -> str | None:
     """Add what is in a folder; of a folder to be looked into, where it really is.
 
-    Links are followed, as trees of links are a common way to pick a subset; one that leads back to a folder it
-    lies in is not.
+    Links are followed, as trees of links are a common way to pick a subset; one that leads back to
+    a folder it lies in is not.
     """
     if names.is_leftover(entry.name):
         found.leave_out("system leftovers", name)
     elif entry.is_dir():
-        real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
+        real = os.path.join(above[-1], entry.name)
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
         if real not in above:
             found.folder(name)
             return real

@@ -1,4 +1,4 @@
-"""Loose files and lists of them, of which no list is held: the same listing as ever, in memory that does not grow."""
+"""Loose files and lists of them: the same listing as ever, in memory that does not grow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def _pile(root: Path) -> Path:
-    """Numbers as classes, one name in two forms, a link to nothing, a page, and a folder without pictures."""
+    """Numbers as classes, one name in two forms, a link to nothing, a page, a folder of no pictures."""
     twins = [f"2/{unicodedata.normalize(form, 'é.jpg')}" for form in ("NFC", "NFD")]
     pictures = ["2/0.jpg", "2/1.jpg", "10/0.jpg", "10/größer/1.jpg", "10/10/2.jpg", "loose.jpg", *twins]
     others = ["notes/a.txt", "notes/b.json", "2/Thumbs.db", "10/page.jpg", "10/unknown"]
