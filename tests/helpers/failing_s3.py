@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 
 class FailingS3:
@@ -16,14 +16,15 @@ class FailingS3:
     def __init__(self, endpoint: str, fails: Callable[[int, str, str], bool]) -> None:
         self.server, self.fails = urlsplit(endpoint).netloc, fails
         self.requests = self.failed = 0
-        self.methods: list[str] = []
-        """Methods of all requests, LIST for a GET that lists."""
+        self.listed: list[str] = []
+        """What listings asked for."""
         self._lock = threading.Lock()
 
     def refuses(self, method: str, path: str) -> bool:
         with self._lock:
             self.requests += 1
-            self.methods.append("LIST" if method == "GET" and "list-type" in path else method)
+            if method == "GET" and "list-type" in path:
+                self.listed += parse_qs(urlsplit(path).query).get("prefix", [""])
             failing = self.fails(self.requests, method, path)
             self.failed += failing
         return failing
