@@ -25,7 +25,8 @@ MEMORY = 256 << 20
 _LONGEST = 10_000
 """Characters of a refusal, which names every fault of a recipe."""
 _CEILING = 6 << 30
-"""Bytes of data at which the system refuses more, so that a bomb kills nobody else."""
+"""Bytes of data beside what the process has (a gigabyte of threads' stacks, after other tests) at which the system
+refuses more, so that a bomb kills nobody else."""
 
 
 class Hangs(BaseException):
@@ -71,7 +72,7 @@ def read(name: str, data: bytes, place: Path, number: int = 0, whole: bool = Fal
     inside.mkdir()
     path = inside / f"input{target.suffix}"
     path.write_bytes(data)
-    before, told = _peak(), ""
+    before, told = _status("VmHWM"), ""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         target.read(path)
@@ -83,7 +84,7 @@ def read(name: str, data: bytes, place: Path, number: int = 0, whole: bool = Fal
         told = f"{type(error).__name__}: {str(error)[:300]}{_where(error)}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    if (grown := _peak() - before) > MEMORY and not whole:
+    if (grown := _status("VmHWM") - before) > MEMORY and not whole:
         told = told or f"took {grown >> 20} MiB"
     if strange := [str(each.relative_to(place)) for each in place.iterdir() if each != inside]:
         told = told or f"wrote {strange} outside its folder"
@@ -117,7 +118,8 @@ def _watched() -> Iterator[None]:
     old_handler = signal.signal(signal.SIGPROF, hangs)
     old_limits = resource.getrlimit(resource.RLIMIT_DATA)
     hard = old_limits[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (_CEILING if hard < 0 else min(_CEILING, hard), hard))
+    ceiling = _status("VmData") + _CEILING
+    resource.setrlimit(resource.RLIMIT_DATA, (ceiling if hard < 0 else min(ceiling, hard), hard))
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what there is now
         yield
@@ -126,10 +128,10 @@ def _watched() -> Iterator[None]:
         signal.signal(signal.SIGPROF, old_handler)
 
 
-def _peak() -> int:
-    """Bytes of memory that this process had at most."""
+def _status(field: str) -> int:
+    """Bytes that the system says of this process: VmData has, VmHWM had at most in memory."""
     status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+    return int(status.partition(f"{field}:")[2].split()[0]) << 10
 
 
 def main() -> None:
