@@ -31,8 +31,9 @@ for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
     os.environ.pop(_name, None)
 
 
-_SHARED = ("Workplace", "local_ray")
-"""Words of the files that share what is too dear to make in two processes: a finished run with servers, and a Ray."""
+_SHARED = ("finished: Workplace", "Workplace", "local_ray")
+"""Words of the files that share what is dear: a finished run with its servers, servers alone (they start in seconds,
+and the run is not waited for), a Ray."""
 
 
 @cache
