@@ -11,6 +11,8 @@ from typing import cast
 from uuid import UUID
 
 from configs import naming
+from configs.errors import brief
+from infra import logs
 from infra.artifacts import Artifact, Manifest
 from infra.storage import Storage
 from infra.tracking import Tracker
@@ -72,20 +74,27 @@ class _Bar:
 
 
 def conclude(uri: str, name: str, tracker: Tracker, flow_run: str) -> None:
-    """Put report, picture and a note with the scores where a person looks first, in MLflow and in Prefect."""
+    """Put report, picture and a note with the scores where a person looks first, in MLflow and in Prefect.
+
+    The run is whole without either: a server that is away by then is a warning.
+    """
     artifact, scored = _found(uri)
     if scored is None:
         return
     place = f"{artifact.uri}/report.html" if artifact.stage == "report" else artifact.uri
-    page = note(name, scored, place, tracker)
-    tracker.tag(**{"mlflow.note.content": page})
-    for sheet in _SHEETS:
-        if artifact.files(sheet):
-            tracker.file(sheet, artifact.read(sheet))
+    try:
+        page = note(name, scored, place, tracker)
+        tracker.tag(**{"mlflow.note.content": page})
+        for sheet in _SHEETS:
+            if artifact.files(sheet):
+                tracker.file(sheet, artifact.read(sheet))
+    except Exception as error:
+        page = note(name, scored, place, Tracker())
+        logs.say(f"MLflow did not take the run's report and note ({brief(error)})", "warning")
     if flow_run:
         from prefect.artifacts import create_markdown_artifact
 
-        with suppress(Exception):  # the run is whole without it
+        with suppress(Exception):
             create_markdown_artifact(page, key="scores", description=name)
 
 

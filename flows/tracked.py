@@ -13,7 +13,8 @@ from prefect.exceptions import TerminationSignal
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled
 
-from infra import heartbeat, open_runs, prefect_server, stopping, tracking
+from configs.errors import brief
+from infra import heartbeat, logs, open_runs, prefect_server, stopping, tracking
 from infra.cluster import disconnect
 
 STOPS = (KeyboardInterrupt, SystemExit, TerminationSignal)
@@ -57,9 +58,17 @@ def tracked(experiment: str, name: str, tags: Mapping[str, str], jobs: bool = Fa
             _end(tracker, "FAILED", jobs)
             raise
         else:
-            tracker.finish()
+            _finish(tracker)
         finally:
             disconnect()
+
+
+def _finish(tracker: tracking.Tracker) -> None:
+    """End the run. What it made is whole, whatever MLflow answers."""
+    try:
+        tracker.finish()
+    except Exception as error:
+        logs.say(f"MLflow shows the run as if it went on: it did not take its end ({brief(error)})", "warning")
 
 
 def _end(tracker: tracking.Tracker, status: str, jobs: bool) -> None:

@@ -6,6 +6,7 @@ AWS_ENDPOINT_URL …) or fsspec's standard chain, never from a recipe.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import os
@@ -325,7 +326,10 @@ class Storage:
     def delete(self, name: str = "") -> None:
         """Delete a file or everything below a name; nothing there is fine."""
         with self._explained("delete", name), suppress(FileNotFoundError):
-            self._retried(lambda: (self._ask(), self.fs.rm(self.locate(name), recursive=True)))
+            there = self.locate(name)
+            # Remote ones take it for a pattern, which may be that of another root's files; a disk does not.
+            named = there if self.local else glob.escape(there)
+            self._retried(lambda: (self._ask(), self.fs.rm(named, recursive=True)))
 
     def check_writable(self) -> None:
         """Write and delete a probe, so that a wrong root is refused before anything starts."""

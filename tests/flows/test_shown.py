@@ -15,6 +15,7 @@ import pytest
 from flows import run as flow_runs
 from flows import shown
 from flows.titles import title_of
+from flows.tracked import tracked
 from infra import progress, tracking
 from infra.artifacts import Artifact
 from infra.logs import Line
@@ -62,6 +63,23 @@ def test_the_run_itself_has_report_picture_note_and_is_found_by_its_changes(
 def test_a_run_that_ends_before_its_scores_says_nothing_of_them(tmp_path: Path) -> None:
     artifact = put(at(tmp_path), small_recipe(), "encode", [])
     shown.conclude(artifact.uri, NAME, Tracker(), "")
+
+
+def test_a_whole_run_does_not_fail_where_mlflow_is_away_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(self: Tracker, *_: object, **__: object) -> str:
+        raise ConnectionError("no answer")
+
+    for name in ("page", "tag", "finish"):
+        monkeypatch.setattr(Tracker, name, away)
+    monkeypatch.setattr("flows.tracked.disconnect", lambda: None)
+    monkeypatch.setattr("infra.tracking.start_run", lambda *_: Tracker("http://server", "a"))
+    evaluated = put(at(tmp_path), small_recipe(), "evaluate", [], scores={"fid": 2.0})
+    with tracked("latentforge", NAME, {}) as tracker:
+        shown.conclude(evaluated.uri, NAME, tracker, "")
+    report, end = capsys.readouterr().out.splitlines()
+    assert "did not take the run's report and note (no answer)" in report and "did not take its end" in end
 
 
 def test_only_what_counts_is_on_the_whole_runs_page() -> None:

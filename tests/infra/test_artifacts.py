@@ -132,6 +132,23 @@ def test_storage_on_s3(s3_root: str) -> None:
     assert storage.names() == []
 
 
+@pytest.mark.parametrize("odd", ["run*", "run?", "run[12]"])
+@pytest.mark.parametrize("bucket", [False, True], ids=["disk", "bucket"])
+def test_to_delete_below_a_root_of_odd_name_leaves_its_neighbours(
+    odd: str, bucket: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    above = request.getfixturevalue("s3_root") if bucket else str(tmp_path)
+    root, neighbour = Storage.at(f"{above}/{odd}"), Storage.at(f"{above}/run1")
+    for storage in (root, neighbour):
+        for name in ("sample/a/part", "sample/a/deep/part", "sample/b"):
+            storage.write_bytes(name, b"x")
+    root.delete("sample/a")
+    assert root.names() == ["sample/b"] and len(neighbour.names()) == 3
+    root.delete("sample/nothing")
+    root.delete()
+    assert root.names() == [] and len(neighbour.names()) == 3
+
+
 def test_wrong_keys_are_refused(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
