@@ -32,6 +32,9 @@ KEPT_FOR_QK_NORM = {(True, True): 0.1, (True, False): 0.1, (False, True): 12.1, 
 """More, where queries and keys are normed."""
 KEPT_AROUND = {True: 14.3, False: 16.6}
 """The same of what lies around all blocks together, by half precision."""
+KEPT_IN_HEAD = {(True, True): 50.1, (True, False): 100.1, (False, True): 77.4, (False, False): 138.7}
+KEPT_AROUND_HEAD = {True: 18.0, False: 28.0}
+"""Of a wide head, whose blocks are told something of their own for every token."""
 KEPT_SEMANTIC = {True: 33.3, False: 66.6}
 """A block of the Semantic VAE, by half precision; not less where it is compiled."""
 KEPT_CONVOLVED = {True: 14.4, False: 28.5}
@@ -161,10 +164,16 @@ def _diffusion_image(recipe: Recipe, half: bool) -> tuple[float, str]:
     width, depth, _ = networks.dimensions(model)
     tokens = (max(recipe.sides) // model.patch_size) ** 2
     way = compute.compile, half
-    block = KEPT[way] + (KEPT_FOR_QK_NORM[way] if model.qk_norm else 0.0)
-    # Where blocks are computed again: the float32 tokens that enter each, and one block's own at a time.
-    kept = FLOAT32 * depth + block if compute.recompute else depth * block
-    return tokens * width * (kept + KEPT_AROUND[half]), COUNTED
+    normed = KEPT_FOR_QK_NORM[way] if model.qk_norm else 0.0
+    # Width, number, and what each keeps of a number.
+    blocks, around = [(width, depth, KEPT[way] + normed)], width * KEPT_AROUND[half]
+    if (head := model.head) is not None:
+        blocks.append((head.hidden_size, head.depth, KEPT_IN_HEAD[way] + normed))
+        around += head.hidden_size * KEPT_AROUND_HEAD[half]
+    if compute.recompute:  # the float32 tokens that enter each, and one block's own at a time
+        again = max(wide * own for wide, _, own in blocks)
+        return tokens * (sum(FLOAT32 * wide * count for wide, count, _ in blocks) + again + around), COUNTED
+    return tokens * (sum(wide * count * own for wide, count, own in blocks) + around), COUNTED
 
 
 def activations(model: Tokenizer, side: int) -> int:

@@ -103,6 +103,33 @@ def test_a_transformer_keeps_what_torch_counts(traced: None, way: str, half: boo
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_wide_head_keeps_what_torch_counts(traced: None, compiled: bool, half: bool) -> None:
+    sizes = ["size=null", "hidden_size=144", "heads=2", "depth=2", "head={hidden_size: 576, depth: 2, heads: 4}"]
+    way = f"compute.train.compile={str(compiled).lower()}", f"train_dit.precision={'bf16' if half else 'fp32'}"
+    recipe = load_recipe("ditdh_xl_rae", [*(f"train_dit.model.{each}" for each in sizes), *way])
+    network = build_network(recipe, recipe.train_dit.model).train()
+    prepare(network, compile=compiled)
+
+    def run(batch: int) -> object:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return network(torch.zeros(batch, 768, 16, 16), torch.zeros(batch), torch.zeros(batch, dtype=torch.long))
+
+    one, two = (kept(network, partial(run, batch)) for batch in (1, 2))
+    image, source = memory._diffusion_image(recipe, half)
+    assert two - one == pytest.approx(image, rel=0.06) and source == memory.COUNTED
+
+
+def test_a_wide_heads_block_is_the_largest_that_is_computed_again() -> None:
+    width, ways = 1152, ("compute.train.recompute=true", "compute.train.compile=false")
+    heads = (f"train_dit.model.head={{hidden_size: {size}, depth: 2, heads: 16}}" for size in (width, 2 * width))
+    recipes = (load_recipe("ditdh_xl_rae", [*ways, head]) for head in heads)
+    narrow, wide = (memory._diffusion_image(recipe, half=True)[0] for recipe in recipes)
+    block, entering = memory.KEPT_IN_HEAD[False, True], 2 * memory.FLOAT32
+    assert wide - narrow == pytest.approx(256 * width * (block + entering + memory.KEPT_AROUND_HEAD[True]))
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
 def test_tokenizers_keep_what_torch_counts(half: bool) -> None:
     model = load_recipe("vavae_f16d32").train_vavae.model
     networks_ = {
