@@ -106,7 +106,8 @@ def make_plan(
         from tasks.plan.actual import actuals, rates
 
         reached = rates(actuals(measured, root or default_root(), loaded.name), place)
-    return schedule(loaded.name, planned, place, _nodes(nodes, place), reached)
+    lead = loaded.compute.cluster.lead_seconds
+    return schedule(loaded.name, planned, place, lead, _nodes(nodes, place), reached)
 
 
 def _nodes(given: Sequence[str], cluster: Cluster) -> dict[str, int]:

@@ -88,6 +88,7 @@ def schedule(
     recipe: str,
     works: list[Work],
     cluster: Cluster,
+    lead: float,
     nodes: Mapping[str, int] | None = None,
     rates: Mapping[str, Rate] | None = None,
 ) -> Plan:
@@ -97,6 +98,7 @@ def schedule(
         recipe: its name.
         works: what there is to do.
         cluster: where.
+        lead: `compute.cluster.lead_seconds`.
         nodes: nodes of a pool, in place of its `max_nodes`.
         rates: measured ones by stage; they count where they were reached on the same kind of device.
     """
@@ -104,7 +106,7 @@ def schedule(
     problems: list[str] = []
     notes: list[str] = []
     kept = 0.0
-    up = Nodes(cluster)
+    up = Nodes(cluster, lead)
     for work in works:
         pool_name = cluster.pool(work.pool)
         available = (nodes or {}).get(pool_name, cluster.pools[pool_name].max_nodes)

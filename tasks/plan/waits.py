@@ -26,8 +26,9 @@ class Start:
 class Nodes:
     """The nodes of a run, as one stage follows the other."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: Cluster, lead: float) -> None:
+        """lead: `compute.cluster.lead_seconds`."""
+        self._cluster, self._lead = cluster, lead
         self._now = self._worked = 0.0
         self._last: dict[str, tuple[str, int, float]] = {}
         """Stage that used a pool last, with how many nodes, and until when."""
@@ -42,7 +43,8 @@ class Nodes:
         processes = min(HEAD_STARTS, whole)
         if pool == HEAD or self._there(pool):
             return Start(pool, processes)
-        return Start(pool, processes, whole) if gpu and self._worked >= whole else Start(pool, whole)
+        early = self._lead if gpu and self._worked >= self._lead else 0.0
+        return Start(pool, max(processes, whole - early), early)
 
     def work(self, stage: str, used: Mapping[str, int], seconds: float, start: Start) -> None:
         """A stage that takes so long on so many nodes of each pool but the head."""

@@ -31,7 +31,7 @@ def _in_hours(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def test_what_starts_and_idles_is_paid_for(cluster: Cluster) -> None:
-    nodes = Nodes(cluster)
+    nodes = Nodes(cluster, lead=180.0)
     assert _run(nodes, "shard", {"decode": 4}, 1000.0, gpu=False) == (180.0, 0.0), "nothing is there"
     assert _run(nodes, "encode", {"infer": 2, "decode": 1}, 100.0) == (HEAD_STARTS, 180.0), "while shard works"
     assert _run(nodes, "train_dit", {"train": 1}, 5000.0) == (180.0, 0.0), "encode ends before a node has started"
@@ -52,9 +52,18 @@ def test_what_starts_and_idles_is_paid_for(cluster: Cluster) -> None:
     assert dict(nodes.waits) == _in_hours(waits)
 
 
+@pytest.mark.parametrize(("lead", "seen", "early"), [(0.0, 180.0, 0.0), (60.0, 120.0, 60.0), (240.0, 30.0, 240.0)])
+def test_the_next_stages_nodes_start_as_early_as_the_recipe_says(
+    cluster: Cluster, lead: float, seen: float, early: float
+) -> None:
+    nodes = Nodes(cluster, lead)
+    _run(nodes, "shard", {"decode": 1}, 1000.0, gpu=False)
+    assert _run(nodes, "encode", {"infer": 1}, 100.0) == (seen, early)
+
+
 def test_nodes_that_are_wanted_soon_are_kept(cluster: Cluster) -> None:
     """They idle until then, and start no more."""
-    nodes = Nodes(cluster)
+    nodes = Nodes(cluster, lead=180.0)
     _run(nodes, "sample", {"infer": 3}, 1000.0)
     _run(nodes, "report", {}, 120.0)
     assert _run(nodes, "evaluate", {"infer": 3}, 60.0) == (HEAD_STARTS, 0.0)
@@ -63,7 +72,7 @@ def test_nodes_that_are_wanted_soon_are_kept(cluster: Cluster) -> None:
 
 
 def test_one_machine_waits_for_nothing_that_is_paid_for() -> None:
-    nodes = Nodes(load_cluster("one_gpu"))
+    nodes = Nodes(load_cluster("one_gpu"), lead=180.0)
     assert _run(nodes, "encode", {}, 1000.0) == (HEAD_STARTS, 0.0)
     nodes.end()
     assert not nodes.waits and not nodes.beside
