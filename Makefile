@@ -14,6 +14,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Threads that wait give way: two processes and what they start have more threads than there are cores.
 test test-all quick: export OMP_WAIT_POLICY := passive
+# Ray's workers are polite (nice 15), and what waits for them is the longest of the tests.
+test test-all quick: export RAY_worker_niceness := 0
 
 BENCHMARKS := $(filter-out s3_server,$(notdir $(basename $(wildcard benchmarks/*.py))))
 
