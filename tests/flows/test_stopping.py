@@ -191,7 +191,7 @@ def test_nothing_stays_behind(
 
 @pytest.mark.slow
 def test_what_a_killed_command_leaves_is_closed_by_the_next(alone: Workplace) -> None:
-    """No server that is there all the time saw it die; its own ends by itself. The stage goes on in the run it began."""
+    """No server that is there all the time saw it die; its own ends by itself. The stage goes on in its run."""
     arguments = _arguments(alone, "--only", "shard")
     ended = stopped(arguments, alone.environment, _has(alone, "shard/*/run.json"), signal.SIGKILL)
     assert ended.status == -signal.SIGKILL and not ended.left, ended
