@@ -319,12 +319,16 @@ class DeepSpeedEngine:
         if self.stage == 0:
             _load_own_moments(self._names, self.optimizer, values)
             return
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         self._link()
         for moment in MOMENTS:
             for name, parameter in self._names.items():
-                safe_set_full_optimizer_state(parameter, values[moment][name], moment)
+                whole = values[moment][name]
+                if self.stage < 3:
+                    safe_set_full_optimizer_state(parameter, whole, moment)
+                else:  # its function for the whole fails where the workers do not divide a parameter's numbers
+                    safe_set_local_optimizer_state(parameter, self.shard(name, whole), moment)
 
     def _link(self) -> None:
         """ZeRO 1 and 2 connect parameters with their moments after the first step; a checkpoint may come before."""

@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +70,11 @@ class Toy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 6))
+        self.offset = nn.Parameter(torch.zeros(3))  # no number of workers divides it
         self.register_buffer("scale", torch.ones(1))
 
     def forward(self, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        errors = (self.net(x + 0.1 * noise) - x.sin()).float().square().mean(dim=1)
+        errors = (self.net(x + 0.1 * noise) + self.offset.repeat(2) - x.sin()).float().square().mean(dim=1)
         points = torch.stack([noise.mean(dim=1).sigmoid(), errors.detach()])
         return {"total": errors.mean(), "error": errors.mean().detach(), "by_time/error": points}
 
@@ -169,6 +172,7 @@ def perform(run: Run, folder: Path) -> None:
         setting = Setting(out, knobs, device, metrics, finished, held_out=lambda trainee: held_out)
         fit(lambda: run.trainee(settings, run), setting)
     except Exception as error:
+        traceback.print_exc()  # one of another rank is told nowhere else
         if dist.get_rank() == 0:
             (folder / f"{run.name}.error").write_text(f"{type(error).__name__}: {error}")
     dist.barrier()
@@ -180,7 +184,8 @@ def begin_worker(rank: int, world: int, port: int) -> None:
     os.environ["WORLD_SIZE"] = str(world)
     torch.set_num_threads(1)
     heed_signals()
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    # A worker that fails alone leaves the others waiting: not for half an hour.
+    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(minutes=3))
 
 
 def _worker(rank: int, world: int, port: int, folder: str, runs: list[Run]) -> None:
