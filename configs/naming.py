@@ -35,7 +35,7 @@ def said(recipe: str, fields: Mapping[str, Any]) -> str:
     chosen = {name: value for name, value in fields.items() if name.partition(".")[0] not in _NEVER}
     shown = [f"{_plain(name)}={_short(value)}" for name, value in chosen.items()]
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return f"{recipe} {', '.join(shown[:_SHOWN])}{more}".rstrip()
+    return f"{recipe} {', '.join(shown[-_SHOWN:])}{more}".rstrip()  # later stages are what is tried in turn
 
 
 def _plain(name: str) -> str:
