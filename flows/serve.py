@@ -6,20 +6,19 @@ On the head of a cluster MLflow also listens where the other machines find it: t
 from __future__ import annotations
 
 import errno
-import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from configs.errors import UserError
 from infra.home import home
+from infra.servers import answers
 from infra.tracking import front_page
 
 POOL = "latentforge"
@@ -166,14 +165,10 @@ def _run(environment: dict[str, str], *command: str) -> None:
 def _await(what: str, server: Server, url: str, log: Path, seconds: float = 180.0) -> None:
     """Until it answers. Raises UserError as soon as it has ended, or does not answer in time."""
     deadline = time.monotonic() + seconds
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
     while time.monotonic() < deadline:
-        try:
-            with direct.open(url, timeout=5):
-                return
-        except (OSError, http.client.HTTPException):
-            if server.poll() is not None:
-                status = server.returncode
-                raise UserError(f"{what} ended with status {status}: see {log}") from None
-            time.sleep(0.5)
+        if answers(url):
+            return
+        if server.poll() is not None:
+            raise UserError(f"{what} ended with status {server.returncode}: see {log}")
+        time.sleep(0.5)
     raise UserError(f"{what} did not answer at {url} within {seconds:.0f} s: see {log}")

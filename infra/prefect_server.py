@@ -93,16 +93,11 @@ def _started() -> tuple[subprocess.Popen[bytes], int]:
 
 def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
     """Whether it is up; False where it ended, as when somebody else took the port meanwhile."""
-    import http.client
-    import urllib.request
+    from infra import servers
 
     until = time.monotonic() + _START_SECONDS
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < until and server.poll() is None:
-        with (
-            suppress(OSError, http.client.HTTPException),
-            direct.open(f"http://127.0.0.1:{port}/api/health", timeout=5),
-        ):
+        if servers.answers(f"http://127.0.0.1:{port}/api/health"):
             return True
         time.sleep(0.1)
     server.kill()

@@ -11,6 +11,7 @@ import os
 import socket
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -151,6 +152,14 @@ def _ask(url: str, named: str, way_out: str) -> tuple[int, bytes]:
 def _open(url: str) -> Any:
     """An answer, by the proxies that the environment names now; Python's own opener remembers its first ones."""
     return urllib.request.build_opener().open(url, timeout=_SECONDS)
+
+
+def answers(url: str) -> bool:
+    """Whether a server of this machine does, asked past any proxy."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with suppress(OSError, http.client.HTTPException), direct.open(url, timeout=_SECONDS):
+        return True
+    return False
 
 
 def version_of(url: str) -> str | None:
