@@ -1,7 +1,7 @@
 """Where labelled images come from: one module per kind of source, all behind :class:`base.Source`."""
 
 from tasks.sources.account import Account
-from tasks.sources.base import Listing, Reader, Refusal, ScannedSource, Source, listing_table
+from tasks.sources.base import Listing, Reader, Refusal, ScannedSource, Source
 from tasks.sources.looked import listing_of, one_look
 from tasks.sources.registry import open_source
 
@@ -13,7 +13,6 @@ __all__ = [
     "ScannedSource",
     "Source",
     "listing_of",
-    "listing_table",
     "one_look",
     "open_source",
 ]

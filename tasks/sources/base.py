@@ -136,16 +136,11 @@ def content_of(image: bytes) -> bytes:
     return hashlib.blake2b(image, digest_size=8).digest()
 
 
-def listing_table(rows: Iterable[Row]) -> pa.Table:
-    """Rows (key, label, split, file, start, length) as a table of :data:`LISTING_SCHEMA`."""
-    return table_of(rows, LISTING_SCHEMA)
-
-
 def listed_rows(rows: Iterable[Row]) -> Rows:
-    """Rows as :class:`Listing` holds them; few are Python's objects at once where they come one by one."""
-    found, left = Rows(LISTING_SCHEMA), iter(rows)
-    while some := list(islice(left, _AT_ONCE)):
-        found.add(listing_table(some))
+    """Rows (key, label, split, file, start, length) as :class:`Listing` holds them."""
+    found = Rows(LISTING_SCHEMA)
+    for row in rows:
+        found.append(*row)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,17 +19,9 @@ class Labels:
     """What a source's labels come to."""
 
     numbers: list[int]
-    """One per text given, counted from 0; :data:`NO_LABEL` where there is none."""
+    """One per distinct text given, counted from 0; :data:`NO_LABEL` where there is none."""
     classes: tuple[str, ...]
     faults: tuple[str, ...] = field(default=())
-
-
-def read_labels(texts: Sequence[Text], first: int = 0, names: Sequence[str] = (), where: str = "data.source") -> Labels:
-    """Numbers for labels of one source, one per text; the rest as :func:`counted_labels` has it."""
-    counts = Counter(texts)
-    found = counted_labels(counts, first, names, where)
-    numbers = dict(zip(counts, found.numbers, strict=True))
-    return Labels([numbers[text] for text in texts], found.classes, found.faults)
 
 
 def counted_labels(

@@ -8,6 +8,7 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tasks.data.decode import Undecodable, decode
 from tasks.scoring.adm_file import read_statistics
 from tasks.sources.csv_file import CsvSource
 from tasks.sources.files import expand
-from tasks.sources.labels import read_labels
+from tasks.sources.labels import counted_labels
 from tests.fuzz import seeds
 from tests.helpers.odd_sources import jpeg
 
@@ -84,7 +85,7 @@ def test_a_label_of_millions_makes_no_classes(tmp_path: Path) -> None:
         (tmp_path / "labels.csv").write_text(f"path,label\na.jpg,0\na.jpg,1\na.jpg,{label}\n")
         listing = CsvSource(str(tmp_path / "labels.csv")).listing()
         assert listing.classes == ("0", "1") and [one.key for one in listing.refused] == ["a.jpg"]
-    assert read_labels([10**30, 999_999, 1_000_000], 999_999).numbers == [-1, 0, -1]
+    assert counted_labels(Counter([10**30, 999_999, 1_000_000]), 999_999).numbers == [-1, 0, -1]
 
 
 def test_a_range_of_a_trillion_names_is_refused(tmp_path: Path) -> None:

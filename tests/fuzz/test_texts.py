@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from infra.weights import load_checkpoint
 from tasks.comparing.comparison import ComparedRun, as_csv, page
 from tasks.data.formats import looks_like_picture, what_instead
 from tasks.sources.csv_file import CsvSource
-from tasks.sources.labels import NO_LABEL, read_labels, why_not
+from tasks.sources.labels import NO_LABEL, counted_labels, why_not
 from tasks.sources.names import class_order, is_leftover, normal, split_in
 from tests.helpers.odd_sources import jpeg, listed, recipe_of, tree
 
@@ -113,9 +114,12 @@ def test_a_list_from_elsewhere_names_its_own_files_only(tmp_path: Path) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(LABELS, max_size=20), st.integers(0, 3))
 def test_any_labels_come_to_numbers_of_their_classes(texts: list[str | int | None], first: int) -> None:
-    found = read_labels(texts, first)
-    assert len(found.numbers) == len(texts) and len(found.classes) <= 1_000_000
-    for text, number in zip(texts, found.numbers, strict=True):
+    counts = Counter(texts)
+    found = counted_labels(counts, first)
+    number_of = dict(zip(counts, found.numbers, strict=True))
+    numbers = [number_of[text] for text in texts]
+    assert len(numbers) == len(texts) and len(found.classes) <= 1_000_000
+    for text, number in zip(texts, numbers, strict=True):
         assert number == NO_LABEL or 0 <= number < len(found.classes)
         assert number != NO_LABEL or all(isinstance(part, str) for part in why_not(text))
 

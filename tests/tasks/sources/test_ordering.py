@@ -11,7 +11,7 @@ import pytest
 
 from configs.data import Shard
 from tasks.data import rows
-from tasks.sources import Listing, base
+from tasks.sources import Listing
 from tasks.sources.base import Refusal, Row, identity_of_rows, listed_rows, refusal_table
 from tasks.sources.ordering import ordered
 from tests.helpers.memory import peak_bytes
@@ -91,7 +91,7 @@ def _list_and_order(count: int) -> None:
 
 
 def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_AT_ONCE", 200)
+    monkeypatch.setattr(rows, "AS_OBJECTS", 200)
     monkeypatch.setattr(rows, "AT_ONCE", 400)
     monkeypatch.setattr(rows, "HELD_BYTES", 40_000)
     monkeypatch.setattr(rows, "_SAMPLED", 100)
