@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from configs.errors import UserError
 from configs.load import checked, load_recipe, resolve
 from configs.recipe import Recipe
-from configs.section import Positive, Section, Seed
+from configs.section import Added, Positive, Section, Seed
 
 RACES = Path(__file__).parent / "races"
 _SECOND_WIDTH = 0.5
@@ -24,6 +24,15 @@ class Sweep(Section):
     label: str
     values: dict[str, float]
     """By variant."""
+
+
+class Ledger(Section):
+    """What each variant takes to be as good as one of them is at its end, on the race's page."""
+
+    baseline: str
+    """A variant."""
+    cluster: str = "aws"
+    """Whose processors give processor seconds their price: a name, or a path to a YAML file."""
 
 
 class Race(Section):
@@ -46,6 +55,7 @@ class Race(Section):
     clock: Literal["seconds", "processor_seconds"] = "seconds"
     """Of the chart over time: wall clock, or processor time, which other work on the same machine disturbs less."""
     sweep: Sweep | None = None
+    ledger: Annotated[Ledger | None, Added(before=None)] = None
 
     @model_validator(mode="after")
     def _somebody_runs(self) -> Race:
@@ -54,6 +64,10 @@ class Race(Section):
         strangers = [name for name in (self.sweep.values if self.sweep else {}) if name not in self.variants]
         if strangers:
             raise ValueError(f"sweep.values names {strangers[0]}; there are {', '.join(self.variants)}")
+        if self.ledger is not None and self.ledger.baseline not in self.variants:
+            raise ValueError(f"ledger.baseline is {self.ledger.baseline}; there are {', '.join(self.variants)}")
+        if self.ledger is not None and self.clock != "processor_seconds":
+            raise ValueError("a ledger counts processor seconds: set clock to processor_seconds, or leave ledger out")
         return self
 
     def entry(self, variant: str, seed: int, overrides: Sequence[str] = ()) -> Recipe:

@@ -34,6 +34,10 @@ class VavaeObjective(Section):
     lpips_weights: str = "hub"
     """VGG16 of LPIPS: `hub` (torchvision's), `random` (for tests), or a path or URL of torchvision's file."""
     kl_weight: Weight = 1e-6
+    latent_noise: Annotated[Weight, Added(before=0.0)] = 0.0
+    """The decoder learns from latents with Gaussian noise, of a deviation that is drawn for each image between none and
+    this share of its latent's own: what a diffusion model gets a little wrong then still looks like an image. After the
+    noisy decoders of RAE (arXiv 2510.11690); that the share is uniform and relative is our choice."""
     gan_weight: Weight = 0.0
     """Of the adversarial term, times its adaptive weight; 0.5 is published, 0 trains no discriminator."""
     gan_start: Annotated[int, Field(ge=0)] = 640_000

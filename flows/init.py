@@ -100,6 +100,7 @@ def propose(data: Data, account: Account, name: str) -> Proposal:
         images = min(most, max(least, times * learnt))
         values[stage] = {"images": images // batch * batch, "batch": batch}
         values[stage]["warmup_images"] = min(1_000, images // 16)
+    values["train_vavae"]["stages"] = []  # the demo's are of its own length
     values["compute"] = {"train": {"log_every": _LOGGED}}
     values["sample"] = {"images": max(1, round(_SAMPLED / classes)) * classes, "batch": min(100, classes * 10)}
     judged = classes > 1 and tested >= _FEW_TO_JUDGE * classes

@@ -11,6 +11,7 @@ from typing import Any
 from prefect import flow, task
 
 from configs import Recipe, UserError
+from configs.cluster import load_cluster
 from configs.compute import ActorCompute
 from configs.race import Race, load_race
 from configs.section import fingerprinted
@@ -23,9 +24,11 @@ from infra.artifacts import Artifact
 from infra.progress import Bar
 from tasks import snapshots
 from tasks.comparing import comparison
-from tasks.comparing.comparison import Axis, ComparedRun
+from tasks.comparing.comparison import Axis, ComparedRun, FurtherTable
+from tasks.comparing.ledger import Line, Standard, as_table, ledger
 from tasks.comparing.trial import SHEET, Snapshot, TrainingActor, TrialActor, trial_job
 from tasks.data.actors import spread
+from tasks.scoring.distances import score_name
 from tasks.scoring.real_images import RealImages, ScoringInputs, real_images
 from tasks.sources import one_look
 from tasks.stage import Context, Job
@@ -138,6 +141,7 @@ class Racing:
         assert self._real is not None, "prepare comes first"
         found = [self._standing(entry) for entry in self.entries]
         recipe, sweep = self.entries[0].recipe, self.race.sweep
+        lines, tables = self._ledger(found, recipe.evaluate.features.label)
         inputs = {
             f"{e.name} {images}": made.fingerprint for e, trials in self._trials.items() for images, made in trials
         }
@@ -154,6 +158,8 @@ class Racing:
             details={"The race": sections["race"]},
             seconds=f"{_CLOCKS[self.race.clock][1]} of training",
             axis=None if sweep is None else Axis(sweep.label, {name: (x, "") for name, x in sweep.values.items()}),
+            tables=tables,
+            facts={"ledger": [asdict(line) for line in lines]} if lines else {},
         )
         return publish("race", written, self.root, recipe, sections, inputs, self.tracker)
 
@@ -185,6 +191,18 @@ class Racing:
         run = tracking.start_run(entry.recipe.tracking.experiment, entry.name, tags, parent=self.tracker)
         run.params({"variant": entry.variant, "seed": entry.seed, "train_dit": entry.recipe.section("train_dit")})
         return run
+
+    def _ledger(self, found: Sequence[ComparedRun], network: str) -> tuple[list[Line], list[FurtherTable]]:
+        asked = self.race.ledger
+        if asked is None:
+            return [], []
+        cluster = load_cluster(asked.cluster)
+        pool = cluster.pools[cluster.pool("decode")]
+        price = pool.dollars_per_hour / pool.cpus
+        by = Standard(asked.baseline, ("class_consistency", score_name("frechet", network)), price / 3600)
+        lines = ledger(found, by)
+        told = f"{price:.3g} dollars an hour, a processor of {pool.machine or cluster.name} ({cluster.sources.prices})"
+        return lines, [as_table(lines, by, told)]
 
     def _standing(self, entry: Entry) -> ComparedRun:
         model, trials = self._models[entry], self._trials[entry]
@@ -249,11 +267,14 @@ def entries_of(name: str, overrides: Sequence[str], seeds: Sequence[int] | None)
     """The race and its entries, one seed after the other, so that an interrupted race has whole seeds to show.
 
     Raises:
-        UserError: a variant that is impossible, or that is scored otherwise than the others.
+        UserError: a variant that is impossible, or that is scored otherwise than the others; a ledger by prices that
+            nobody states.
     """
     race = load_race(name)
     if seeds:
         race = race.model_copy(update={"seeds": tuple(seeds)})
+    if race.ledger is not None:
+        load_cluster(race.ledger.cluster)  # its prices are asked for at the end, after hours
     entries = [Entry(v, seed, race.entry(v, seed, overrides)) for seed in race.seeds for v in race.variants]
     first = entries[0]
     for entry in entries:

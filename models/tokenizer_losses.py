@@ -42,6 +42,14 @@ def marginal_distance_matrix(z_BDhw: Tensor, f_BDhw: Tensor, margin: float = 0.2
     return F.relu((cosines(z_BDhw) - cosines(f_BDhw)).abs() - margin).mean()
 
 
+def disturbed(z_BCHW: Tensor, by_BCHW: Tensor) -> Tensor:
+    """Latents with `by` added in deviations of each one's own numbers, over channels and cells: no batch enters, and no
+    encoder escapes by making its latents larger. The deviation has no gradient.
+    """
+    deviation_B = z_BCHW.detach().float().flatten(1).std(dim=1)
+    return z_BCHW + by_BCHW * deviation_B[:, None, None, None].to(z_BCHW.dtype)
+
+
 def adaptive_weight(main_grad: Tensor, other_grad: Tensor, *, maximum: float) -> Tensor:
     """|main_grad| / (|other_grad| + 1e-4), clipped to [0, maximum], detached, a scalar.
     Balances a second loss against the reconstruction, by the gradients of both at one weight.
@@ -131,6 +139,7 @@ class TrainableTokenizer(nn.Module):
         discriminator: Callable[[Tensor], Tensor] | None = None,
         weights: TokenizerWeights | None = None,
         seen: Sequence[Tensor] | None = None,
+        disturbance_BCHW: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """{"total", "reconstruction", "kl", "latent_mean", "latent_std", and where asked "perceptual", "cosine",
         "distance", "align_scale", "adversarial", "adversarial_scale"} for images in [-1, 1]; also "image" and
@@ -139,6 +148,7 @@ class TrainableTokenizer(nn.Module):
         discriminator: images to logits, with gradients to the images; given once adversarial training has begun.
         weights: those of this step, in place of the module's own.
         seen: what the perceptual term takes in the images' place, where it was found out with the features.
+        disturbance_BCHW: what is decoded is the latent with so much on top, in deviations of each image's own latent.
         Raises ValueError when features are needed and missing.
         """
         w = weights or self.weights
@@ -149,7 +159,7 @@ class TrainableTokenizer(nn.Module):
         # With a discriminator the decoder has two gradients, of which only one balances the alignment.
         once = balanced and self.one_decoder_backward and aligned and discriminator is None
         latent = z.detach().requires_grad_() if once else z
-        recon = self.model.decode(latent)
+        recon = self.model.decode(latent if disturbance_BCHW is None else disturbed(latent, disturbance_BCHW))
         terms = {"reconstruction": reconstruction_error(images_B3HW, recon, self.reconstruction).mean()}
         weighted = {"reconstruction": 1.0}
         if self.perceptual is not None and w.perceptual > 0:

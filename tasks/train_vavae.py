@@ -140,6 +140,8 @@ class Tokenizer(Trainee):
         self.shards, self.size = context.optional("shard"), recipe.image.size
         self.latent = (self.section.model.z_channels, recipe.latent_size, recipe.latent_size)
         self.noise = ImageNumbers(self.section.seed, "posterior")
+        self.disturbances = ImageNumbers(self.section.seed, "latent noise")
+        self.shares = ImageNumbers(self.section.seed, "latent noise share")
         self.facts: dict[str, Any] = {}
         if self.described is not None:
             self.facts["tokenizer"] = {"class_name": self.described.class_name, "factors": self.described.factors}
@@ -169,6 +171,10 @@ class Tokenizer(Trainee):
             "noise_BCHW": self.noise.normal(batch.positions, self.latent).to(device),
             "weights": _weights(objective),
         }
+        if objective.latent_noise > 0 and not is_held_out(batch):
+            shares = objective.latent_noise * self.shares.uniform(batch.positions)
+            noise = self.disturbances.normal(batch.positions, self.latent)
+            given["disturbance_BCHW"] = (shares[:, None, None, None] * noise).to(device)
         if self.foundation is not None and objective.align_weight > 0:
             with autocast(self.section.foundation_precision, device):
                 given |= self._features(pixels, device)

@@ -54,6 +54,16 @@ class Axis:
     """Number and line by name; a single line has no name."""
 
 
+@dataclass(frozen=True)
+class FurtherTable:
+    """One more table of a page, as it is shown."""
+
+    heading: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 def better(score: str) -> str:
     """`lower` or `higher`."""
     return "lower" if score.removeprefix("reconstruction_").startswith(LOWER_IS_BETTER) else "higher"
@@ -103,7 +113,7 @@ class Cell:
 def table(compared_runs: Sequence[ComparedRun], columns: Sequence[str]) -> dict[str, dict[str, Cell]]:
     """Cells by name, in the order of entries, and by column: a score or a figure."""
     found: dict[str, dict[str, Cell]] = {}
-    for name, same in _by_name(compared_runs).items():
+    for name, same in by_name(compared_runs).items():
         row: dict[str, Cell] = {}
         for column in columns:
             values = [known[column] for each in same if column in (known := {**each.scores, **each.figures})]
@@ -150,7 +160,7 @@ def draw(
     A line is the mean over seeds, its band reaches from the lowest to the highest.
     """
     found: dict[str, bytes] = {}
-    named = _by_name(compared_runs)
+    named = by_name(compared_runs)
     curves = list(dict.fromkeys(curve for each in compared_runs for curve in each.curves))
     timed = any(point[1] for each in compared_runs for curve in each.curves.values() for point in curve)
     for number, (file, label) in enumerate(
@@ -193,6 +203,7 @@ def page(
     floor: Mapping[str, float],
     details: Mapping[str, Any],
     advice: str = "",
+    further: Sequence[FurtherTable] = (),
 ) -> bytes:
     """One HTML file without any outside reference.
 
@@ -214,6 +225,7 @@ def page(
         title=title,
         lead=lead,
         advice=advice,
+        further=further,
         columns=[(name, better(name) if name in best else "") for name in columns],
         rows=cells,
         best=best,
@@ -226,7 +238,7 @@ def page(
         pictures={name.removesuffix(".png"): pages.as_url(data) for name, data in pictures.items()},
         sheets=[
             (each.name, each.seed, pages.as_url(each.sheet))
-            for each, *_ in _by_name(compared_runs).values()
+            for each, *_ in by_name(compared_runs).values()
             if each.sheet
         ],
         facts=[(each.name, each.seed, each.facts) for each in compared_runs],
@@ -234,7 +246,7 @@ def page(
     ).encode()
 
 
-def _by_name(compared_runs: Sequence[ComparedRun]) -> dict[str, list[ComparedRun]]:
+def by_name(compared_runs: Sequence[ComparedRun]) -> dict[str, list[ComparedRun]]:
     found: dict[str, list[ComparedRun]] = {}
     for each in compared_runs:
         found.setdefault(each.name, []).append(each)
@@ -254,10 +266,13 @@ def write(
     axis: Axis | None = None,
     further: Mapping[str, bytes] | None = None,
     advice: str = "",
+    tables: Sequence[FurtherTable] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Page, charts and CSV as an artifact's files, and the table into its MLflow run.
 
-    network: whose scores come first. further: charts of the caller's own, by file name. advice: as for `page`.
+    network: whose scores come first. further: charts of the caller's own, by file name. advice, tables: as for `page`.
+    facts: for the artifact's manifest.
     """
     known = score_columns(compared_runs)
     shown = chosen_scores(known, network)
@@ -265,7 +280,7 @@ def write(
     columns = [*shown, *(name for name in known if name not in shown), *figures]
     pictures = draw(compared_runs, shown, floor, seconds, axis) | dict(further or {})
     files = {
-        page_name: page(title, lead, compared_runs, columns, pictures, floor, details, advice),
+        page_name: page(title, lead, compared_runs, columns, pictures, floor, details, advice, tables),
         "scores.csv": as_csv(compared_runs),
         **pictures,
     }
@@ -278,4 +293,5 @@ def write(
         files=[context.out.write_bytes(name, data) for name, data in files.items()],
         rows=len(compared_runs),
         scores={f"{name}/{column}": row[column].mean for name, row in cells.items() for column in shown},
+        facts=dict(facts or {}),
     )

@@ -60,6 +60,12 @@ def test_other_seeds_can_be_asked_for(tmp_path: Path) -> None:
         (("points: 2", "pints: 2"), "race .*small.*: pints: "),
         (("seeds: [4, 7]", "seeds: []"), "at least one of variants and one of seeds"),
         (("points: 2", "sweep: {label: x, values: {third: 1.0}}"), "third; there are first, later"),
+        (("points: 2", "points: 2\nledger: {baseline: third}"), "ledger.baseline is third; there are first, later"),
+        (("points: 2", "points: 2\nledger: {baseline: first}"), "counts processor seconds: set clock to"),
+        (
+            ("points: 2", "points: 2\nclock: processor_seconds\nledger: {baseline: first, cluster: moon}"),
+            "no cluster .moon.",
+        ),
         (("first: {}", "first: {evaluate: {images: 20}}"), "evaluate of variant later is not that of first"),
         (("first: {}", "first: {sample: {images: 20}}"), r"sample\.images of variant later is not that of first"),
     ],

@@ -74,6 +74,7 @@ _LATENTS = [
     ["foundation=null"],
     _each(f"{VAE}.channel_multipliers", [1], [1, 2], [1, 1, 1], [1, 2, 2, 2], [1, 1, 1, 1, 1, 1]),
     _each(f"{VAE}.norm_groups", 1, 3, 5),
+    _each("train_vavae.objective.latent_noise", 0.0, 0.6),
     _each(f"{VAE}.attention_levels", [], [0], [2], [7], [-1]),
     _each(f"{VAE}.z_channels", 1, 3, 16),
     _each(f"{VAE}.base_channels", 4, 12),

@@ -18,6 +18,7 @@ from models.tokenizer_losses import (
     TrainableSemanticVAE,
     TrainableTokenizer,
     adaptive_weight,
+    disturbed,
     hinge_discriminator,
     hinge_generator,
     marginal_cosine,
@@ -137,6 +138,27 @@ def test_perceptual_and_adversarial_terms() -> None:
     parts = found["reconstruction"] + found["perceptual"] + 1e-6 * found["kl"]
     torch.testing.assert_close(found["total"].detach(), parts + found["adversarial_scale"] * found["adversarial"])
     assert found["adversarial_scale"] > 0
+
+
+def test_noise_on_a_latent_is_in_its_own_deviations() -> None:
+    latents = torch.stack([NOISE[0].cumsum(0), 100 * NOISE[0].cumsum(0)]).requires_grad_()
+    made = disturbed(latents, torch.full_like(NOISE, 0.5))
+    deviation = torch.tensor([1.0] * 16 + [2.0] * 16 + [3.0] * 16).std()
+    torch.testing.assert_close(
+        made - latents, 0.5 * deviation * torch.tensor([1.0, 100.0])[:, None, None, None] * NOISE
+    )
+    (gradient,) = torch.autograd.grad(made.sum(), latents)
+    assert torch.equal(gradient, torch.ones_like(NOISE))
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_what_is_decoded_is_disturbed_and_the_rest_is_not(once: bool) -> None:
+    module = tokenizer(feature_dim=5, one_decoder_backward=once)
+    calm, shaken = (module(IMAGES, NOISE, FEATURES, disturbance_BCHW=by) for by in (None, 0.5 * NOISE))
+    assert torch.equal(calm["latent"], shaken["latent"]) and torch.equal(calm["kl"], shaken["kl"])
+    expected = module.model.decode(disturbed(shaken["latent"], 0.5 * NOISE))
+    torch.testing.assert_close(shaken["image"], expected.detach())
+    assert (shaken["image"] - calm["image"]).abs().max() > 1e-3
 
 
 def test_both_adaptive_weights_are_those_of_autograd_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tasks.stage import Context
 from tasks.training.launch import OBJECTIVE, RESULT, build, export
 from tasks.training.loop import Setting, fit
 from tasks.training.metrics import Metrics
+from tasks.training.trainee import HELD_OUT_NUMBERS
 from tests.helpers.builders import at, context, put_shard, small_recipe
 
 BATCH = 8
@@ -280,6 +282,22 @@ def test_the_foundation_model_stands_in_for_lpips_and_looks_once_for_both_terms(
     torch.testing.assert_close(once["perceptual"], twice["perceptual"])
     by_hand = trainee.perceptual(given["images_B3HW"], once["image"]).mean() * 3 * 32 * 32
     torch.testing.assert_close(once["perceptual"], by_hand, rtol=1e-4, atol=1e-3)
+
+
+def test_the_decoder_is_shown_latents_with_noise_that_belongs_to_images(root: str) -> None:
+    few = ("train_vavae.images=16", "train_vavae.batch=8", "train_vavae.stages=[]")
+    made = job(root, small_recipe(*STAGES, *few, "train_vavae.objective.latent_noise=0.6"), name="noisy")
+    trainee: Any = build(made)
+    batch = next(iter(trainee.loader.stream()))
+    whole = trainee.inputs(batch, torch.device("cpu"))["disturbance_BCHW"]
+    turned = replace(batch, positions=batch.positions[::-1].copy())
+    assert torch.equal(trainee.inputs(turned, torch.device("cpu"))["disturbance_BCHW"], whole.flip(0))
+    shares = whole.flatten(1).std(dim=1)
+    assert shares.max() < 0.75 and shares.max() > 2 * shares.min(), "from none to the whole share"
+    held_out = replace(batch, positions=batch.positions + HELD_OUT_NUMBERS)
+    assert "disturbance_BCHW" not in trainee.inputs(held_out, torch.device("cpu"))
+    train(made)
+    assert made.out.exists(RESULT)
 
 
 def test_features_are_of_the_authors_squares_where_it_is_asked_for(root: str) -> None:
