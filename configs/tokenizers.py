@@ -122,7 +122,10 @@ class TrainVavae(Training):
     def _stages_fit(self) -> TrainVavae:
         total = sum(stage.images for stage in self.stages)
         if self.stages and self.images and total != self.images:
-            raise ValueError(f"images is {self.images} but stages have {total} images in all: make them equal")
+            raise ValueError(
+                f"images is {self.images} but stages have {total} images in all: make them equal, or set stages: [], "
+                "one stage of all images"
+            )
         for number, stage in enumerate(self.stages if self.images else ()):
             if stage.images % self.batch:
                 raise ValueError(

@@ -25,13 +25,13 @@ _COLUMNS = 20
 _FEW_TO_SCORE, _FEW_TO_JUDGE = 300, 8
 """Images of a test split below which scores say little, and below which a class's share of right labels does."""
 _BUDGETS = {
-    "train_vavae": (150, 8_000, 20_000),
+    "train_vavae": (150, 8_000, 24_000),
     "train_semvae": (150, 6_000, 12_000),
-    "train_dit": (300, 16_000, 40_000),
+    "train_dit": (600, 32_000, 80_000),
 }
 """Images that a training sees: so often each one of the pile, but at least and at most so many.
-Our choice: a quarter more than the demo for a pile of a few hundred images and more, which with the
-other stages are ten minutes on two quiet cores; half the demo for the smallest."""
+Our choice: a quarter more than the demo's diffusion model for a pile of a few hundred images and more, which with the
+other stages are a quarter of an hour on two quiet cores; half the demo for the smallest."""
 _LOGGED = 640
 """Images between two lines of a training; the demo's trainings see more."""
 _BATCHES = {"train_vavae": 16, "train_semvae": 64, "train_dit": 64}

@@ -18,7 +18,7 @@ def test_sixty_photographs_get_a_recipe_that_fits_them(tmp_path: Path) -> None:
     recipe = load_recipe(str(target))
     assert recipe.data.classes == 3 and recipe.data.source.path == str(tmp_path / "photos")
     assert recipe.shard.test_share == 0.3
-    assert recipe.train_dit.batch == 8 and recipe.train_dit.images == 16_000
+    assert recipe.train_dit.batch == 8 and recipe.train_dit.images == 32_000
     assert recipe.sample.images % 3 == 0 and recipe.report.columns == 3 and recipe.report.title == "mine"
     assert recipe.evaluate.classifier is None
     told = "\n".join(lines)
