@@ -27,11 +27,12 @@ _FEW_TO_SCORE, _FEW_TO_JUDGE = 300, 8
 _BUDGETS = {
     "train_vavae": (150, 8_000, 24_000),
     "train_semvae": (150, 6_000, 12_000),
-    "train_dit": (600, 32_000, 80_000),
+    "train_dit": (600, 16_000, 80_000),
 }
 """Images that a training sees: so often each one of the pile, but at least and at most so many.
-Our choice: a quarter more than the demo's diffusion model for a pile of a few hundred images and more, which with the
-other stages are a quarter of an hour on two quiet cores; half the demo for the smallest."""
+Our choice: for a pile of a few hundred images and more a quarter more than the demo's diffusion model, and a tokenizer
+that is aligned all the time, for as long as the demo's; with the other stages that is a quarter of an hour on two quiet
+cores. For the smallest a quarter of the demo, in smaller batches."""
 _LOGGED = 640
 """Images between two lines of a training; the demo's trainings see more."""
 _BATCHES = {"train_vavae": 16, "train_semvae": 64, "train_dit": 64}
@@ -105,7 +106,7 @@ def propose(data: Data, account: Account, name: str) -> Proposal:
     values["sample"] = {"images": max(1, round(_SAMPLED / classes)) * classes, "batch": min(100, classes * 10)}
     judged = classes > 1 and tested >= _FEW_TO_JUDGE * classes
     if not judged:
-        values["evaluate"] = {"classifier": None}
+        values["evaluate"] = {"classifier": None, "classifier_frechet": False}
     values["report"] = {"title": name, "columns": min(classes, _COLUMNS)}
     notes = []
     if tested < _FEW_TO_SCORE:

@@ -47,13 +47,13 @@ def test_a_recipe_extends_another() -> None:
         ("foundation=null", ["foundation"]),
         ("sample.images=13", ["sample.images 13", "10"]),
         ("train_dit.model.patch_size=3", ["train_dit.model.patch_size 3", "latent side 4"]),
-        ("train_dit.model.hidden_size=100", ["hidden_size 100", "6 heads"]),
+        ("train_dit.model.hidden_size=126", ["hidden_size 126", "4 heads"]),
         ("train_dit.batch=33", ["train_dit.batch 33", "multiple of 2"]),
         ("encode.align_features=false", ["encode.align_features", "true"]),
         ("sample.guidance.scale=0.5", ["sample.guidance", "scale", "0.5"]),
-        ("sample.guidance.channels=13", ["sample.guidance.channels", "13", "12 channels"]),
+        ("sample.guidance.channels=21", ["sample.guidance.channels", "21", "20 channels"]),
         ("data.source.kind=fodler", ["data.source", "fodler", "folder"]),
-        ("train_vavae.model.norm_groups=7", ["norm_groups 7", "width 8"]),
+        ("train_vavae.model.norm_groups=7", ["norm_groups 7", "width 16"]),
         ("image.flips=1", ["image.flips", "boolean"]),
         ("train_dit.images", ["--set", "section.field=value"]),
     ],
@@ -186,9 +186,9 @@ def test_networks_used_as_they_are_need_no_batch_and_no_rate() -> None:
     given = load_recipe("demo", [f"train_vavae={{images: 0, pretrained: mine.safetensors, {unneeded}}}"])
     assert given.train_vavae.batch is None and given.train_vavae.learning_rate is None
     assert load_recipe("sfd_xl_80ep").train_vavae.batch is None
-    with pytest.raises(UserError, match=r"train_vavae: images is 16000 but batch and learning_rate are not set"):
+    with pytest.raises(UserError, match=r"train_vavae: images is 40000 but batch and learning_rate are not set"):
         load_recipe("demo", ["train_vavae.batch=null", "train_vavae.learning_rate=null"])
-    with pytest.raises(UserError, match=r"train_dit: images is 32000 but learning_rate is not set"):
+    with pytest.raises(UserError, match=r"train_dit: images is 64000 but learning_rate is not set"):
         load_recipe("demo", ["train_dit.learning_rate=null"])
 
 
@@ -244,7 +244,7 @@ def test_seeds_outside_their_range_are_refused(section: str) -> None:
         (["sample.guidance.groups=semantics"], ["sample.guidance", "groups", "'semantics'", "texture"]),
         (
             ["sample.guidance.groups=semantic", "sample.guidance.channels=3"],
-            ["groups is semantic", "come after 8 of texture", "first 3"],
+            ["groups is semantic", "come after 16 of texture", "first 3"],
         ),
         (
             ["sample.ema_sigma=0.1", "train_dit.images=0", "train_dit.pretrained=w"],

@@ -187,7 +187,7 @@ def test_cascades_are_as_fast_as_their_paper_claims(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.published is not None and recipe.published.baseline is not None
     evaluations = effective_evaluations(recipe, adaptive=0)
-    base = {"lowdiff_b_imagenet256": 249, "lowdiff_ffhq64": 79, "lowdiff_demo": 20}.get(name, 35)
+    base = {"lowdiff_b_imagenet256": 249, "lowdiff_ffhq64": 79, "lowdiff_demo": 12}.get(name, 35)
     assert recipe.published.baseline.evaluations == base
     assert base / evaluations >= 1.5
     if "cifar10" in name:

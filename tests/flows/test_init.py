@@ -18,7 +18,7 @@ def test_sixty_photographs_get_a_recipe_that_fits_them(tmp_path: Path) -> None:
     recipe = load_recipe(str(target))
     assert recipe.data.classes == 3 and recipe.data.source.path == str(tmp_path / "photos")
     assert recipe.shard.test_share == 0.3
-    assert recipe.train_dit.batch == 8 and recipe.train_dit.images == 32_000
+    assert recipe.train_dit.batch == 8 and recipe.train_dit.images == 16_000
     assert recipe.sample.images % 3 == 0 and recipe.report.columns == 3 and recipe.report.title == "mine"
     assert recipe.evaluate.classifier is None
     told = "\n".join(lines)
@@ -42,7 +42,8 @@ def test_many_images_get_the_demos_batches_a_judge_and_a_little_more_of_training
     assert recipe.train_dit.batch == demo.train_dit.batch
     for stage in ("train_vavae", "train_semvae", "train_dit"):
         share = getattr(recipe, stage).images / getattr(demo, stage).images
-        assert 0.95 < share < 1.3, f"{stage}: a first run is over in minutes"
+        # All images of the tokenizer are aligned, which takes as long again.
+        assert (0.5 if stage == "train_vavae" else 0.95) < share < 1.3, f"{stage}: a first run is over in minutes"
     assert recipe.evaluate.classifier is not None and recipe.shard.test_share == 0.1
     assert not [line for line in lines if line.startswith("note")]
 
