@@ -27,12 +27,14 @@ _FEW_TO_SCORE, _FEW_TO_JUDGE = 300, 8
 _BUDGETS = {
     "train_vavae": (150, 8_000, 24_000),
     "train_semvae": (150, 6_000, 12_000),
-    "train_dit": (600, 16_000, 80_000),
+    "train_dit": (300, 16_000, 80_000),
 }
 """Images that a training sees: so often each one of the pile, but at least and at most so many.
 Our choice: for a pile of a few hundred images and more a quarter more than the demo's diffusion model, and a tokenizer
 that is aligned all the time, for as long as the demo's; with the other stages that is a quarter of an hour on two quiet
 cores. For the smallest a quarter of the demo, in smaller batches."""
+_RATE = 5.0e-3
+"""The demo's, of its diffusion model."""
 _LOGGED = 640
 """Images between two lines of a training; the demo's trainings see more."""
 _BATCHES = {"train_vavae": 16, "train_semvae": 64, "train_dit": 64}
@@ -101,6 +103,8 @@ def propose(data: Data, account: Account, name: str) -> Proposal:
         images = min(most, max(least, times * learnt))
         values[stage] = {"images": images // batch * batch, "batch": batch}
         values[stage]["warmup_images"] = min(1_000, images // 16)
+    if (share := values["train_dit"]["batch"] / _BATCHES["train_dit"]) < 1:
+        values["train_dit"]["learning_rate"] = round(_RATE * share**0.5, 5)  # noisier gradients, shorter steps
     values["train_vavae"]["stages"] = []  # the demo's are of its own length
     values["compute"] = {"train": {"log_every": _LOGGED}}
     values["sample"] = {"images": max(1, round(_SAMPLED / classes)) * classes, "batch": min(100, classes * 10)}

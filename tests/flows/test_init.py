@@ -19,6 +19,9 @@ def test_sixty_photographs_get_a_recipe_that_fits_them(tmp_path: Path) -> None:
     assert recipe.data.classes == 3 and recipe.data.source.path == str(tmp_path / "photos")
     assert recipe.shard.test_share == 0.3
     assert recipe.train_dit.batch == 8 and recipe.train_dit.images == 16_000
+    assert recipe.train_dit.learning_rate == pytest.approx(
+        load_recipe("demo").train_dit.learning_rate / 8**0.5, rel=1e-2
+    )
     assert recipe.sample.images % 3 == 0 and recipe.report.columns == 3 and recipe.report.title == "mine"
     assert recipe.evaluate.classifier is None
     told = "\n".join(lines)

@@ -16,7 +16,7 @@ from tasks.sampling.playing import laid_upon
 from tests.helpers import builders
 
 DEMO = load_recipe("demo")
-OWN = {"guidance": 2.5, "steps": 20, "solver": "euler", "Δt": 0.3}
+OWN = {"guidance": 1.5, "steps": 12, "solver": "unipc", "Δt": 0.3}
 
 
 def test_what_a_recipe_says_is_no_override() -> None:
@@ -44,7 +44,7 @@ def test_resolutions_of_a_cascade() -> None:
 
 
 def test_cells_of_a_grid_go_row_by_row() -> None:
-    found = cells(DEMO, OWN, None, 7, ("guidance", [2.5, 4.0]), ("seed", [1, 2]))
+    found = cells(DEMO, OWN, None, 7, ("guidance", [1.5, 4.0]), ("seed", [1, 2]))
     assert found == [([], 1), (["sample.guidance.scale=4"], 1), ([], 2), (["sample.guidance.scale=4"], 2)]
     with pytest.raises(UserError, match="Columns and rows are both steps"):
         cells(DEMO, OWN, None, 7, ("steps", [1]), ("steps", [2]))
