@@ -132,6 +132,8 @@ class Diffusion(Trainee):
         options |= {"keys": False, "pin": torch.cuda.is_available()}
         if self.shards is not None:
             columns, options = [*columns, IMAGE], options | {"shards": self.shards, "crop": Crop(self.side)}
+            if self.encoder is None and split == "train":  # images are for the targets alone
+                options["images_until"] = self.section.objective.align_until
         return Loader(self.latents, split, columns, self.section.batch, seed, **options)
 
     def inputs(self, batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Loader:
     pin: batches in page-locked memory, from which copies to an accelerator overlap with compute.
     cache_gib: keep remote parts on this machine's disk, up to this size; 0 reads them in place.
     shards: what the latents were made of, to serve its `image` beside them.
+    images_until: batches that come to so many images are served without `image`, and none of it is decoded.
 
     Raises UserError on columns or flips that are not there, on an empty split and other shards.
     """
@@ -87,7 +88,9 @@ class Loader:
         pin: bool = False,
         cache_gib: float = 0.0,
         shards: Artifact | None = None,
+        images_until: int | None = None,
     ) -> None:
+        self.images_until = images_until
         self.columns, self.batch, self.flips, self.crop = tuple(columns), batch, flips, crop
         self.ahead, self.pin, self.split = ahead, pin, split
         if IMAGE in self.columns and crop is None:
@@ -135,13 +138,14 @@ class Loader:
         reader, order, flips = self.reader, self.order, self.flips
         buffer = ShuffleBuffer(reader, order, share, self._served, flips, self._pool)
         for number in itertools.count():
-            arrays = {name: self._empty(name, share.size) for name in self.columns}
+            seen = share.cursor + (number + 1) * share.batch
+            over = self.images_until is not None and seen >= self.images_until
+            arrays = {name: self._empty(name, share.size) for name in self.columns if not (over and name == IMAGE)}
             flat = {n: np.asarray(arrays[n]).reshape(share.size, -1) for n in arrays if n != IMAGE}
             images, rows = share.images(number), buffer.take(number, flat)
             if IMAGE in arrays:
                 self._decode(images, rows, np.asarray(arrays[IMAGE]))
-            seen, labels = share.cursor + (number + 1) * share.batch, rows["label"].astype(np.int64)
-            yield Batch(seen, images, list(rows.get("key", ())), labels, arrays)
+            yield Batch(seen, images, list(rows.get("key", ())), rows["label"].astype(np.int64), arrays)
 
     def _empty(self, name: str, images: int) -> Any:
         """Memory for a column of a batch."""

@@ -296,6 +296,8 @@ def _seconds(
     transfer = (work.read + work.written.value) / (gbit / 8 * 1e9)
     if not placed.gpu:  # the same cores decode and compute
         compute, decode = compute + decode, 0.0
+    if decode and work.decoded_share < 1:
+        decode += (1 - work.decoded_share) * compute  # first one bounds the time, then the other
     terms = {"compute": compute, "decode": decode, "transfer": transfer}
     if not flops:
         terms["decode"], terms["compute"] = terms["decode"] + terms["compute"], 0.0

@@ -123,7 +123,8 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
     row: float = sum(size for name, size in columns.items() if name != "f" or stored) * sizes.views(recipe)
     frozen, source = _frozen(recipe)
     split = sizes.latent_bytes(images, recipe)
-    decodes = float(section.images if section.online or recipe.online_latents else 0)
+    looked = _looked_at(recipe)
+    decodes = section.images * looked
     if decodes:
         row, split = row + images.mean_bytes, split + sizes.shard_bytes(images, recipe)
     share = images.train / max(1, images.all)
@@ -140,9 +141,20 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
             split_bytes=split * share,
             split_parts=_train_parts(images, recipe),
             decodes=decodes,
+            decoded_share=looked,
             image_bytes=images.mean_bytes if decodes else 0.0,
         ),
     )
+
+
+def _looked_at(recipe: Recipe) -> float:
+    """The share of a diffusion training's images that are decoded beside its steps."""
+    section, until = recipe.train_dit, recipe.train_dit.objective.align_until
+    if recipe.online_latents:
+        return 1.0
+    if not section.online:
+        return 0.0
+    return 1.0 if until is None or not section.images else min(1.0, until / section.images)
 
 
 def _frozen(recipe: Recipe) -> tuple[float, str]:
@@ -151,8 +163,8 @@ def _frozen(recipe: Recipe) -> tuple[float, str]:
     flops, source = 0.0, NETWORKS
     if section.online and recipe.foundation is not None:
         flops, how = networks.foundation_flops(recipe.foundation)
-        if section.images and section.objective.align_until is not None:  # afterwards it rests
-            flops *= min(1.0, section.objective.align_until / section.images)
+        until = section.objective.align_until
+        flops *= 1.0 if until is None or not section.images else min(1.0, until / section.images)  # then it rests
         source = f"{NETWORKS}; {how}"
     if recipe.online_latents:
         making = making_latents(recipe)
@@ -201,6 +213,7 @@ class _Training:
     split_parts: int
     """Of the train split, which a local cache may hold."""
     decodes: float = 0.0
+    decoded_share: float = 1.0
     image_bytes: float = 0.0
     scored: int = 0
     """Test images that the finished network is scored on, by one process; and FLOPs of one."""
@@ -285,6 +298,7 @@ def _trained(stage: str, recipe: Recipe, section: Training, what: _Training) -> 
         read=read + what.scored * what.row_bytes,
         beside=files.beside,
         decodes=what.decodes,
+        decoded_share=what.decoded_share,
         image_bytes=what.image_bytes,
         precision="bf16" if section.precision == "fp16" else section.precision,  # which has the same peak
         workers=compute.workers if trains else 1,

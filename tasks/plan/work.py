@@ -46,6 +46,8 @@ class Work:
     """Bytes that lie beside the artifact only while the stage runs, at most."""
     decodes: float = 0.0
     """Images decoded on CPUs: of the decode pool, or of training workers."""
+    decoded_share: float = 1.0
+    """Of the images; what is computed of the others has no decoding beside it."""
     image_bytes: float = 0.0
     """Of one encoded image."""
     precision: Literal["bf16", "tf32", "fp32"] = "fp32"

@@ -154,8 +154,14 @@ def test_the_foundation_model_rests_once_alignment_is_over(place: Path) -> None:
     made = trainee(place, "online", "train_dit.objective.align_until=32")
     looked: list[int] = []
     made.foundation.register_forward_hook(lambda _model, given, _out: looked.append(len(given[0])))
-    targets = [made.inputs(batch, CPU)["align_target_BChw"] for batch in batches(made.loader, 3)]
+    served = batches(made.loader, 3)
+    targets = [made.inputs(batch, CPU)["align_target_BChw"] for batch in served]
     assert looked == [16], "the second batch ends at 32 images"
+    assert [IMAGE in batch.arrays for batch in served] == [True, False, False], "nothing is decoded for nobody"
+    (later,) = batches(made.loader, 1, cursor=32)
+    assert IMAGE not in later.arrays and np.array_equal(later.arrays["z"], served[2].arrays["z"])
+    (held_out,) = batches(made.held_out(), 1, cursor=64)
+    assert IMAGE in held_out.arrays
     assert targets[1].shape == targets[0].shape and not targets[1].any()
 
 
