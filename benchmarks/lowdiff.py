@@ -70,7 +70,8 @@ RECIPE = (
     "train_dit.objective={semantic_weight: 1.0, align_weight: 0.0}",
     "train_dit.model={hidden_size: 128, depth: 6, heads: 4, align_depth: null}",
     "train_dit.cascade={sides: [2, 4], probabilities: [0.3, 0.7], augment: 0.5, condition_dropout: 0.4}",
-    "sample.guidance={method: none}", "sample.solver=euler", "sample.stages=[]", "evaluate.bootstrap=0", "evaluate.classifier={epochs: 1}",
+    "sample.guidance={method: none}", "sample.solver=euler", "sample.stages=[]",
+    "evaluate.bootstrap=0", "evaluate.classifier={epochs: 1}",
     "compute.train.workers=1", "compute.train.engine=plain", "compute.train.log_every=6400",
 )  # fmt: skip
 APART = "train_dit.cascade={sides: [4], probabilities: null}"

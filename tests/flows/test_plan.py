@@ -145,6 +145,23 @@ def test_targets_made_in_training_cost_cores_and_no_terabyte() -> None:
     saved = trained.work.flops.value - stage(half, "train_dit").work.flops.value
     whole = trained.work.flops.value - stage(stored, "train_dit").work.flops.value
     assert saved == pytest.approx(whole / 2), "it rests from half of the images on"
+    assert stage(half, "train_dit").work.decodes == 51_200_000 == trained.work.decodes / 2
+
+
+def test_a_training_that_decodes_for_a_while_takes_that_and_the_rest_of_its_steps() -> None:
+    """Of a small network decoding is the bound while it lasts, and compute afterwards."""
+    plans = {
+        until: stage(
+            make_plan("speedrun_b_imagenet256", [f"train_dit.objective.align_until={until}"], cluster="aws"),
+            "train_dit",
+        )
+        for until in (51_200_000, 20_480_000)
+    }
+    whole, partly = plans.values()
+    assert (whole.bound, partly.bound) == ("decode", "decode")
+    started = 180.0
+    decoding = whole.seconds.value - started
+    assert 0.4 * decoding < partly.seconds.value - started < 0.75 * decoding
 
 
 @pytest.mark.parametrize(
