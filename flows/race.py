@@ -86,6 +86,12 @@ class Racing:
         first = self.entries[0]
         shards = self._inputs[first.variant].get("shard")  # none beside ready latents
         self._real = real_images(ScoringInputs(first.recipe, self.root, shards))
+        if self.race.ledger is not None and self._real.judge is None:
+            raise UserError(
+                f"race {self.race.name}: ledger goes by class consistency, which is left out without a judge that "
+                "labels evaluate.classifier.min_accuracy of the test split right: lower that, give it more "
+                "evaluate.classifier.epochs, or leave ledger out"
+            )
 
     def train(self) -> None:
         """All entries: side by side in actors, as many as `compute.actors.actors`, where one worker trains each; else
