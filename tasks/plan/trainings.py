@@ -7,6 +7,7 @@ from typing import Literal
 
 from configs import Recipe
 from configs.compute import TrainCompute
+from configs.diffusion import TrainDit
 from configs.sampling import Sample
 from configs.tokenizers import VavaeObjective
 from configs.training import Training
@@ -149,11 +150,14 @@ def diffusion(recipe: Recipe, images: Images) -> Work:
 
 def _looked_at(recipe: Recipe) -> float:
     """The share of a diffusion training's images that are decoded beside its steps."""
-    section, until = recipe.train_dit, recipe.train_dit.objective.align_until
     if recipe.online_latents:
         return 1.0
-    if not section.online:
-        return 0.0
+    return _aligned_share(recipe.train_dit) if recipe.train_dit.online else 0.0
+
+
+def _aligned_share(section: TrainDit) -> float:
+    """Of the images, for which alignment counts."""
+    until = section.objective.align_until
     return 1.0 if until is None or not section.images else min(1.0, until / section.images)
 
 
@@ -163,8 +167,7 @@ def _frozen(recipe: Recipe) -> tuple[float, str]:
     flops, source = 0.0, NETWORKS
     if section.online and recipe.foundation is not None:
         flops, how = networks.foundation_flops(recipe.foundation)
-        until = section.objective.align_until
-        flops *= 1.0 if until is None or not section.images else min(1.0, until / section.images)  # then it rests
+        flops *= _aligned_share(section)  # then it rests
         source = f"{NETWORKS}; {how}"
     if recipe.online_latents:
         making = making_latents(recipe)
