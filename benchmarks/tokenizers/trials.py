@@ -57,10 +57,12 @@ ALIGNED = (  # the first stage of the published three: w 0.5, no margins (papers
 DIFFUSION = (
     "train_semvae=null",
     "train_dit.clock={kind: synchronous}",
+    "train_dit.learning_rate=1.0e-3",
+    "train_dit.decay_share=0.3",
     "train_dit.warmup_images=640",
     "train_dit.model={hidden_size: 128, depth: 4, heads: 4, align_depth: null, qk_norm: true}",
     "train_dit.objective={semantic_weight: 1.0, align_weight: 0.0}",
-    "sample={images: 1000, guidance: {method: none}, steps: 20, batch: 100}",
+    "sample={images: 1000, guidance: {method: none}, solver: euler, steps: 20, batch: 100}",
 )
 IMAGES = {"train_vavae": 8_000, "train_semvae": 64_000, "train_dit": 16_000}
 VARIANTS = {"plain": (), "aligned": ALIGNED}
