@@ -207,7 +207,7 @@ class Racing:
         price = pool.dollars_per_hour / pool.cpus
         by = Standard(asked.baseline, ("class_consistency", score_name("frechet", network)), price / 3600)
         lines = ledger(found, by)
-        told = f"{price:.3g} dollars an hour, a processor of {pool.machine or cluster.name} ({cluster.sources.prices})"
+        told = f"{price:.3g} dollars an hour, a processor of {pool.machine} ({cluster.sources.prices})"
         return lines, [as_table(lines, by, told)]
 
     def _standing(self, entry: Entry) -> ComparedRun:

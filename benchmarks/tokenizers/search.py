@@ -49,10 +49,10 @@ SCORES = {
 }
 
 
-def _model(channels: int, levels: str, patch: int, latents: int, path: bool = False, groups: int = 1) -> str:
+def _model(channels: int, levels: str, patch: int, latents: int, path: bool = False) -> str:
     return (
         f"train_vavae.model={{base_channels: {channels}, channel_multipliers: {levels}, blocks_per_level: 1, "
-        f"z_channels: {latents}, attention_levels: [], norm_groups: {groups}, patch_size: {patch}, "
+        f"z_channels: {latents}, attention_levels: [], norm_groups: 1, patch_size: {patch}, "
         f"linear_path: {str(path).lower()}}}"
     )
 
