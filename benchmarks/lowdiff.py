@@ -1,9 +1,9 @@
 """A cascade against its own finest resolution: quality and images a second of the same weights (docs/lowdiff.md).
 
-    python -m benchmarks.lowdiff [--rival] [--root FOLDER] [--seeds 0 1 2] [--images 32000] [--sampled 600]
+    python -m benchmarks.lowdiff [--pixels] [--rival] [--root FOLDER] [--seeds 0 1 2] [--images 32000] [--sampled 600]
 
-Trains one small LowDiff on Fashion-MNIST latents for each seed, on one tokenizer and one set of latents, and samples
-the same labels from it three ways without guidance:
+Trains one small LowDiff on Fashion-MNIST latents for each seed, on one tokenizer and one set of latents, or with
+`--pixels` a UNet on its pixels, 16 × 16, and samples the same labels from it three ways without guidance:
 
 - `base`, the finest resolution alone, whose network is trained to begin without a condition in a share of batches;
 - `cascade`, many steps at the coarse resolution and few at the finest;
@@ -11,8 +11,9 @@ the same labels from it three ways without guidance:
   the plainest way to be faster.
 
 With `--rival` beside them what a cascade has to beat: `rival/n`, a network that saw the finest resolution alone, for as
-many FLOPs of training, sampled by UniPC in n steps, and `cascade/c+f`, the cascade by UniPC too. Read score at equal
-cost and cost at equal score off `effective_evaluations`, which are in passes at the finest resolution.
+many FLOPs of training, sampled by UniPC in n steps, and `cascade/c+f`, the cascade by UniPC too; in pixels `base/n`
+by UniPC and `rival/heun`, EDM's sampler. Read score at equal cost and cost at equal score off `effective_evaluations`,
+which are in passes at the finest resolution.
 
 All ways take turns batch by batch, so that all feel the same noise; speeds are medians over turns of ratios within
 one turn, in CPU time of the process and in wall time, without and with decoding. Scores are against the test split by
@@ -58,29 +59,81 @@ from tasks.training.flops import flops_per_image
 from tasks.training.launch import train
 
 PREPARED = ("shard", "train_vavae", "encode")
-COARSE, FINE = 24, 12
-BASE, EQUAL = 40, 18
-SAMPLES = {
-    "base": f"[{{side: 4, steps: {BASE}}}]",
-    "cascade": f"[{{side: 2, steps: {COARSE}}}, {{side: 4, steps: {FINE}, augment: 0.1}}]",
-    "equal": f"[{{side: 4, steps: {EQUAL}}}]",
-}
-RECIPE = (
+TRAINED = (
     "train_semvae=null", "encode.align_features=false", "train_dit.clock={kind: synchronous}",
     "train_dit.objective={semantic_weight: 1.0, align_weight: 0.0}",
-    "train_dit.model={hidden_size: 128, depth: 6, heads: 4, align_depth: null}",
-    "train_dit.cascade={sides: [2, 4], probabilities: [0.3, 0.7], augment: 0.5, condition_dropout: 0.4}",
-    "sample.guidance={method: none}", "sample.solver=euler", "sample.stages=[]",
+    "sample.guidance={method: none}", "sample.stages=[]",
     "evaluate.bootstrap=0", "evaluate.classifier={epochs: 1}",
     "compute.train.workers=1", "compute.train.engine=plain", "compute.train.log_every=6400",
 )  # fmt: skip
-APART = "train_dit.cascade={sides: [4], probabilities: null}"
-"""The rival sees one resolution; its network is the cascade's but for the other's embedding."""
-RIVALS = {f"rival/{n}": f"[{{side: 4, steps: {n}, solver: unipc}}]" for n in (4, 6, 9, 12, 18)}
-MULTISTEP = {
-    f"cascade/{c}+{f}": f"[{{side: 2, solver: unipc, steps: {c}}}, {{side: 4, solver: unipc, steps: {f}}}]"
-    for c, f in ((5, 3), (8, 4), (12, 6), (24, 12))
-}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What is diffused, and the ways to sample it: stages of `sample` by name."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    sides: tuple[int, int]
+    ways: dict[str, str]
+    rivals: dict[str, str]
+    multistep: dict[str, str]
+    """What `--rival` adds: of the rival, and of the cascade's own weights."""
+
+    def load(self, *overrides: str) -> Recipe:
+        return load_recipe(self.recipe, [*TRAINED, *self.overrides, *overrides])
+
+    @property
+    def apart(self) -> str:
+        """The rival sees one resolution; its network is the cascade's but for the other's entrance."""
+        return f"train_dit.cascade={{sides: [{self.sides[-1]}], probabilities: null}}"
+
+
+def fine(side: int, steps: int, solver: str) -> str:
+    return f"[{{side: {side}, solver: {solver}, steps: {steps}}}]"
+
+
+def both(low: int, high: int, coarse: int, fine: int, solver: str) -> str:
+    second = f"{{side: {high}, solver: {solver}, steps: {fine}, augment: 0.1}}"
+    return f"[{{side: {low}, solver: {solver}, steps: {coarse}}}, {second}]"
+
+
+def multistep(low: int, high: int) -> dict[str, str]:
+    return {f"cascade/{c}+{f}": both(low, high, c, f, "unipc") for c, f in ((5, 3), (8, 4), (12, 6), (24, 12))}
+
+
+BASE, EQUAL = 40, 18
+LATENTS = Ground(
+    "lowdiff_demo",
+    (
+        "train_dit.model={hidden_size: 128, depth: 6, heads: 4, align_depth: null}",
+        "train_dit.cascade={sides: [2, 4], probabilities: [0.3, 0.7], augment: 0.5, condition_dropout: 0.4}",
+    ),
+    (2, 4),
+    {"base": fine(4, BASE, "euler"), "cascade": both(2, 4, 24, 12, "euler"), "equal": fine(4, EQUAL, "euler")},
+    {f"rival/{n}": fine(4, n, "unipc") for n in (4, 6, 9, 12, 18)},
+    multistep(2, 4),
+)
+PIXELS = Ground(
+    "lowdiff_pixels_tiny",
+    (
+        "shard={rows_per_shard: 5000, limit: null}",
+        "train_dit.batch=64", "train_dit.learning_rate=1.0e-3", "train_dit.decay_share=0.5",
+        "train_dit.warmup_images=2000", "train_dit.ema_decay=0.98", "train_dit.optimizer=adamw",
+        "train_dit.model={kind: unet, channels: 32, multipliers: [1, 1], blocks: 1, attention: [8]}",
+        "train_dit.cascade={sides: [8, 16], probabilities: [0.4, 0.6], augment: 0.5, condition_dropout: 0.2}",
+        "sample.batch=100", "evaluate.images=2000", "evaluate.classifier={epochs: 3, width: 32}",
+        "compute.train.checkpoint_every=16000",
+    ),
+    (8, 16),
+    {  # EDM's sampler, the cascade of LowDiff's recipe for CIFAR-10, and as many evaluations without it
+        "base": fine(16, 18, "heun"),
+        "cascade": both(8, 16, 13, 8, "heun"),
+        "equal": fine(16, 11, "heun"),
+    },
+    {f"rival/{n}": fine(16, n, "unipc") for n in (6, 9, 12, 18)} | {"rival/heun": fine(16, 18, "heun")},
+    {f"base/{n}": fine(16, n, "unipc") for n in (9, 18)} | multistep(8, 16),
+)  # fmt: skip
 SCORES = ("frechet", "class_consistency")
 
 
@@ -100,21 +153,19 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32_000)
     parser.add_argument("--sampled", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pixels", action="store_true", help="a UNet on pixels, instead of a DiT on latents")
     parser.add_argument("--rival", action="store_true", help="beside them a network of the finest resolution alone")
     parser.add_argument("--prepare", action="store_true", help="make tokenizer and latents, and stop")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     root = Storage.at(str(given.root.absolute())).url
-    prepare(root)
+    ground = PIXELS if given.pixels else LATENTS
+    prepare(root, ground)
     if given.prepare:
         return
-    judge, real = standards(root)
-    results = [run(root, seed, given, judge, real) for seed in given.seeds]
+    judge, real = standards(root, ground)
+    results = [run(root, ground, seed, given, judge, real) for seed in given.seeds]
     print(json.dumps(summary(results, given)))
-
-
-def recipe_of(*overrides: str) -> Recipe:
-    return load_recipe("lowdiff_demo", [*RECIPE, *overrides])
 
 
 def job_of(root: str, recipe: Recipe, name: str) -> tuple[Stage, Job]:
@@ -128,17 +179,17 @@ def job_of(root: str, recipe: Recipe, name: str) -> tuple[Stage, Job]:
     raise ValueError(f"no stage {name}")
 
 
-def prepare(root: str) -> None:
+def prepare(root: str, ground: Ground) -> None:
     """Tokenizer and latents, once for all seeds, by the stages themselves."""
     for name in PREPARED:
-        stage, job = job_of(root, recipe_of(), name)
+        stage, job = job_of(root, ground.load(), name)
         perform(stage, job)
     disconnect()
 
 
-def standards(root: str) -> tuple[classifier.ImageClassifier, ImageFeatures]:
+def standards(root: str, ground: Ground) -> tuple[classifier.ImageClassifier, ImageFeatures]:
     """The judge of classes, and what the test split looks like to it and to the feature network."""
-    recipe = recipe_of()
+    recipe = ground.load()
     shards = Artifact(root, "shard", job_of(root, recipe, "shard")[1].fingerprint)
     section = recipe.evaluate.classifier
     assert section is not None
@@ -166,16 +217,21 @@ def examined(
 
 
 def run(
-    root: str, seed: int, given: argparse.Namespace, judge: classifier.ImageClassifier, real: ImageFeatures
+    root: str,
+    ground: Ground,
+    seed: int,
+    given: argparse.Namespace,
+    judge: classifier.ImageClassifier,
+    real: ImageFeatures,
 ) -> dict[str, Any]:
     """One network trained, sampled and scored."""
     started = time.process_time()
-    recipe = recipe_of(f"train_dit.seed={seed}", f"train_dit.images={given.images}", f"sample.seed={seed}")
+    recipe = ground.load(f"train_dit.seed={seed}", f"train_dit.images={given.images}", f"sample.seed={seed}")
     models = {"": trained(root, recipe)}
     if given.rival:
-        models["rival"] = trained(root, rival_of(recipe, seed))
+        models["rival"] = trained(root, rival_of(ground, recipe, seed))
     print(f"seed {seed}: trained in {time.process_time() - started:.0f} s of CPU time", flush=True)
-    turns, evaluations, labels = sampled(root, recipe, models, given.sampled)
+    turns, evaluations, labels = sampled(root, ground, recipe, models, given.sampled)
     found: dict[str, Any] = {"seed": seed, "evaluations": evaluations, "speed": speeds(turns)}
     for name, each in turns.items():
         scores = compare(
@@ -200,16 +256,17 @@ def trained(root: str, recipe: Recipe) -> Artifact:
     return artifact
 
 
-def rival_of(recipe: Recipe, seed: int) -> Recipe:
+def rival_of(ground: Ground, recipe: Recipe, seed: int) -> Recipe:
     """The same training on the finest resolution alone: whole batches, for no fewer FLOPs."""
-    apart, section = recipe_of(APART), recipe.train_dit
+    apart, section = ground.load(ground.apart), recipe.train_dit
     flops = [flops_per_image(each, "train_dit") or 0.0 for each in (recipe, apart)]
     images = section.batch * math.ceil(section.images * flops[0] / flops[1] / section.batch)
-    return recipe_of(APART, f"train_dit.seed={seed}", f"train_dit.images={images}", f"sample.seed={seed}")
+    own = f"train_dit.seed={seed}", f"train_dit.images={images}", f"sample.seed={seed}"
+    return ground.load(ground.apart, *own)
 
 
 def sampled(
-    root: str, recipe: Recipe, models: Mapping[str, Artifact], count: int
+    root: str, ground: Ground, recipe: Recipe, models: Mapping[str, Artifact], count: int
 ) -> tuple[dict[str, Turns], dict[str, float], np.ndarray]:
     """As :func:`in_turns`, of trained networks and the labels of all images."""
     device = default_device()
@@ -218,13 +275,13 @@ def sampled(
     statistics = LatentStatistics.from_facts(Artifact(root, "encode", prints["encode"]).manifest.facts)
     labels = image_labels("balanced", np.arange(count), recipe.data.classes, recipe.sample.seed)
     networks = {name: trained_dit(model, ema=True).to(device) for name, model in models.items()}
-    turns, evaluations = in_turns(
-        recipe, networks[""], Decoder(tokenizer, statistics), labels, rival=networks.get("rival")
-    )
+    decoder = Decoder(tokenizer, statistics)
+    turns, evaluations = in_turns(ground, recipe, networks[""], decoder, labels, rival=networks.get("rival"))
     return turns, evaluations, labels
 
 
 def in_turns(
+    ground: Ground,
     recipe: Recipe,
     network: DiffusionNetwork,
     decoder: Decoder,
@@ -233,12 +290,11 @@ def in_turns(
 ) -> tuple[dict[str, Turns], dict[str, float]]:
     """Every way's turns, batch by batch, and its evaluations per image in units of the finest resolution."""
     device, seed, batch = default_device(), recipe.sample.seed, recipe.sample.batch
-    ways = {
-        name: Integrator(recipe_of(f"sample.stages={stages}"), network)
-        for name, stages in (SAMPLES | (MULTISTEP if rival is not None else {})).items()
-    }
+    asked = ground.ways if rival is None else ground.ways | ground.multistep
+    ways = {name: Integrator(ground.load(f"sample.stages={stages}"), network) for name, stages in asked.items()}
     if rival is not None:
-        ways |= {name: Integrator(recipe_of(APART, f"sample.stages={s}"), rival) for name, s in RIVALS.items()}
+        alone = {name: ground.load(ground.apart, f"sample.stages={stages}") for name, stages in ground.rivals.items()}
+        ways |= {name: Integrator(own, rival) for name, own in alone.items()}
     turns = {name: Turns() for name in ways}
     with torch.inference_mode():
         for start in range(-batch, len(labels), batch):  # the first turn warms up

@@ -162,10 +162,10 @@ def measure(recipe: Recipe, turns: int, weak: LightningDiT) -> dict[str, Any]:
 
 def cascaded(turns: int, batch: int, compiled: bool) -> dict[str, Any]:
     """How many times as fast as its finest resolution alone a cascade is, and the evaluations of both."""
-    recipe, device = lowdiff.recipe_of(f"sample.batch={batch}"), default_device()
+    recipe, device = lowdiff.LATENTS.load(f"sample.batch={batch}"), default_device()
     network = ready(random_network(build_network(recipe, recipe.train_dit.model), 3).to(device), compiled)
     labels = np.arange(turns * batch) % recipe.data.classes
-    found, evaluations = lowdiff.in_turns(recipe, network, random_decoder(recipe, device), labels)
+    found, evaluations = lowdiff.in_turns(lowdiff.LATENTS, recipe, network, random_decoder(recipe, device), labels)
     return {"effective_evaluations": evaluations, **lowdiff.speeds(found)}
 
 
