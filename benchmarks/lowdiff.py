@@ -118,7 +118,7 @@ PIXELS = Ground(
     "lowdiff_pixels_tiny",
     (
         "shard={rows_per_shard: 5000, limit: null}",
-        "train_dit.batch=64", "train_dit.learning_rate=1.0e-3", "train_dit.decay_share=0.5",
+        "train_dit.batch=32", "train_dit.learning_rate=4.0e-3", "train_dit.decay_share=0.5",
         "train_dit.warmup_images=2000", "train_dit.ema_decay=0.98", "train_dit.optimizer=adamw",
         "train_dit.model={kind: unet, channels: 32, multipliers: [1, 1], blocks: 1, attention: [8]}",
         "train_dit.cascade={sides: [8, 16], probabilities: [0.4, 0.6], augment: 0.5, condition_dropout: 0.2}",

@@ -89,6 +89,9 @@ class UnetModel(Section):
     attention: tuple[Positive, ...] = (16,)
     """Sides in pixels at which blocks attend."""
     dropout: Share = 0.0
+    norm_channels: Annotated[Positive, Added(before=1)] = 4
+    """At least so many channels share a norm, as in EDM's networks, and at most 32 norms a width. A block is told of
+    noise and class by a shift of each channel; a norm of a single channel would take it away again."""
     augment: Annotated[Share, Added(before=0.0)] = 0.0
     """Probability of each of EDM's augmentations in training (flips, scale, rotation, squeeze, shift). The network is
     told which, and samples without any (`models/augmentation.py`); with 0 it has no input for them."""

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.edm import Preconditioning, sigma_of
 from models.sizes import AUGMENTATION_LABELS
 
-_NORM_GROUPS = 32
+_MOST_NORM_GROUPS = 32
 
 
 class CascadeUNet(nn.Module):
@@ -28,6 +28,8 @@ class CascadeUNet(nn.Module):
     resolutions: sides in pixels, coarsest first, each half of the next.
     channels, multipliers, blocks: width of each level over `channels`, full resolution first, and residual blocks of
         each level.
+    norm_channels: at least so many share a norm. What a block is told is a shift of each channel, which the norm after
+        it would take away from channels that have one of their own.
     attention: sides at which blocks attend, with one head as in EDM's networks.
     augmented: whether it can be told what was done to an image (`models/augmentation.py`).
     preconditioning: see `models/edm.py`.
@@ -42,6 +44,7 @@ class CascadeUNet(nn.Module):
         channels: int,
         multipliers: tuple[int, ...],
         blocks: int,
+        norm_channels: int,
         attention: tuple[int, ...] = (16,),
         dropout: float = 0.0,
         augmented: bool = False,
@@ -57,7 +60,8 @@ class CascadeUNet(nn.Module):
                 f"a UNet of {levels} levels (multipliers {multipliers}) has no levels of its own for {resolutions}"
             )
         widths = tuple(channels * multiplier for multiplier in multipliers)
-        groups = next(n for n in range(min(_NORM_GROUPS, *widths), 0, -1) if not any(width % n for width in widths))
+        most = min(_MOST_NORM_GROUPS, max(1, min(widths) // norm_channels))
+        groups = next(n for n in range(most, 0, -1) if not any(width % n for width in widths))
         attends = [finest >> level in attention for level in range(levels)]
         down = tuple("AttnDownBlock2D" if each else "DownBlock2D" for each in attends)
         up = tuple("AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends))

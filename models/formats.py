@@ -82,6 +82,7 @@ def _unet(given: Arguments) -> nn.Module:
     from models.cascade_unet import CascadeUNet  # its library takes seconds to import
     from models.edm import Preconditioning
 
+    given = {"norm_channels": 1, **given}  # of files from before it was told
     return CascadeUNet(**{**given, "preconditioning": Preconditioning(**given.get("preconditioning", {}))})
 
 

@@ -176,6 +176,7 @@ def _unet_arguments(recipe: Recipe, section: UnetModel) -> dict[str, Any]:
         "channels": section.channels,
         "multipliers": section.multipliers,
         "blocks": section.blocks,
+        "norm_channels": section.norm_channels,
         "attention": section.attention,
         "dropout": section.dropout,
         "augmented": section.augment > 0,

@@ -92,7 +92,14 @@ def test_kinds_come_as_often_as_the_recipe_says_and_flips_every_second_time() ->
 
 def test_the_network_is_told_and_zeros_are_as_nothing() -> None:
     torch.manual_seed(3)
-    sizes = {"resolutions": (8, 16), "num_classes": 3, "channels": 8, "multipliers": (1, 2), "blocks": 1}
+    sizes = {
+        "resolutions": (8, 16),
+        "num_classes": 3,
+        "channels": 8,
+        "multipliers": (1, 2),
+        "blocks": 1,
+        "norm_channels": 4,
+    }
     network = CascadeUNet(**sizes, attention=(8,), augmented=True).eval()  # type: ignore[arg-type]
     x, t, y = torch.randn(2, 3, 16, 16), torch.rand(2, 1), torch.tensor([0, 1])
     with torch.no_grad():

@@ -14,6 +14,7 @@ from models.cascade import TrainableCascade, no_condition
 from models.cascade_unet import CascadeUNet
 from models.checkpoints import load_into, read
 from models.edm import DenoisingMatching, Preconditioning, sample, sigma_grid, sigma_of, time_of
+from models.formats import build
 from models.guidance import ClassifierFree
 from tests.models.conftest import stirred
 
@@ -23,6 +24,7 @@ SMALL: dict[str, Any] = {
     "channels": 8,
     "multipliers": (1, 2),
     "blocks": 1,
+    "norm_channels": 4,
     "attention": (8,),
 }
 
@@ -144,6 +146,26 @@ def test_labels_conditions_and_levels_matter_once_trained() -> None:
         assert all(not torch.allclose(one, other) for other in outputs[:i])
     guided = ClassifierFree(2.0, model.null_label)(model)(x, t, y)
     torch.testing.assert_close(guided, outputs[1] + 2.0 * (outputs[0] - outputs[1]))
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_narrow_levels_hear_what_they_are_told(side: int) -> None:
+    x, t, y = torch.randn(2, 3, side, side), torch.full((2, 1), 0.5), torch.tensor([0, 1])
+
+    def difference(norm_channels: int) -> float:
+        model = small_unet(multipliers=(1, 1), norm_channels=norm_channels)
+        return (model(x, t, y) - model(x, t, y.flip(0))).abs().max().item()
+
+    assert difference(4) > 1e-2
+    assert difference(1) < 1e-5, "norms of single channels take away every shift; networks recorded with them stay so"
+
+
+def test_files_from_before_norms_were_told_have_single_channels() -> None:
+    stored = {**SMALL, "norm_channels": 1}
+    before = {name: value for name, value in SMALL.items() if name != "norm_channels"}
+    found, named = build("cascade_unet", before), build("cascade_unet", stored)
+    assert found.unet.conv_norm_out.num_groups == named.unet.conv_norm_out.num_groups == 8
+    assert build("cascade_unet", {**SMALL, "channels": 128}).unet.conv_norm_out.num_groups == 32
 
 
 def test_weights_are_read_back_and_told_from_a_transformer_s(tmp_path: Path) -> None:
