@@ -25,7 +25,7 @@ from infra.progress import Bar
 from tasks import snapshots
 from tasks.comparing import comparison
 from tasks.comparing.comparison import Axis, ComparedRun, FurtherTable
-from tasks.comparing.ledger import Line, Standard, as_table, ledger
+from tasks.comparing.ledger import Standard, as_table, image_ratios, ledger, ratios_as_table
 from tasks.comparing.trial import SHEET, Snapshot, TrainingActor, TrialActor, trial_job
 from tasks.data.actors import spread
 from tasks.scoring.distances import score_name
@@ -147,7 +147,7 @@ class Racing:
         assert self._real is not None, "prepare comes first"
         found = [self._standing(entry) for entry in self.entries]
         recipe, sweep = self.entries[0].recipe, self.race.sweep
-        lines, tables = self._ledger(found, recipe.evaluate.features.label)
+        facts, tables = self._ledger(found, recipe.evaluate.features.label)
         inputs = {
             f"{e.name} {images}": made.fingerprint for e, trials in self._trials.items() for images, made in trials
         }
@@ -165,7 +165,7 @@ class Racing:
             seconds=f"{_CLOCKS[self.race.clock][1]} of training",
             axis=None if sweep is None else Axis(sweep.label, {name: (x, "") for name, x in sweep.values.items()}),
             tables=tables,
-            facts={"ledger": [asdict(line) for line in lines]} if lines else {},
+            facts=facts,
         )
         return publish("race", written, self.root, recipe, sections, inputs, self.tracker)
 
@@ -198,17 +198,19 @@ class Racing:
         run.params({"variant": entry.variant, "seed": entry.seed, "train_dit": entry.recipe.section("train_dit")})
         return run
 
-    def _ledger(self, found: Sequence[ComparedRun], network: str) -> tuple[list[Line], list[FurtherTable]]:
+    def _ledger(self, found: Sequence[ComparedRun], network: str) -> tuple[dict[str, Any], list[FurtherTable]]:
+        """For the artifact's manifest, and for the page."""
         asked = self.race.ledger
         if asked is None:
-            return [], []
+            return {}, []
         cluster = load_cluster(asked.cluster)
         pool = cluster.pools[cluster.pool("decode")]
         price = pool.dollars_per_hour / pool.cpus
         by = Standard(asked.baseline, ("class_consistency", score_name("frechet", network)), price / 3600)
-        lines = ledger(found, by)
+        lines, ratios = ledger(found, by), image_ratios(found, by)
         told = f"{price:.3g} dollars an hour, a processor of {pool.machine} ({cluster.sources.prices})"
-        return lines, [as_table(lines, by, told)]
+        facts = {"ledger": [asdict(line) for line in lines], "image_ratios": ratios}
+        return facts, [as_table(lines, by, told), ratios_as_table(ratios, by)]
 
     def _standing(self, entry: Entry) -> ComparedRun:
         model, trials = self._models[entry], self._trials[entry]

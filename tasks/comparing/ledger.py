@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -65,15 +65,56 @@ def ledger(compared_runs: Sequence[ComparedRun], by: Standard) -> list[Line]:
     Raises:
         ValueError: no run has the baseline's name, or one lacks a curve of a score.
     """
+    named = _checked(compared_runs, by)
+    goals = {score: _at(named[by.baseline], score, -1) for score in by.scores}
+    whole = mean(each.figures[TERAFLOPS] for each in named[by.baseline])
+    return [_line(name, same, goals, whole, by.dollars_per_second) for name, same in named.items()]
+
+
+def image_ratios(compared_runs: Sequence[ComparedRun], by: Standard) -> dict[str, dict[str, float | None]]:
+    """By name and score: how many times as many images the baseline takes to be as good, 2.0 for twice as many.
+
+    As good as the worse of both at their ends, which both reach; means over seeds, and straight lines between the
+    points that were scored. None where one of them is as good at its first point, of which nobody knows since when.
+
+    Raises:
+        ValueError: as `ledger`.
+    """
+    named = _checked(compared_runs, by)
+    found: dict[str, dict[str, float | None]] = {}
+    for name, same in named.items():
+        found[name] = {}
+        for score in by.scores:
+            ways = [_way(each, score) for each in (named[by.baseline], same)]
+            goal = min((way[-1][1] for way in ways), key=lambda value: _gain(score, [value], [0.0]))
+            baseline, own = (_images_for(way, score, goal) for way in ways)
+            found[name][score] = None if baseline is None or own is None else baseline / own
+    return found
+
+
+def _checked(compared_runs: Sequence[ComparedRun], by: Standard) -> dict[str, list[ComparedRun]]:
     named = by_name(compared_runs)
     if by.baseline not in named:
         raise ValueError(f"no run is called {by.baseline}; there are {', '.join(named)}")
     lacking = [each.name for each in compared_runs if any(score not in each.curves for score in by.scores)]
     if lacking:
         raise ValueError(f"{lacking[0]} has no curve of {' or '.join(by.scores)}")
-    goals = {score: _at(named[by.baseline], score, -1) for score in by.scores}
-    whole = mean(each.figures[TERAFLOPS] for each in named[by.baseline])
-    return [_line(name, same, goals, whole, by.dollars_per_second) for name, same in named.items()]
+    return named
+
+
+def _way(same: Sequence[ComparedRun], score: str) -> list[tuple[float, float]]:
+    """Images seen and score at every point, means over seeds."""
+    points = zip(*(each.curves[score] for each in same), strict=True)
+    return [(mean(images for images, _, _ in at), mean(value for _, _, value in at)) for at in points]
+
+
+def _images_for(way: Sequence[tuple[float, float]], score: str, goal: float) -> float | None:
+    """Where a curve first comes to the goal, which it does; None where it began there."""
+    reached = next(n for n, (_, value) in enumerate(way) if _gain(score, [value], [goal]) >= 0)
+    if reached == 0:
+        return None
+    (before, worse), (after, value) = way[reached - 1], way[reached]
+    return before + (after - before) * (goal - worse) / (value - worse)
 
 
 def _line(
@@ -126,3 +167,15 @@ def as_table(lines: Sequence[Line], by: Standard, prices: str) -> FurtherTable:
         f"the points that were scored. Dollars are processor seconds at {prices}."
     )
     return FurtherTable("Ledger", note, COLUMNS, [line.told for line in lines])
+
+
+def ratios_as_table(ratios: Mapping[str, Mapping[str, float | None]], by: Standard) -> FurtherTable:
+    """For the page."""
+    note = (
+        f"How many times as many images {by.baseline} takes to be as good, for the worse of both ends, by straight "
+        "lines between the points that were scored. – is for one that was as good at its first point."
+    )
+    rows = [
+        [name, *("–" if each is None else f"{each:.2f} ×" for each in own.values())] for name, own in ratios.items()
+    ]
+    return FurtherTable("Images for the same score", note, ("", *by.scores), rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasks.comparing.comparison import ComparedRun, page
-from tasks.comparing.ledger import TERAFLOPS, Line, Standard, as_table, ledger
+from tasks.comparing.ledger import TERAFLOPS, Line, Standard, as_table, image_ratios, ledger, ratios_as_table
 
 FRECHET, CONSISTENCY = "frechet_efficientnet_lite0", "class_consistency"
 BY = Standard("plain", (CONSISTENCY, FRECHET), dollars_per_second=0.5)
@@ -47,6 +47,21 @@ def test_what_never_gets_there_has_no_price() -> None:
     rows = text.split("<h2>Ledger</h2>")[1]
     assert "first as good as plain at its end" in rows and "at a cent" in rows
     assert '<th>never</th><td class="number">not reached</td>' in rows and "100%" in rows
+
+
+def test_how_many_times_as_many_images_the_baseline_takes() -> None:
+    """By the baseline's means: 9.5, 5.5, 5.0 and 0.2, 0.4, 0.55."""
+    sooner = [run("sooner", seed, [7.5, 6.5, 5.25], [0.1, 0.6, 0.7]) for seed in (0, 1)]
+    at_once = [run("at once", seed, [1.0, 1.0, 1.0], [0.25, 0.3, 0.3]) for seed in (0, 1)]
+    found = image_ratios([*PLAIN, *sooner, *at_once], BY)
+    assert found["plain"] == {CONSISTENCY: 1.0, FRECHET: 1.0}
+    # It comes to the baseline's 0.55 at 190 images, where the baseline takes 300; the baseline to its 5.25 at 250.
+    assert found["sooner"] == {CONSISTENCY: pytest.approx(300 / 190), FRECHET: pytest.approx(250 / 300)}
+    # Who knows since when it had 5.0; the baseline comes to its 0.3 at 150 images, where it took 200.
+    assert found["at once"] == {CONSISTENCY: pytest.approx(150 / 200), FRECHET: None}
+    table = ratios_as_table(found, BY)
+    assert table.rows[1:] == [["sooner", "1.58 ×", "0.83 ×"], ["at once", "0.75 ×", "–"]]
+    assert table.columns == ("", CONSISTENCY, FRECHET)
 
 
 def test_a_baseline_that_nobody_has_and_a_score_without_a_curve_are_named() -> None:
