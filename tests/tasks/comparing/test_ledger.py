@@ -47,6 +47,7 @@ def test_what_never_gets_there_has_no_price() -> None:
     rows = text.split("<h2>Ledger</h2>")[1]
     assert "first as good as plain at its end" in rows and "at a cent" in rows
     assert '<th>never</th><td class="number">not reached</td>' in rows and "100%" in rows
+    assert '<th></th><th class="number">images</th>' in rows, "heads stand over their numbers"
 
 
 def test_how_many_times_as_many_images_the_baseline_takes() -> None:
