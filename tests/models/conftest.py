@@ -13,6 +13,15 @@ from models.groups import ChannelGroups
 from models.lightningdit import LightningDiT
 
 PAIR = ChannelGroups(("texture", "semantic"), (4, 2))
+SMALL_UNET: dict[str, Any] = {
+    "resolutions": (8, 16),
+    "num_classes": 4,
+    "channels": 8,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "norm_channels": 4,
+    "attention": (8,),
+}
 
 
 @pytest.fixture(autouse=True)

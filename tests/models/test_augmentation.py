@@ -11,6 +11,7 @@ from torch import Tensor
 from models.augmentation import DRAWS, Augmentation
 from models.cascade_unet import CascadeUNet
 from models.sizes import AUGMENTATION_LABELS
+from tests.models.conftest import SMALL_UNET
 
 NEVER, ALWAYS = 9.0, -9.0
 """Draws that are uniformly near 1, above any probability, and near 0."""
@@ -92,19 +93,11 @@ def test_kinds_come_as_often_as_the_recipe_says_and_flips_every_second_time() ->
 
 def test_the_network_is_told_and_zeros_are_as_nothing() -> None:
     torch.manual_seed(3)
-    sizes = {
-        "resolutions": (8, 16),
-        "num_classes": 3,
-        "channels": 8,
-        "multipliers": (1, 2),
-        "blocks": 1,
-        "norm_channels": 4,
-    }
-    network = CascadeUNet(**sizes, attention=(8,), augmented=True).eval()  # type: ignore[arg-type]
+    network = CascadeUNet(**SMALL_UNET, augmented=True).eval()
     x, t, y = torch.randn(2, 3, 16, 16), torch.rand(2, 1), torch.tensor([0, 1])
     with torch.no_grad():
         network.unet.conv_out.weight.normal_(std=0.1)
         plain = network(x, t, y)
         assert torch.equal(network(x, t, y, augment_BA=torch.zeros(2, AUGMENTATION_LABELS)), plain)
         assert not torch.allclose(network(x, t, y, augment_BA=torch.ones(2, AUGMENTATION_LABELS)), plain)
-    assert CascadeUNet(**sizes, attention=(8,)).augment_embedder is None  # type: ignore[arg-type]
+    assert CascadeUNet(**SMALL_UNET).augment_embedder is None

@@ -16,21 +16,11 @@ from models.checkpoints import load_into, read
 from models.edm import DenoisingMatching, Preconditioning, sample, sigma_grid, sigma_of, time_of
 from models.formats import build
 from models.guidance import ClassifierFree
-from tests.models.conftest import stirred
-
-SMALL: dict[str, Any] = {
-    "resolutions": (8, 16),
-    "num_classes": 4,
-    "channels": 8,
-    "multipliers": (1, 2),
-    "blocks": 1,
-    "norm_channels": 4,
-    "attention": (8,),
-}
+from tests.models.conftest import SMALL_UNET, stirred
 
 
 def small_unet(**changes: Any) -> CascadeUNet:
-    return stirred(CascadeUNet(**(SMALL | changes))).eval()  # type: ignore[return-value]
+    return stirred(CascadeUNet(**(SMALL_UNET | changes))).eval()  # type: ignore[return-value]
 
 
 def ideal(x: torch.Tensor, t: torch.Tensor, _y: torch.Tensor) -> torch.Tensor:
@@ -115,7 +105,7 @@ def test_steps_reach_the_distribution_and_heun_does_it_better() -> None:
 
 @pytest.mark.parametrize("side", [8, 16])
 def test_each_resolution_has_its_own_doors_and_shares_the_rest(side: int) -> None:
-    model = CascadeUNet(**SMALL).eval()
+    model = CascadeUNet(**SMALL_UNET).eval()
     x, y, t = torch.randn(2, 3, side, side), torch.tensor([0, 4]), torch.full((2, 1), 0.5)
     condition, level = torch.randn_like(x), torch.rand(2)
     module = TrainableCascade(model, DenoisingMatching())  # type: ignore[arg-type]
@@ -161,11 +151,11 @@ def test_narrow_levels_hear_what_they_are_told(side: int) -> None:
 
 
 def test_files_from_before_norms_were_told_have_single_channels() -> None:
-    stored = {**SMALL, "norm_channels": 1}
-    before = {name: value for name, value in SMALL.items() if name != "norm_channels"}
+    stored = {**SMALL_UNET, "norm_channels": 1}
+    before = {name: value for name, value in SMALL_UNET.items() if name != "norm_channels"}
     found, named = build("cascade_unet", before), build("cascade_unet", stored)
     assert found.unet.conv_norm_out.num_groups == named.unet.conv_norm_out.num_groups == 8
-    assert build("cascade_unet", {**SMALL, "channels": 128}).unet.conv_norm_out.num_groups == 32
+    assert build("cascade_unet", {**SMALL_UNET, "channels": 128}).unet.conv_norm_out.num_groups == 32
 
 
 def test_weights_are_read_back_and_told_from_a_transformer_s(tmp_path: Path) -> None:
@@ -174,17 +164,17 @@ def test_weights_are_read_back_and_told_from_a_transformer_s(tmp_path: Path) -> 
     save_file(model.state_dict(), tmp_path / "unet.safetensors")
     found = read(tmp_path / "unet.safetensors")
     assert found.kind == "cascade_unet" and not found.arguments
-    again = CascadeUNet(**SMALL).eval()
+    again = CascadeUNet(**SMALL_UNET).eval()
     load_into(again, found, "unet")
     x, t, y = torch.randn(1, 3, 16, 16), torch.full((1, 1), 0.5), torch.tensor([2])
     assert torch.equal(again(x, t, y), model(x, t, y))
     with pytest.raises(ValueError, match="does not fit"):
-        load_into(CascadeUNet(**(SMALL | {"blocks": 2})), found, "unet")
+        load_into(CascadeUNet(**(SMALL_UNET | {"blocks": 2})), found, "unet")
 
 
 def test_sizes_without_a_level_are_refused() -> None:
     for changes, named in (({"resolutions": (4, 16)}, "double"), ({"resolutions": (4, 8, 16)}, "no levels")):
         with pytest.raises(ValueError, match=named):
-            CascadeUNet(**(SMALL | changes))
+            CascadeUNet(**(SMALL_UNET | changes))
     with pytest.raises(ValueError, match=r"\(8, 16\)"):
         small_unet()(torch.randn(1, 3, 4, 4), torch.ones(1, 1), torch.tensor([0]))
