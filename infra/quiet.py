@@ -153,7 +153,7 @@ class Console:
             return self._stream.write(text)
         for line in text.splitlines(keepends=True):
             kept = shown(line.rstrip("\n"), self._marked)
-            if kept is None:
+            if kept is None or (stopping.asked() and _BAR.match(kept)):  # a command that stops has one more word
                 self._log.write(line.rstrip("\n"))
             elif not self._last.draw(self._stream, kept):
                 self._last.end()

@@ -76,6 +76,18 @@ class _Terminal(io.StringIO):
         return True
 
 
+def test_a_bar_is_no_word_of_a_command_that_was_asked_to_stop(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, log = io.StringIO(), Log()
+    out = Console(stream, log)  # type: ignore[arg-type]
+    print(f"(RayTrainWorker pid=1) {OURS}", file=out)  # type: ignore[call-overload]
+    monkeypatch.setattr(stopping, "asked", lambda: 2)
+    late = f"(RayTrainWorker pid=1) {OURS.replace('30 %', '60 %')}"
+    print(late, file=out)  # type: ignore[call-overload]
+    print("stopped at 60 images", file=out)  # type: ignore[call-overload]
+    assert stream.getvalue() == f"{OURS}\nstopped at 60 images\n"
+    assert log.path is not None and log.path.read_text() == f"{late}\n"
+
+
 def test_on_a_terminal_a_trainings_bar_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     terminal, log, last = _Terminal(), Log(), LastLine()
